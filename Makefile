@@ -1,0 +1,58 @@
+# make paper, make test: both set up what is missing.
+PROFILE ?= default
+CORES ?= 2
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+SNAKEMAKE := $(BIN)/python -m snakemake --cores $(CORES) --quiet rules
+LATEX_PACKAGES := latexmk texlive-latex-recommended texlive-latex-extra texlive-science \
+	texlive-fonts-recommended texlive-bibtex-extra
+HAVE_LATEX := command -v latexmk >/dev/null || command -v tectonic >/dev/null
+export JUPYTER_PLATFORM_DIRS := 1
+
+.PHONY: paper results test notebooks lab graph bench lint clean setup latex
+
+paper: setup latex
+	@$(SNAKEMAKE) --config profile=$(PROFILE) -- results
+	@if $(HAVE_LATEX); then $(SNAKEMAKE) --config profile=$(PROFILE) -- all && echo "The paper is paper/$(PROFILE).pdf."; \
+	else $(BIN)/python -m spectral_collapse.pdf $(PROFILE); fi
+
+test: setup latex
+	@sh tests/run.sh
+
+# Remakes the .ipynb halves from the .py halves, with the outputs of the smoke profile.
+notebooks: setup
+	$(BIN)/python -m spectral_collapse.pairs convert
+	$(SNAKEMAKE) --config profile=smoke -- results
+	$(BIN)/python -m spectral_collapse.pairs run
+
+lab: setup
+	$(BIN)/jupyter lab notebooks
+
+graph: setup
+	$(BIN)/python -m snakemake --config profile=$(PROFILE) --rulegraph > paper/rulegraph.dot
+	dot -Tpng -o paper/rulegraph.png paper/rulegraph.dot && echo "The graph is paper/rulegraph.png."
+
+bench: setup
+	$(BIN)/python tests/bench.py
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check lib tests
+
+clean:
+	rm -rf paper/build paper/generated paper/*.pdf .pytest_cache .ruff_cache .snakemake
+
+setup: .venv/ready
+
+.venv/ready: requirements.lock pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "Python 3.11 is needed: name one with make PYTHON=/path/to/python3.11."; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+# LaTeX that is there is used; on Debian root installs it; elsewhere all but the PDF is built.
+latex:
+	@$(HAVE_LATEX) || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo "Installing LaTeX." && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(LATEX_PACKAGES) >/dev/null; } || true

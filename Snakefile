@@ -1,0 +1,153 @@
+# The graph of one profile: base models, runs of every condition, embeddings, statistics, PDF.
+#   snakemake --config profile=tinystories data_path=stories.txt
+# Any parameter of the profile may be set behind --config; it reaches every notebook.
+import shlex
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+from spectral_collapse import params, paths, pdf
+
+try:
+    overrides = {key: value for key, value in config.items() if key != "profile"}
+    P = params.load(config.get("profile", "default"), **overrides)
+except ValueError as error:
+    raise WorkflowError(str(error)) from None
+
+MODEL = paths.model_folder(P.profile, P.model)
+GENERATED = paths.generated_folder(P.profile)
+# What every notebook depends on: without these an edit would leave "nothing to be done".
+SOURCES = [
+    f"params/{P.profile}.yaml",
+    f"params/prompts/{P.prompt_bank}.jsonl",
+    *sorted(str(file.relative_to(paths.ROOT)) for file in (paths.ROOT / "lib" / "spectral_collapse").glob("*.py")),
+]
+PARAMETERS = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
+# Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that.
+EXECUTE = (
+    f"{shlex.quote(sys.executable)} -m papermill {{input.notebook}} {{log}} -f params/{P.profile}.yaml {PARAMETERS} "
+    "--cwd notebooks --no-progress-bar --log-level ERROR"
+)
+
+
+def treated(condition: str) -> bool:
+    return params.split_condition(condition, P.weights)[0] == "recursive"
+
+
+def flags(phase: str, conditions: list[str]) -> list[str]:
+    return expand(str(MODEL / "{condition}" / "seed_{seed}" / f"{phase}.done"), condition=conditions, seed=P.seeds)
+
+
+RUNS = flags("treatment", [c for c in P.conditions if treated(c)])
+RUNS += flags("controls", [c for c in P.conditions if not treated(c)])
+
+
+wildcard_constraints:
+    seed=r"\d+",
+    condition="|".join(params.CONDITIONS),
+
+
+localrules:
+    all,
+    results,
+
+
+rule all:
+    input:
+        f"paper/{P.profile}.pdf",
+
+
+rule results:
+    input:
+        GENERATED / "numbers.tex",
+
+
+rule baseline:
+    input:
+        SOURCES,
+        notebook="notebooks/01_baseline.ipynb",
+    output:
+        touch(MODEL / "baseline" / "seed_{seed}" / "baseline.done"),
+    log:
+        MODEL / "baseline" / "seed_{seed}" / "01_baseline.ipynb",
+    threads: P.threads
+    resources:
+        mem_mb=8000,
+        runtime=240,
+    shell:
+        EXECUTE + " -p seed {wildcards.seed}"
+
+
+rule treatment:
+    input:
+        SOURCES,
+        MODEL / "baseline" / "seed_{seed}" / "baseline.done",
+        notebook="notebooks/02_treatment.ipynb",
+    output:
+        touch(MODEL / "{condition}" / "seed_{seed}" / "treatment.done"),
+    log:
+        MODEL / "{condition}" / "seed_{seed}" / "02_treatment.ipynb",
+    threads: P.threads
+    resources:
+        mem_mb=8000,
+        runtime=720,
+    shell:
+        EXECUTE + " -p seed {wildcards.seed} -p condition {wildcards.condition}"
+
+
+use rule treatment as controls with:
+    input:
+        SOURCES,
+        MODEL / "baseline" / "seed_{seed}" / "baseline.done",
+        notebook="notebooks/03_controls.ipynb",
+    output:
+        touch(MODEL / "{condition}" / "seed_{seed}" / "controls.done"),
+    log:
+        MODEL / "{condition}" / "seed_{seed}" / "03_controls.ipynb",
+
+
+rule sigma:
+    input:
+        SOURCES,
+        lambda wildcards: [flag for flag in RUNS if f"seed_{wildcards.seed}/" in flag],
+        notebook="notebooks/04_sigma.ipynb",
+    output:
+        touch(MODEL / "sigma" / "seed_{seed}" / "sigma.done"),
+    log:
+        MODEL / "sigma" / "seed_{seed}" / "04_sigma.ipynb",
+    threads: P.threads
+    resources:
+        mem_mb=8000,
+        runtime=240,
+    shell:
+        EXECUTE + " -p seed {wildcards.seed}"
+
+
+rule statistics:
+    input:
+        SOURCES,
+        RUNS,
+        flags("sigma", ["sigma"]),
+        notebook="notebooks/07_statistics.ipynb",
+    output:
+        GENERATED / "numbers.tex",
+    log:
+        MODEL / "07_statistics.ipynb",
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    shell:
+        EXECUTE
+
+
+rule pdf:
+    input:
+        GENERATED / "numbers.tex",
+        [f"paper/{name}" for name in pdf.SOURCES],
+    output:
+        f"paper/{P.profile}.pdf",
+    resources:
+        mem_mb=2000,
+        runtime=15,
+    shell:
+        f"{shlex.quote(sys.executable)} -m spectral_collapse.pdf {P.profile}"

@@ -1,0 +1,151 @@
+"""Real text: read from storyworld, the hub or a file, tokenised, and cut into disjoint parts."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from . import models, provenance, storyworld
+from .params import Params
+from .seeding import generator, stable_seed
+
+TINYSTORIES = "roneneldan/TinyStories"
+TINYSTORIES_REVISION = "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents of the training and of the held-out split."""
+
+    train: list[str]
+    held_out: list[str]
+
+
+def read_documents(path: Path) -> list[str]:
+    """Documents of a UTF-8 text file, separated by END_OF_TEXT, else by blank lines, else one document."""
+    path = path.expanduser()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"data file {path} does not exist: set data_path to a text file of your own.") from None
+    except OSError:
+        raise ValueError(f"data file {path} cannot be read: set data_path to a readable text file.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data file {path} is not UTF-8 text (byte {error.start}): convert it first.") from None
+    separator = models.END_OF_TEXT if models.END_OF_TEXT in text else "\n\n"
+    documents = [document.strip() for document in text.split(separator)]
+    documents = [document for document in documents if document]
+    if not documents:
+        raise ValueError(f"data file {path} is empty: set data_path to a file with text in it.")
+    return documents
+
+
+def _tinystories_from_hub(count: int) -> Corpus:
+    import datasets
+
+    try:
+        splits = {
+            name: datasets.load_dataset(TINYSTORIES, revision=TINYSTORIES_REVISION, split=f"{name}[:{limit}]")
+            for name, limit in (("train", count), ("validation", max(1, count // 10)))
+        }
+    except Exception as error:  # the client raises many types for an unreachable hub
+        raise ValueError(
+            f"TinyStories could not be read from the hub ({type(error).__name__}): "
+            "connect this machine, or set data_path to a local text file."
+        ) from None
+    return Corpus(*(list(splits[name]["text"]) for name in ("train", "validation")))
+
+
+def load_corpus(params: Params) -> Corpus:
+    """The profile's real text. Raises ValueError with one sentence where there is none."""
+    if params.corpus == "storyworld":
+        return Corpus(
+            storyworld.generate_stories(params.documents, stable_seed("storyworld", "train")),
+            storyworld.generate_stories(max(1, params.documents // 10), stable_seed("storyworld", "held out")),
+        )
+    if params.data_path is None:
+        return _tinystories_from_hub(params.documents)
+    train = read_documents(Path(params.data_path))
+    if params.held_out_path is not None:
+        return Corpus(train[: params.documents], read_documents(Path(params.held_out_path)))
+    if len(train) < 10:
+        raise ValueError(
+            f"data file {params.data_path} has {len(train)} documents, too few to set a tenth aside: "
+            f"separate documents with {models.END_OF_TEXT} or blank lines, or set held_out_path."
+        )
+    cut = len(train) - len(train) // 10
+    return Corpus(train[:cut][: params.documents], train[cut:])
+
+
+class RealText:
+    """Tokenised real text of a profile, in parts that never overlap within a seed.
+
+    The training stream of a seed is its shuffled documents, each preceded by the end-of-text token:
+    first the base model's sequences, then slice 0 (contexts, `static`, real part of `mixed`), slice 1, 2, …
+    (`fresh`). The held-out blocks are the same for all seeds and conditions.
+    """
+
+    def __init__(self, params: Params):
+        corpus = load_corpus(params)
+        self.params = params
+        if params.checkpoint is None:
+            self.tokenizer: PreTrainedTokenizerBase = models.train_tokenizer(corpus.train, params.vocabulary_size)
+        else:
+            self.tokenizer = models.load_tokenizer(params)
+        self.separator: int = self.tokenizer.eos_token_id
+        self._train = self._encode(corpus.train)
+        held_out = self._stream(self._encode(corpus.held_out), range(len(corpus.held_out)))
+        self.held_out = self._blocks(held_out, 0, params.held_out_blocks, params.block_tokens, "held-out text")
+        self.sha256 = provenance.text_hash(
+            provenance.canonical([corpus.train, corpus.held_out, models.tokenizer_hash(self.tokenizer)])
+        )
+
+    def _encode(self, documents: list[str]) -> list[list[int]]:
+        return self.tokenizer(documents, add_special_tokens=False, verbose=False).input_ids
+
+    def _stream(self, documents: list[list[int]], order) -> np.ndarray:
+        return np.concatenate([np.asarray([self.separator, *documents[i]], dtype=np.int64) for i in order])
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  (one RealText a process)
+    def _shuffled(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        order = generator(seed, "documents").permutation(len(self._train))
+        return self._stream(self._train, order), order
+
+    def _blocks(self, stream: np.ndarray, start: int, count: int, length: int, what: str) -> torch.Tensor:
+        stop = start + count * length
+        if stop > len(stream):
+            raise ValueError(
+                f"{what}: {stop:,} tokens are needed and the corpus has {len(stream):,}: "
+                "give more text (documents, data_path) or lower baseline_blocks, blocks_per_generation, "
+                "held_out_blocks or generations."
+            )
+        return torch.from_numpy(stream[start:stop]).view(count, length)
+
+    def baseline(self, seed: int) -> torch.Tensor:
+        """Training sequences of the base model, shape (N, baseline_sequence_tokens)."""
+        tokens = self.params.baseline_blocks * self.params.block_tokens
+        length = self.params.baseline_sequence_tokens
+        return self._blocks(self._shuffled(seed)[0], 0, tokens // length, length, "base model's text")
+
+    def slice(self, seed: int, index: int) -> torch.Tensor:
+        """Real slice `index` (0: contexts), shape (blocks_per_generation, block_tokens)."""
+        params = self.params
+        start = (params.baseline_blocks + index * params.blocks_per_generation) * params.block_tokens
+        return self._blocks(
+            self._shuffled(seed)[0], start, params.blocks_per_generation, params.block_tokens, f"real slice {index}"
+        )
+
+    def openings(self, seed: int) -> list[list[int]]:
+        """End-of-text token and first tokens of a document, for each block of a generation.
+
+        Documents from the end of the shuffled order, which the base model's sequences reach last.
+        """
+        params, order = self.params, self._shuffled(seed)[1]
+        long_enough = [i for i in reversed(order) if len(self._train[i]) >= params.opening_tokens - 1]
+        if not long_enough:
+            raise ValueError(f"no document has {params.opening_tokens} tokens: lower opening_tokens.")
+        chosen = (long_enough[i % len(long_enough)] for i in range(params.blocks_per_generation))
+        return [[self.separator, *self._train[i][: params.opening_tokens - 1]] for i in chosen]

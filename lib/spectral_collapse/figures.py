@@ -1,0 +1,234 @@
+"""Every picture of the notebooks and the paper. Functions return a figure; `save` alone writes files."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from . import provenance
+from .curvature import smoothed_density
+from .params import CONDITIONS
+from .statistics import mean_interval, within_run_spearman
+from .tables import LABELS
+
+WIDTH = 6.5  # inches, the paper's text width
+# Okabe & Ito's palette, told apart by most colour-blind readers.
+COLOURS = {
+    "recursive": "#D55E00",
+    "fresh": "#009E73",
+    "static": "#0072B2",
+    "mixed": "#CC79A7",
+    "accumulate": "#E69F00",
+    "baseline": "#000000",
+}
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "mathtext.fontset": "cm",
+    "pdf.fonttype": 42,
+    "savefig.bbox": "tight",
+    "savefig.pad_inches": 0.03,
+    "figure.dpi": 110,
+}
+
+
+def colour(condition: str) -> str:
+    """Colour of a condition, the same in every figure."""
+    return COLOURS[condition.removesuffix("_carry").removesuffix("_restart")]
+
+
+def _linestyle(condition: str) -> str:
+    return ":" if condition.endswith("_restart") else "-"
+
+
+def _drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draws in the house style, and closes the figure so that a notebook shows it once, as a cell's value."""
+
+    @functools.wraps(draw)
+    def wrapped(*args, **kwargs) -> Figure:
+        with plt.rc_context(STYLE):
+            figure = draw(*args, **kwargs)
+        plt.close(figure)
+        return figure
+
+    return wrapped
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PDF, without a creation date, so that equal figures are equal files."""
+    with plt.rc_context(STYLE):
+        provenance.write_atomically(
+            path, lambda temporary: figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
+        )
+
+
+def _grid(count: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), squeeze=False, layout="constrained")
+    for spare in axes.flat[count:]:
+        spare.set_visible(False)
+    return figure, axes.flat[:count]
+
+
+def _conditions(table: pd.DataFrame) -> list[str]:
+    return sorted(table["condition"].unique(), key=lambda name: CONDITIONS.index(name))
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), handlelength=1.6, columnspacing=1.4)
+
+
+def _draw_series(axes: Axes, table: pd.DataFrame, metric: str) -> None:
+    """Mean over seeds with its 95 % t interval, and every seed as a thin line."""
+    for condition in _conditions(table):
+        runs = table[table["condition"] == condition].pivot(index="generation", columns="seed", values=metric)
+        axes.plot(runs.index, runs, color=colour(condition), linewidth=0.5, alpha=0.45)
+        axes.plot(
+            runs.index, runs.mean(axis=1), _linestyle(condition), color=colour(condition), label=condition,
+            marker="o", markersize=2.5,
+        )
+    limits = axes.get_ylim()  # the intervals of few seeds are wide; the runs set the scale
+    if table["seed"].nunique() > 1:
+        for condition in _conditions(table):
+            runs = table[table["condition"] == condition].pivot(index="generation", columns="seed", values=metric)
+            intervals = np.array([mean_interval(row)[1:3] for row in runs.to_numpy()])
+            axes.fill_between(runs.index, *intervals.T, color=colour(condition), alpha=0.12, linewidth=0)
+    axes.set_ylim(limits)
+    axes.set_title(LABELS.get(metric, metric))
+    axes.set_xlabel("generation")
+    axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+
+
+@_drawn
+def series(table: pd.DataFrame, metrics: Sequence[str], columns: int = 3, height: float = 1.9) -> Figure:
+    """One panel a metric that the table has, one colour a condition; generation 0 is the base model."""
+    present = [metric for metric in metrics if metric in table]
+    figure, panels = _grid(len(present), min(columns, len(present)), height)
+    for axes, metric in zip(panels, present, strict=True):
+        _draw_series(axes, table, metric)
+    _legend(figure, panels[0])
+    return figure
+
+
+@_drawn
+def training_curves(curves: Sequence[tuple[str, int, int, dict]]) -> Figure:
+    """Loss of every run over the steps of its generations, the base model first; (condition, seed, generation,
+    training result) each. Real-text conditions and synthetic ones differ in what is fitted, not in the recipe."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.2), width_ratios=[1, 2], layout="constrained")
+    seen: set[tuple] = set()
+    for condition, seed, generation, result in curves:
+        curve = result["curve"]
+        if generation == 0:
+            if (seed, 0) not in seen:
+                left.plot(curve["step"], curve["loss"], color=colour("baseline"), linewidth=0.7, alpha=0.7)
+            seen.add((seed, 0))
+            continue
+        x = generation - 1 + np.asarray(curve["step"]) / result["steps"]
+        name = condition if condition not in seen else None
+        seen.add(condition)
+        right.plot(x, curve["loss"], color=colour(condition), linewidth=0.6, alpha=0.7, label=name)
+    left.set(title="base model", xlabel="step", ylabel="training loss (nats per token)")
+    right.set(title="generations", xlabel="generation (end of its training)")
+    if len(right.lines):
+        right.legend(ncols=2, fontsize=7)
+    return figure
+
+
+@_drawn
+def density(spectra: Sequence[tuple[str, dict]]) -> Figure:
+    """Spectral density of each (name, curvature result), smoothed for the eye by a kernel of 1 % of the range,
+    with λ_max and λ_min marked. The width of the central peak is the kernel's, not the spectrum's."""
+    figure, panels = _grid(len(spectra), min(3, len(spectra)), 1.9)
+    low = min(result["lambda_min"] for _, result in spectra)
+    high = max(result["lambda_max"] for _, result in spectra)
+    margin = 0.05 * (high - low)
+    grid = np.linspace(low - margin, high + margin, 1200)
+    for axes, (name, result) in zip(panels, spectra, strict=True):
+        shade = colour(name.split(",")[0].split(" ")[0]) if name.split(",")[0].split(" ")[0] in COLOURS else "black"
+        values = smoothed_density(result["nodes"], result["weights"], grid, 0.01 * (high - low))
+        axes.semilogy(grid, values, color=shade)
+        axes.plot([result["lambda_min"], result["lambda_max"]], [3e-7] * 2, "|", color=shade, markersize=9)
+        axes.set(title=name, xlabel=r"eigenvalue $\lambda$", ylim=(1e-7, 10 * values.max()))
+    panels[0].set_ylabel("density, smoothed")
+    return figure
+
+
+@_drawn
+def published_estimator(table: pd.DataFrame) -> Figure:
+    """The published log ratio against the converged one, run by run: equal readings lie on a line of slope 1."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.4), layout="constrained")
+    for condition in _conditions(table):
+        rows = table[table["condition"] == condition]
+        left.plot(rows["log_spectral_ratio"], rows["log_published_ratio"], "o", markersize=3, alpha=0.7,
+                  color=colour(condition), label=condition)
+    left.set(xlabel=LABELS["log_spectral_ratio"] + ", ours", ylabel=LABELS["log_published_ratio"])
+    for condition in _conditions(table):
+        for _, run in table[table["condition"] == condition].groupby("seed"):
+            right.semilogy(run["generation"], run["published_iqr"], color=colour(condition), linewidth=0.7, alpha=0.8)
+            right.semilogy(run["generation"], run["bulk_sigma"], color=colour(condition), linewidth=1.2, alpha=0.8,
+                           linestyle="--")
+    right.plot([], [], color="0.3", linewidth=0.7, label="published IQR")
+    right.plot([], [], color="0.3", linewidth=1.2, linestyle="--", label=LABELS["bulk_sigma"])
+    right.set(xlabel="generation", ylabel="width of the bulk, each run")
+    right.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    left.legend(fontsize=7)
+    right.legend(fontsize=7)
+    return figure
+
+
+@_drawn
+def sigma_tracks(table: pd.DataFrame) -> Figure:
+    """Drift of both SIGMA tracks from generation 0, one panel a condition, both on one scale."""
+    names = _conditions(table)
+    figure, panels = _grid(len(names), min(4, len(names)), 2.0)
+    tracks = {"track_two_drift": ("Track II", "-"), "track_one_drift": ("Track I", "--")}
+    values = table[list(tracks)].to_numpy()
+    span = max(values.max() - values.min(), 1e-9)
+    for axes, condition in zip(panels, names, strict=True):
+        rows = table[table["condition"] == condition]
+        for metric, (name, style) in tracks.items():
+            runs = rows.pivot(index="generation", columns="seed", values=metric)
+            axes.plot(runs.index, runs, style, color=colour(condition), linewidth=0.5, alpha=0.45)
+            axes.plot(runs.index, runs.mean(axis=1), style, color=colour(condition), label=name)
+        axes.axhline(0, color="0.6", linewidth=0.6)
+        axes.set(title=condition, xlabel="generation", ylim=(values.min() - 0.06 * span, values.max() + 0.06 * span))
+        axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    panels[0].set_ylabel("drift (nats)")
+    panels[0].legend(fontsize=7)
+    return figure
+
+
+@_drawn
+def correlations(table: pd.DataFrame, metrics: Sequence[str], condition: str = "recursive") -> Figure:
+    """Heat map of Spearman's rho over generations, mean over the runs of a condition."""
+    present = [metric for metric in metrics if metric in table]
+    pairs = within_run_spearman(table, present, condition=condition)
+    matrix = pd.DataFrame(np.eye(len(present)), index=present, columns=present)
+    for row in pairs.itertuples():
+        matrix.loc[row.metric_a, row.metric_b] = matrix.loc[row.metric_b, row.metric_a] = row.rho
+    figure, axes = plt.subplots(figsize=(WIDTH * 0.8, WIDTH * 0.7), layout="constrained")
+    image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
+    labels = [LABELS.get(metric, metric) for metric in present]
+    axes.set_xticks(range(len(present)), labels, rotation=55, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(present)), labels)
+    axes.grid(False)
+    for (i, j), value in np.ndenumerate(matrix.to_numpy()):
+        if np.isfinite(value):
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=6,
+                      color="white" if abs(value) > 0.6 else "black")
+    figure.colorbar(image, ax=axes, shrink=0.8, label=r"Spearman's $\rho$ over generations")
+    return figure

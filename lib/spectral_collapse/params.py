@@ -1,0 +1,232 @@
+"""The one schema of every profile: read, checked and explained before anything runs."""
+
+import ast
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from . import paths
+
+SOURCES = ("recursive", "fresh", "static", "mixed", "accumulate")
+CONDITIONS = tuple(source + suffix for source in SOURCES for suffix in ("", "_carry", "_restart"))
+# Names that choose what to run; they belong to a notebook's execution, not to the profile.
+SELECTORS = ("profile", "seed", "condition")
+
+
+class Params(BaseModel):
+    """Everything that determines a run's numbers. Lengths are in tokens unless the name says otherwise."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    profile: str = Field(description="name of the profile: the first folder under results/")
+
+    # design
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="one run of every condition for each seed")
+    conditions: list[Literal[CONDITIONS]] = Field(min_length=1, description="see `SOURCES`")
+    generations: int = Field(ge=1, description="generations after the base model")
+    weights: Literal["restart", "carry"] = Field(
+        description="each generation starts from generation 0 (restart) or from the one before (carry); "
+        "a condition named with the suffix _restart or _carry fixes it for itself"
+    )
+    real_fraction: float = Field(ge=0, le=1, description="share of real blocks in the `mixed` condition")
+
+    # text
+    corpus: Literal["storyworld", "tinystories"] = Field(description="source of real text")
+    data_path: str | None = Field(description="local text file used instead of the hub; ~ is expanded")
+    held_out_path: str | None = Field(description="its held-out split; null: the last tenth of data_path")
+    documents: int = Field(ge=1, description="real documents read (storyworld, hub) or at most read (file)")
+    vocabulary_size: int = Field(ge=257, description="byte-level BPE, for models trained from scratch")
+    block_tokens: int = Field(ge=8, description="length of a training and of a held-out block")
+    blocks_per_generation: int = Field(ge=1, description="training blocks of every generation")
+    held_out_blocks: int = Field(ge=2, description="blocks of held-out real text for perplexity")
+
+    # model
+    model: str = Field(description="short name: the second folder under results/")
+    checkpoint: str | None = Field(description="hub name or local folder; null: train a Llama from scratch")
+    revision: str | None = Field(description="commit hash of a hub checkpoint")
+    hidden_size: int = Field(ge=8)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    baseline_blocks: int = Field(ge=0, description="real blocks the base model trains on, all seeds alike")
+    baseline_epochs: int = Field(ge=0)
+    baseline_learning_rate: float = Field(ge=0)
+    baseline_sequence_tokens: int = Field(ge=8, description="training length of the base model")
+    perplexity_bound: float = Field(gt=1, description="held-out perplexity above which nothing is measured")
+
+    # training of a generation
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    warmup_fraction: float = Field(ge=0, lt=1)
+    schedule: Literal["constant", "linear", "cosine"]
+    checkpoint_steps: int = Field(ge=1, description="optimizer steps between two saved training states")
+
+    # sampling
+    prompting: Literal["context", "opening"]
+    opening_tokens: int = Field(ge=1, description="prompt length under `opening`")
+    temperature: float = Field(gt=0)
+    top_k: int = Field(ge=0, description="0: no limit")
+    top_p: float = Field(gt=0, le=1)
+    sampling_batch: int = Field(ge=1)
+
+    # evaluation
+    evaluation_stories: int = Field(ge=2, description="unconditional stories sampled for the text metrics")
+    story_tokens: int = Field(ge=8, description="longest of them")
+    prompt_bank: str = Field(description="a file of params/prompts, without .jsonl")
+    response_tokens: int = Field(ge=8, description="length of every response to the prompt bank")
+    response_block_words: int = Field(ge=2, description="words of a response in one embedded block")
+    sigma_delta: float = Field(gt=0)
+    sigma_rho: float = Field(gt=0, description="cap of the squared norm of an embedding")
+
+    # curvature
+    curvature_blocks: int = Field(ge=1, description="frozen held-out blocks of the loss whose Hessian is taken")
+    lanczos_steps: int = Field(ge=4)
+    lanczos_probes: int = Field(ge=2)
+    published_steps: int = Field(ge=4, description="Lanczos steps of the published estimator")
+    published_power_iterations: int = Field(ge=1, description="limit of its power iteration")
+
+    # machine
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: int = Field(ge=1, description="CPU threads; fixed, because it changes the last digit of sums")
+
+    @model_validator(mode="after")
+    def _combination(self) -> "Params":
+        def refuse(key: str, reason: str):
+            raise ValueError(f"{key}: {reason}")
+
+        for key in ("profile", "model", "prompt_bank"):
+            paths.path_name(getattr(self, key))
+        for key in ("seeds", "conditions"):
+            if len(set(getattr(self, key))) < len(getattr(self, key)):
+                refuse(key, "the same entry stands twice.")
+        if self.corpus == "storyworld" and (self.data_path or self.held_out_path):
+            refuse("data_path", "storyworld is embedded and reads no file: set corpus to tinystories.")
+        if self.held_out_path and not self.data_path:
+            refuse("held_out_path", "needs data_path, the file it is the held-out split of.")
+        if self.hidden_size % (2 * self.heads):
+            refuse("heads", f"hidden_size {self.hidden_size} must be a multiple of twice the {self.heads} heads.")
+        if self.prompting == "opening" and self.opening_tokens >= self.block_tokens:
+            refuse("opening_tokens", f"must leave room in a block of {self.block_tokens} tokens.")
+        if self.curvature_blocks > self.held_out_blocks:
+            refuse("curvature_blocks", f"there are only {self.held_out_blocks} held_out_blocks.")
+        if self.checkpoint is None and not (self.baseline_blocks and self.baseline_epochs):
+            refuse("baseline_blocks", "without a checkpoint the base model must be trained: give blocks and epochs.")
+        if self.checkpoint is None and self.baseline_sequence_tokens < self.longest_sequence:
+            refuse(
+                "baseline_sequence_tokens",
+                f"sampling reaches {self.longest_sequence} tokens, a length the base model must have seen.",
+            )
+        return self
+
+    @property
+    def longest_sequence(self) -> int:
+        """Longest sequence of prompt and continuation drawn from the model, prompt bank apart."""
+        context = 2 * self.block_tokens if self.prompting == "context" else self.block_tokens
+        return max(context, self.story_tokens)
+
+
+def _sentence(error: ValidationError, source: str) -> str:
+    """One sentence a problem: the key, the reason, and the nearest valid name for an unknown key."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, [*Params.model_fields, *SELECTORS], n=1, cutoff=0.0)
+            lines.append(f"unknown parameter {key!r}; the nearest valid name is {near[0]!r}")
+        elif problem["type"] == "missing":
+            lines.append(f"parameter {key!r} is missing")
+        elif problem["type"] == "value_error":
+            lines.append(str(problem["ctx"]["error"]))
+        else:
+            value = problem["input"]
+            near = ""
+            if problem["type"] == "literal_error" and isinstance(value, str):
+                choices = [part.strip("' ") for part in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
+                near = f" (nearest: {difflib.get_close_matches(value, choices, n=1, cutoff=0.0)[0]!r})"
+            elif problem["type"] == "float_type" and isinstance(value, str):
+                near = " (YAML reads 1e-3 as text: write 1.0e-3)"
+            lines.append(f"parameter {key!r}: {problem['msg'].lower()}, not {value!r}{near}")
+    return f"{source}: " + "; ".join(lines)
+
+
+def check(values: dict[str, Any], source: str = "parameters") -> Params:
+    """Validated parameters, or a ValueError that names each wrong key, the reason and the nearest name."""
+    # JSON and papermill turn 1.0 into 1: an int is welcome where a float is wanted.
+    floats = {name for name, field in Params.model_fields.items() if field.annotation is float}
+    values = {
+        key: float(value) if key in floats and type(value) is int else value for key, value in values.items()
+    }
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(_sentence(error, source)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, or a ValueError naming the file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        names = sorted(file.stem for file in paths.PARAMS.glob("*.yaml"))
+        raise ValueError(f"{path.name} is not in {path.parent}: the profiles there are {', '.join(names)}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as YAML ({str(error).splitlines()[0]}).") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected lines of the form 'key: value'.")
+    return values
+
+
+def load(profile: str, **overrides: Any) -> Params:
+    """Parameters of `params/<profile>.yaml` with overrides."""
+    path = paths.PARAMS / f"{paths.path_name(profile)}.yaml"
+    values = {**read_yaml(path), **overrides}
+    if values.get("profile") != profile:
+        raise ValueError(f"{path}: its profile must be called {profile!r}, as the file is.")
+    return check(values, path.name)
+
+
+def _assigned(cell: str) -> set[str]:
+    """Names that a notebook cell assigns at its top level; none where it is not plain Python."""
+    try:
+        statements = ast.parse(cell).body
+    except SyntaxError:
+        return set()
+    targets = [target for statement in statements if isinstance(statement, ast.Assign) for target in statement.targets]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def collect(namespace: dict[str, Any]) -> Params:
+    """Parameters of a notebook execution, from the notebook's `globals()`.
+
+    The parameters are what was assigned in the cell that assigns `profile`, and in the one that papermill
+    injects after it: papermill passes unknown names with no more than a warning, and here they are refused.
+    They override `params/<profile>.yaml`, so both `-f params/smoke.yaml` and `-p profile smoke` work.
+    `seed` and `condition`, where a notebook has them, are checked and stay the notebook's own.
+    """
+    cells = [_assigned(cell) | ({"profile"} if cell.startswith("# Parameters") else set()) for cell in namespace["In"]]
+    names = set().union(*(names for names in cells if "profile" in names))
+    given = {name: namespace[name] for name in names if name in namespace}
+    profile = given.get("profile")
+    if not isinstance(profile, str):
+        raise ValueError(f"parameter 'profile' must be a name such as 'default', not {profile!r}.")
+    seed, condition = given.pop("seed", 0), given.pop("condition", CONDITIONS[0])
+    file = paths.PARAMS / f"{paths.path_name(profile)}.yaml"
+    params = check({**(read_yaml(file) if file.exists() else {}), **given}, f"notebook parameters, profile {profile!r}")
+    if type(seed) is not int or seed < 0:
+        raise ValueError(f"parameter 'seed' must be a whole number from 0 on, not {seed!r}.")
+    if condition not in CONDITIONS:
+        near = difflib.get_close_matches(str(condition), CONDITIONS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown condition {condition!r}; the nearest valid name is {near!r}.")
+    return params
+
+
+def split_condition(condition: str, weights: str) -> tuple[str, str]:
+    """(source of text, weights) of a condition: `recursive_carry` fixes weights, `recursive` takes the profile's."""
+    for suffix in ("carry", "restart"):
+        if condition.endswith("_" + suffix):
+            return condition.removesuffix("_" + suffix), suffix
+    return condition, weights

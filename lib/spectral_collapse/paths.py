@@ -1,0 +1,47 @@
+"""Where things are, independent of the folder a command or notebook is started from."""
+
+import os
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PARAMS = ROOT / "params"
+PROMPTS = PARAMS / "prompts"
+PUBLISHED = ROOT / "results" / "published"
+
+
+def results_root() -> Path:
+    """Folder of all records: `results/`, or `$SPECTRAL_COLLAPSE_RESULTS` when that is set."""
+    return Path(os.environ.get("SPECTRAL_COLLAPSE_RESULTS", ROOT / "results")).resolve()
+
+
+def generated_folder(profile: str) -> Path:
+    """Folder of a profile's figures, tables and numbers: `paper/generated/<profile>`, or
+    `$SPECTRAL_COLLAPSE_GENERATED/<profile>` when that is set."""
+    root = os.environ.get("SPECTRAL_COLLAPSE_GENERATED", ROOT / "paper" / "generated")
+    return Path(root).resolve() / path_name(profile)
+
+
+def path_name(text: str) -> str:
+    """`text` unchanged if it is safe as the name of one folder, otherwise a ValueError.
+
+    Profile, model and condition names become folders, so they may not climb out of `results/`.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
+        raise ValueError(f"{text!r} cannot name a folder: use letters, digits, '_', '-' and '.' only.")
+    return text
+
+
+def model_folder(profile: str, model: str) -> Path:
+    """`results/<profile>/<model>`."""
+    return results_root() / path_name(profile) / path_name(model)
+
+
+def run_folder(profile: str, model: str, condition: str, seed: int) -> Path:
+    """`results/<profile>/<model>/<condition>/seed_<seed>`; the base model's condition is `baseline`."""
+    return model_folder(profile, model) / path_name(condition) / f"seed_{seed}"
+
+
+def generation_folder(run: Path, generation: int) -> Path:
+    """`<run>/generation_<generation>`."""
+    return run / f"generation_{generation}"

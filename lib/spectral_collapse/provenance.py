@@ -1,0 +1,193 @@
+"""Records: the only writer of results. Each file says what made it, and is trusted only if that still holds."""
+
+import ast
+import contextlib
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from . import paths
+
+SCHEMA_VERSION = 1
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
+
+
+def canonical(value: Any) -> str:
+    """JSON text that is equal for equal values: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text, hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def code_hash(*modules: ModuleType) -> str:
+    """SHA-256 of what the modules do: their syntax trees without docstrings, so that prose may change."""
+    trees = []
+    for module in modules:
+        tree = ast.parse(inspect.getsource(module))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+                    body.pop(0)
+        trees.append(ast.dump(tree))
+    return text_hash("".join(trees))
+
+
+@functools.cache
+def git_state() -> dict[str, Any]:
+    """Commit hash and whether tracked files differ from it; `unknown` outside a git checkout."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(paths.ROOT), *command], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": "unknown", "dirty": False}
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **versions, "machine": platform.machine(), "device": device}
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write` on a temporary file beside `path`, then renames it: `path` is never half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomic write of UTF-8 text."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and torch as Python's, non-finite ones as None (JSON has no NaN)."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class StaleRecord(Exception):
+    """A record that cannot be used as it is; the message says why in one clause."""
+
+
+def _change(name: str, then: Any, now: Any) -> str:
+    """`name old -> new`, or the name alone where the values are hashes, which tell a reader nothing."""
+    hashed = any(isinstance(value, str) and len(value) == 64 for value in (then, now))
+    return name if hashed else f"{name} {then!r} -> {now!r}"
+
+
+def read_result(path: Path, key: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The result in a record.
+
+    Raises StaleRecord where the file is truncated or altered, follows another schema, or was made from
+    other parameters, code or inputs than `key` (None: any).
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        result, key_then = record["result"], record["key"]
+        version, digest = record["schema_version"], record["result_sha256"]
+    except FileNotFoundError:
+        raise
+    except (ValueError, KeyError, TypeError):
+        raise StaleRecord("it is truncated or not a record") from None
+    if version != SCHEMA_VERSION:
+        raise StaleRecord(f"it follows schema {version}, this is schema {SCHEMA_VERSION}")
+    if text_hash(canonical(result)) != digest:
+        raise StaleRecord("its content does not match its hash")
+    if key is not None:
+        key = _plain(key)
+        for part in key:
+            then, now = key_then.get(part), key[part]
+            if then == now:
+                continue
+            if isinstance(now, dict) and isinstance(then, dict):
+                changed = sorted(name for name in now.keys() | then.keys() if then.get(name) != now.get(name))
+                values = ", ".join(_change(name, then.get(name), now.get(name)) for name in changed)
+                raise StaleRecord(f"its {part} changed ({values})")
+            raise StaleRecord(f"its {part} changed")
+    return result
+
+
+def write_record(
+    path: Path, result: dict[str, Any], *, key: dict[str, Any], about: dict[str, Any], seconds: float, device: str
+) -> dict[str, Any]:
+    """Writes one record and returns its result as a reader will see it.
+
+    `key` holds what the numbers depend on (parameters, code, inputs), `about` what they belong to
+    (profile, seed, condition, generation, all parameters). Times stand under `timing` alone, so that
+    two records of the same computation differ there and in nothing else.
+    """
+    result = _plain(result)
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        **_plain(about),
+        "key": _plain(key),
+        "git": git_state(),
+        "environment": environment(device),
+        "timing": {"wall_seconds": round(seconds, 3), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+        "result_sha256": text_hash(canonical(result)),
+        "result": result,
+    }
+    write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return result
+
+
+@contextlib.contextmanager
+def locked(folder: Path, say: Callable[[str], None] = print) -> Iterator[None]:
+    """Holds the folder for this process; a second one waits, then finds the work done.
+
+    The lock is the kernel's (flock): it ends with the process, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{folder.name}: another process works here; waiting for it.")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

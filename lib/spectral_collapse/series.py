@@ -1,0 +1,93 @@
+"""From records to the tidy table: one row for each model, condition, seed and generation."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import pandas as pd
+
+from . import paths, provenance
+from .loop import BASELINE, STAGES
+from .params import Params
+
+# Numbers of a stage that become columns as they are.
+_COLUMNS = {
+    "training": ("training_loss",),
+    "evaluation": (
+        *("held_out_perplexity", "distinct_1", "distinct_2", "distinct_3", "distinct_4", "repetition_4"),
+        *("type_token_ratio", "tail_mass_ratio", "tail_coverage", "slot_kl", "slot_entropy"),
+    ),
+    "curvature": (
+        *("lambda_max", "lambda_min", "bulk_sigma", "log_spectral_ratio", "spectral_variance", "effective_rank"),
+        *("published_iqr",),
+    ),
+    "sigma": ("hashed_ngram_hhi",),
+}
+
+
+def results(
+    params: Params, stage: str, conditions: list[str] | None = None, seeds: list[int] | None = None
+) -> Iterator[tuple[str, int, int, dict]]:
+    """(condition, seed, generation, result) of a stage for the profile's runs, generation 0 from the base run.
+
+    Raises ValueError naming the file where one is missing or damaged.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"unknown stage {stage!r}: the stages are {', '.join(STAGES)}.")
+    for condition in conditions or params.conditions:
+        for seed in seeds or params.seeds:
+            for generation in range(params.generations + 1):
+                owner = BASELINE if generation == 0 else condition
+                run = paths.run_folder(params.profile, params.model, owner, seed)
+                path = paths.generation_folder(run, generation) / f"{stage}.json"
+                try:
+                    yield condition, seed, generation, provenance.read_result(path)
+                except FileNotFoundError:
+                    raise ValueError(f"{path} is missing: run the notebook of condition {owner!r}, seed {seed}.") from None
+                except provenance.StaleRecord as reason:
+                    raise ValueError(f"{path} cannot be used, {reason}: run its notebook again to remake it.") from None
+
+
+def log_published_ratio(curvature: dict) -> float:
+    """log(|λ_max| / IQR) of the published estimator; its IQR is bounded below by the published 1e-6,
+    under which the published ratio is set to 0."""
+    return math.log(abs(curvature["published_lambda_max"]) / max(curvature["published_iqr"], 1e-6))
+
+
+def table(
+    params: Params,
+    conditions: list[str] | None = None,
+    seeds: list[int] | None = None,
+    stages: tuple[str, ...] = tuple(_COLUMNS),
+) -> pd.DataFrame:
+    """Tidy table of the profile's runs: model, condition, seed, generation, then the metrics of the stages.
+
+    A metric that the corpus does not have (storyworld's tails on other text) has no column. Drifts are
+    differences to generation 0 of the same seed.
+    """
+    rows: dict[tuple[str, int, int], dict] = {}
+    for stage in stages:
+        for condition, seed, generation, result in results(params, stage, conditions, seeds):
+            row = rows.setdefault((condition, seed, generation), {})
+            row |= {name: result[name] for name in _COLUMNS[stage] if name in result}
+            if stage == "curvature":
+                row["log_published_ratio"] = log_published_ratio(result)
+            if stage == "sigma":
+                row |= {name: result[name] for name in ("track_one", "track_two")}
+    frame = pd.DataFrame(
+        [
+            {"model": params.model, "condition": condition, "seed": seed, "generation": generation, **row}
+            for (condition, seed, generation), row in rows.items()
+        ]
+    )
+    if "sigma" in stages:
+        for track in ("track_one", "track_two"):
+            frame[f"{track}_drift"] = _drift(frame, track)
+            frame = frame.drop(columns=track)
+    metrics = [name for name in frame if name not in ("model", "condition", "seed", "generation")]
+    # JSON has no NaN: an undefined value arrives as None.
+    return frame.astype(dict.fromkeys(metrics, float))
+
+
+def _drift(frame: pd.DataFrame, column: str) -> pd.Series:
+    start: Callable[[pd.Series], pd.Series] = lambda series: series - series.iloc[0]  # noqa: E731
+    return frame.sort_values("generation").groupby(["condition", "seed"])[column].transform(start)

@@ -1,0 +1,241 @@
+"""Tables and numbers of the paper: the only writer of `paper/generated/tables` and `numbers.tex`."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from . import paths, provenance, statistics
+from .statistics import (
+    CONTROL,
+    TREATMENT,
+    Interval,
+    escape,
+    format_interval,
+    format_number,
+    format_p,
+    metric_names,
+)
+
+# LaTeX that is matplotlib text as well: words, and mathematics between dollars.
+LABELS = {
+    "held_out_perplexity": "Perplexity (held out)",
+    "training_loss": "Training loss",
+    "distinct_1": "Distinct-1",
+    "distinct_2": "Distinct-2",
+    "distinct_3": "Distinct-3",
+    "distinct_4": "Distinct-4",
+    "repetition_4": "Repetition-4",
+    "type_token_ratio": "Type-token ratio",
+    "tail_mass_ratio": "Tail mass ratio",
+    "tail_coverage": "Tail coverage",
+    "slot_kl": "Slot KL divergence",
+    "slot_entropy": "Slot entropy",
+    "lambda_max": r"$\lambda_{\max}$",
+    "lambda_min": r"$\lambda_{\min}$",
+    "bulk_sigma": r"$\sigma_{\mathrm{bulk}}$",
+    "log_spectral_ratio": r"$\log(\lambda_{\max}/\sigma_{\mathrm{bulk}})$",
+    "log_published_ratio": r"$\log(\lambda_{\max}/\mathrm{IQR})$, published",
+    "published_iqr": "IQR, published estimator",
+    "track_one_drift": "Track I drift",
+    "track_two_drift": "Track II drift",
+    "hashed_ngram_hhi": "Hashed n-gram HHI",
+    "spectral_variance": "Spectral variance",
+    "effective_rank": "Effective rank",
+}
+
+
+class Raw(str):
+    """Text that is LaTeX already and is written as it is.
+
+    Only object columns keep it: build frames with `dtype=object`, since pandas' own string type turns it
+    into plain text, which is then escaped.
+    """
+
+
+class Number(Raw):
+    """A formatted number: LaTeX already, and set to the right of its column."""
+
+
+def label(metric: str) -> Raw:
+    """Name of a metric for readers; an unknown one keeps its own, with spaces for underscores."""
+    return Raw(LABELS.get(metric) or escape(metric.replace("_", " ")))
+
+
+def write_values(mapping: Mapping[str, str], path: Path) -> None:
+    r"""Writes numbers.tex, a line `\setval{key}{text}` for each entry; the texts are LaTeX already.
+
+    Mathematics in dollars is written with \ensuremath and the dash -- in a box, so that \val{key} works in
+    running text and inside a formula alike.
+
+    ValueError for a key with other characters than A-Z a-z 0-9 _ . - and for a text that would break the
+    lines after it: unbalanced braces or dollars, a comment or parameter sign, a line break.
+    """
+    lines = []
+    for key, text in mapping.items():
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
+            raise ValueError(f"The key {key!r} of a value may hold letters, digits, '_', '.' and '-' only.")
+        bare = re.sub(r"\\.", "", text)
+        depths = [bare.count("{", 0, end) - bare.count("}", 0, end) for end in range(len(bare) + 1)]
+        if min(depths) < 0 or depths[-1] or bare.count("$") % 2 or re.search(r"[%#\n\r]|\\$", bare):
+            raise ValueError(f"The text {text!r} of the value {key!r} is not LaTeX of one line: escape it.")
+        text = re.sub(r"(?<!\\)\$(.*?)(?<!\\)\$", r"\\ensuremath{\1}", text)
+        text = re.sub(r"(?<!-)--(?!-)", r"\\mbox{--}", text)
+        lines.append(f"\\setval{{{key}}}{{{text}}}\n")
+    provenance.write_text(path, "".join(lines))
+
+
+def _cell(value: Any) -> str:
+    """LaTeX of one cell or heading: `Raw` as it is, other text escaped, numbers formatted, missing as --."""
+    if isinstance(value, Raw):
+        return str(value)
+    if isinstance(value, str):
+        return escape(value)
+    if pd.isna(value):
+        return "--"
+    if pd.api.types.is_integer(value):
+        return f"${value}$" if value < 0 else str(value)
+    return format_number(value) if pd.api.types.is_float(value) else escape(str(value))
+
+
+def write_table(frame: pd.DataFrame, path: Path, columns: Mapping[str, str] | None = None) -> None:
+    """Writes a complete booktabs tabular, without float or caption.
+
+    `columns` chooses and orders columns and gives their headings, {column: heading}; by default all, under
+    their own names. The first column and every column of text are set left, numbers and `Number`s right.
+    """
+    columns = columns or {name: name for name in frame.columns}
+    for name in columns:
+        if name not in frame.columns:
+            raise ValueError(f"The table has no column {name!r}; it has {', '.join(frame.columns)}.")
+    cells = [list(frame[name]) for name in columns]
+    is_text = [any(isinstance(x, str) and not isinstance(x, Number) for x in column) for column in cells]
+    alignment = "l" + "".join("l" if text else "r" for text in is_text[1:])
+
+    def line(row: Sequence[Any]) -> str:
+        return " & ".join(map(_cell, row)) + r" \\"
+
+    rows = [line(row) for row in zip(*cells, strict=True)]
+    body = [r"\toprule", line(list(columns.values())), r"\midrule", *rows, r"\bottomrule"]
+    text = "\n".join([rf"\begin{{tabular}}{{{alignment}}}", *body, r"\end{tabular}"])
+    provenance.write_text(path, text + "\n")
+
+
+def _frame(rows: Sequence[Sequence[Any]], headings: Sequence[str]) -> pd.DataFrame:
+    """Frame of display cells under display headings; objects throughout, so that `Raw` survives."""
+    return pd.DataFrame(rows, columns=pd.Index(headings, dtype=object), dtype=object)
+
+
+def _plus_minus(mean: float, half: float) -> Number:
+    """Mean ± half-width to two digits of the half-width, with a common power of ten outside 1e-3 to 1e5."""
+    if not np.isfinite(half) or half == 0:
+        return Number(rf"{format_number(mean)} $\pm$ {format_number(half)}")
+    power, place = (math.floor(math.log10(size)) for size in (max(abs(mean), half), half))
+    power = 0 if -3 <= power < 5 else power
+    decimals = min(max(0, 1 - place + power), 4)
+    text = rf"{mean / 10.0**power:.{decimals}f}\pm{half / 10.0**power:.{decimals}f}"
+    return Number(rf"$({text})\times10^{{{power}}}$" if power else f"${text}$")
+
+
+def last_generation(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> pd.DataFrame:
+    """Metrics by conditions: mean at the last generation ± half its 95 % t interval."""
+    conditions = list(table["condition"].unique())
+    rows = []
+    for metric in metrics or metric_names(table):
+        means = statistics.summary(table, metric)
+        last = means[means["generation"] == means["generation"].max()].set_index("condition")
+        halves = (last["high"] - last["low"]) / 2
+        cells = [_plus_minus(last.loc[condition, "mean"], halves[condition]) for condition in conditions]
+        rows.append([label(metric), *cells])
+    return _frame(rows, ["Metric", *conditions])
+
+
+def anova(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> pd.DataFrame:
+    """A row per metric: F and Greenhouse–Geisser p of each effect, η² and ε of the interaction.
+
+    Subscripts c, g and cg stand for condition, generation and interaction, with uncorrected degrees of
+    freedom, which all metrics share.
+    """
+    rows, headings = [], []
+    for metric in metrics or metric_names(table):
+        effects = statistics.repeated_measures_anova(table, metric)
+        rows.append([label(metric)])
+        headings = ["Metric"]
+        for short, effect in zip(("c", "g", "cg"), effects.itertuples(), strict=True):
+            degrees = f"({effect.df1:.0f}, {effect.df2:.0f})" if effect.df1 == effect.df1 else ""
+            headings += [Raw(rf"$F_{{{short}}}{degrees}$"), Raw(rf"$p_{{{short}}}$")]
+            rows[-1] += [effect.F, Number(format_p(effect.p))]
+        headings += [Raw(r"$\eta^2_{cg}$"), Raw(r"$\varepsilon_{cg}$")]
+        rows[-1] += [effect.eta, effect.epsilon]
+    return _frame(rows, headings)
+
+
+def posthoc(
+    table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL
+) -> pd.DataFrame:
+    """Metric and condition: `paired_tests` against the control at the last generation."""
+    rows = []
+    for metric in metrics or metric_names(table):
+        for row in statistics.paired_tests(table, metric, control=control).itertuples():
+            rows.append(
+                [
+                    label(metric),
+                    row.condition,
+                    Number(format_interval(Interval(row.difference, row.low, row.high))),
+                    row.t,
+                    Number(format_p(row.p_holm)),
+                    Number(format_p(row.p_permutation)),
+                ]
+            )
+    freedom = table["seed"].nunique() - 1
+    headings = ["Metric", "Condition", f"Difference from {control}"]
+    names = [rf"$t({freedom})$", r"$p_{\mathrm{Holm}}$", r"$p_{\mathrm{flip}}$"]
+    return _frame(rows, headings + [Raw(name) for name in names])
+
+
+def effect_sizes(
+    table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL
+) -> pd.DataFrame:
+    """Metric and condition: `cohen_d` against the control at the last generation, with 95 % intervals."""
+    rows = []
+    for metric in metrics or metric_names(table):
+        for condition, size in statistics.effect_sizes(table, metric, control).items():
+            intervals = [Number(format_interval(size.d_av)), Number(format_interval(size.d_z))]
+            rows.append([label(metric), condition, *intervals, size.g_z])
+    headings = [Raw(r"$d_{\mathrm{av}}$"), Raw(r"$d_{\mathrm{z}}$"), Raw(r"$g_{\mathrm{z}}$")]
+    return _frame(rows, ["Metric", "Condition", *headings])
+
+
+def correlations(
+    table: pd.DataFrame,
+    against: Sequence[str],
+    metrics: Sequence[str] | None = None,
+    condition: str = TREATMENT,
+) -> pd.DataFrame:
+    """Metrics by a few others (`against`): mean Spearman ρ within the condition's runs with its interval."""
+    metrics = list(metrics or metric_names(table))
+    rhos = statistics.within_run_spearman(table, list(dict.fromkeys([*metrics, *against])), condition)
+    cells = {
+        pair: Number(format_interval(Interval(row.rho, row.low, row.high)))
+        for row in rhos.itertuples()
+        for pair in [(row.metric_a, row.metric_b), (row.metric_b, row.metric_a)]
+    }
+    rows = [[label(row), *(cells.get((row, column), Number("--")) for column in against)] for row in metrics]
+    return _frame(rows, ["Metric", *map(label, against)])
+
+
+def published_hessian(folder: Path = paths.PUBLISHED) -> pd.DataFrame:
+    """The published spectral ratios and training losses, digit for digit and labelled as published."""
+    large = pd.read_csv(folder / "hessian_smollm2_135m.csv", dtype=str)
+    small = pd.read_csv(folder / "hessian_llama_100m.csv", dtype=str)
+    merged = large.merge(small, on="generation", how="outer", validate="one_to_one")
+    stacks = [("SmolLM2-135M", f"ratio, {condition}") for condition in ("recursive", "fresh", "static")]
+    stacks += [("Llama 100M", "training loss"), ("Llama 100M", "ratio")]
+    headings = [Raw(rf"\shortstack[r]{{{model}\\{name}\\(published)}}") for model, name in stacks]
+    columns = ["generation", "recursive", "fresh", "static", "training_loss", "spectral_ratio"]
+    rows = [[Number(figure) for figure in row] for row in merged[columns].to_numpy()]
+    return _frame(rows, ["Generation", *headings])

@@ -1,0 +1,129 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 7 Statistics: what the runs say together
+#
+# The unit is the run, that is the seed. Conditions share their seeds, base models and frozen evaluation sets, so
+# every comparison is paired: a two-way repeated-measures analysis of variance (condition by generation, with
+# Greenhouse–Geisser's correction), paired t-tests against the `fresh` control with Holm's adjustment, and Cohen's d
+# with bootstrap intervals. This notebook also writes every figure, table and number of the paper, and nothing else
+# does.
+
+# %%
+from IPython.display import display
+
+from spectral_collapse import figures, paper, params, series, statistics, tables
+
+# %% tags=["parameters"]
+profile = "smoke"  # a file of params/; the runs of all its seeds and conditions must be there
+
+# %%
+settings = params.collect(globals())
+table = series.table(settings)
+metrics = statistics.metric_names(table)
+output = paper.Output(settings.profile)
+
+# %% tags=["nbval-check-output"]
+print("cells:", len(table), " runs:", len(table.groupby(["condition", "seed"])), " metrics:", len(metrics))
+
+# %% [markdown]
+# ## The four series that matter
+#
+# The ratio and Track II are the proposed warnings; perplexity is what they should precede; tail coverage is what is
+# really being lost. Thin lines are runs, thick lines their mean, bands the 95 % t interval of the mean. A warning is
+# worth its name where the recursive band leaves that of the fresh control before perplexity does.
+
+# %%
+headline = ["log_spectral_ratio", "track_two_drift", "held_out_perplexity", "tail_coverage"]
+output.figure("headline_series", figures.series(table, headline, columns=2))
+
+# %%
+curvature = ["lambda_max", "lambda_min", "bulk_sigma", "log_spectral_ratio", "spectral_variance", "effective_rank"]
+output.figure("curvature_series", figures.series(table, curvature))
+
+# %% [markdown]
+# ## Published and converged estimator on the same models
+#
+# If both measured the same thing the points on the left would follow a line of slope one. On the right, the two
+# widths they divide by.
+
+# %%
+output.figure("published_estimator", figures.published_estimator(table))
+
+# %%
+first, last = settings.seeds[0], settings.generations
+spectra = {(name, generation): result for name, _, generation, result in series.results(settings, "curvature", seeds=[first])}
+shown = [("generation 0", spectra[settings.conditions[0], 0])]
+shown += [(f"{name}, generation {last}", spectra[name, last]) for name in settings.conditions]
+output.figure("density", figures.density(shown))
+
+# %% [markdown]
+# ## SIGMA, text and training
+
+# %%
+output.figure("sigma_tracks", figures.sigma_tracks(table))
+
+# %%
+text = ["distinct_2", "distinct_4", "repetition_4", "type_token_ratio", "hashed_ngram_hhi", "tail_mass_ratio", "tail_coverage",
+        "slot_kl", "slot_entropy"]
+output.figure("text_metrics", figures.series(table, text))
+
+# %%
+output.figure("training_curves", figures.training_curves(list(series.results(settings, "training"))))
+
+# %% [markdown]
+# ## Do conditions differ, and by how much?
+#
+# The interaction is the effect of interest: conditions that move apart over the generations. Few seeds see large
+# effects only; the smallest paired d that this design detects in four of five cases is printed below.
+
+# %%
+output.table("anova", tables.anova(table))
+display(statistics.repeated_measures_anova(table, "held_out_perplexity").style.format(precision=3).hide())
+
+# %%
+reported = [*headline, "lambda_max", "bulk_sigma", "log_published_ratio", "distinct_2", "repetition_4", "hashed_ngram_hhi"]
+reported = [name for name in reported if name in metrics]
+output.table("posthoc", tables.posthoc(table, reported))
+output.table("effect_sizes", tables.effect_sizes(table, reported))
+output.table("last_generation", tables.last_generation(table))
+display(statistics.paired_tests(table, "held_out_perplexity").style.format(precision=3).hide())
+
+# %%
+print(f"detectable d_z with {len(settings.seeds)} seeds: {statistics.detectable_effect(len(settings.seeds)):.2f}")
+
+# %% [markdown]
+# ## Which signals move together?
+#
+# Spearman's rho over the generations of each recursive run, averaged over runs. Everything that drifts in one
+# direction correlates with everything else that does; a correlation here is no warning and no cause.
+
+# %%
+signals = ["log_spectral_ratio", "log_published_ratio", "lambda_max", "bulk_sigma", "track_two_drift", "track_one_drift"]
+outcomes = ["held_out_perplexity", "distinct_2", "repetition_4", "tail_coverage"]
+outcomes = [name for name in outcomes if name in metrics]
+output.figure("correlations", figures.correlations(table, signals + outcomes))
+output.table("correlations", tables.correlations(table, outcomes, signals))
+
+# %% [markdown]
+# ## Into the paper
+
+# %%
+output.table("design", paper.design(settings))
+output.table("spectrum_baseline", paper.spectrum_baseline(series.results(settings, "curvature", settings.conditions[:1])))
+output.table("published_hessian", tables.published_hessian())
+output.values(statistics.values(table) | paper.context(settings, series.results(settings, "training")))
+
+# %% tags=["nbval-check-output"]
+print("\n".join(output.written))

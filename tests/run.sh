@@ -1,0 +1,16 @@
+#!/bin/sh
+# Every test: the smoke profile from corpus to numbers, the notebooks against their outputs, then the library,
+# the workflow and the paper. Results go to a folder of their own; nothing of the user's is touched.
+set -eu
+cd "$(dirname "$0")/.."
+python=.venv/bin/python
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export HF_HUB_OFFLINE=1 SPECTRAL_COLLAPSE_RESULTS="$work/results" SPECTRAL_COLLAPSE_GENERATED="$work/generated"
+
+echo "== The smoke profile, from corpus to numbers"
+$python -m snakemake --quiet all --config profile=smoke -- results
+echo "== The notebooks against their outputs"
+$python -m pytest --nbval-lax --nbval-cell-timeout=600 notebooks
+echo "== The library, the workflow and the paper"
+$python -m pytest -n 2 --dist loadfile tests

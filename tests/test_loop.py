@@ -1,0 +1,241 @@
+"""The recursion: what each condition trains on, what is found again, and what survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectral_collapse import loop, params, provenance, series
+
+# The smoke profile made smaller still: a model that need not be coherent.
+TINY = {
+    "documents": 400,
+    "baseline_blocks": 256,
+    "hidden_size": 32,
+    "perplexity_bound": 1e6,
+    "blocks_per_generation": 24,
+    "evaluation_stories": 6,
+    "response_tokens": 16,
+    "lanczos_steps": 6,
+    "published_steps": 6,
+    "conditions": ["recursive", "fresh", "mixed"],
+}
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch) -> params.Params:
+    monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(tmp_path / "results"))
+    return params.load("smoke", **TINY)
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def records(root: Path) -> dict[str, dict]:
+    """All records below a folder, without what may differ between two runs of one computation."""
+    found = {}
+    for path in sorted(root.rglob("generation_*/*.json")):
+        record = json.loads(path.read_text())
+        for name in ("timing", "git"):
+            del record[name]
+        found[str(path.relative_to(root))] = record
+    return found
+
+
+# ---- conditions
+
+
+def test_sources_of_text(tiny):
+    real = loop.Run(tiny, "fresh", 1, say=quiet).real
+
+    def run(condition):
+        return loop.Run(tiny, condition, 1, real=real, say=quiet)
+
+    slices = [real.slice(1, index) for index in range(3)]
+    assert torch.equal(run("fresh").blocks(1), slices[1]) and torch.equal(run("fresh").blocks(2), slices[2])
+    assert torch.equal(run("static").blocks(1), slices[0]) and torch.equal(run("static").blocks(2), slices[0])
+    recursive = run("recursive").blocks(1)
+    assert recursive.shape == slices[0].shape and not torch.equal(recursive, slices[0])
+    mixed, record = run("mixed").blocks(1), run("mixed").text(1)
+    is_real = (mixed == slices[0]).all(1)
+    assert record["synthetic_blocks"] == 12 and int(is_real.sum()) == 12
+    # Equal models write equal texts: at generation 1 both conditions are told by the base model.
+    assert torch.equal(mixed[~is_real], recursive[~is_real])
+
+
+def test_mixed_at_its_ends_is_static_and_recursive(tiny):
+    all_real = params.check({**tiny.model_dump(), "real_fraction": 1.0, "profile": "real"})
+    none_real = params.check({**tiny.model_dump(), "real_fraction": 0.0, "profile": "unreal"})
+    static = loop.Run(all_real, "static", 1, say=quiet)
+    assert torch.equal(loop.Run(all_real, "mixed", 1, real=static.real, say=quiet).blocks(1), static.blocks(1))
+    recursive = loop.Run(none_real, "recursive", 1, real=static.real, say=quiet)
+    assert torch.equal(loop.Run(none_real, "mixed", 1, real=static.real, say=quiet).blocks(1), recursive.blocks(1))
+
+
+def test_accumulate_draws_from_everything_so_far(tiny):
+    run = loop.Run(tiny, "accumulate", 1, say=quiet)
+    pools = {tuple(block) for block in run.real.slice(1, 0).tolist()}
+    for writer in range(2):
+        pools |= {tuple(block) for block in run._write(writer).tolist()}
+    assert {tuple(block) for block in run.blocks(2).tolist()} <= pools
+    assert 0 < run.text(2)["synthetic_blocks"] < tiny.blocks_per_generation
+
+
+def test_restart_starts_from_the_base_model_and_carry_from_the_one_before(tiny):
+    real = loop.Run(tiny, "static", 1, say=quiet).real
+    carry = loop.Run(tiny, "static_carry", 1, real=real, say=quiet)
+    restart = loop.Run(tiny, "static_restart", 1, real=real, say=quiet)
+    assert carry.training(1)["model_sha256"] == restart.training(1)["model_sha256"]
+    # Restarted on the same slice, generation 2 differs from generation 1 only in the order of its blocks.
+    assert carry.training(2)["training_loss"] < restart.training(2)["training_loss"]
+
+
+def test_openings_start_the_blocks(tiny):
+    settings = params.check({**tiny.model_dump(), "prompting": "opening", "profile": "opening"})
+    run = loop.Run(settings, "recursive", 1, say=quiet)
+    assert run.blocks(1)[:, : settings.opening_tokens].tolist() == run.real.openings(1)
+
+
+def test_incoherent_baseline_is_refused_before_anything_is_measured_on_it(tiny):
+    strict = params.check({**tiny.model_dump(), "perplexity_bound": 1.5})
+    with pytest.raises(loop.IncoherentBaseline, match=r"held-out perplexity is .* above perplexity_bound 1\.5"):
+        loop.Run(strict, loop.BASELINE, 1, say=quiet).generation(0)
+    assert not list(Path(os.environ["SPECTRAL_COLLAPSE_RESULTS"]).rglob("curvature.json"))
+
+
+def test_divergence_stops_with_what_was_computed_kept(tiny):
+    wild = params.check({**tiny.model_dump(), "learning_rate": 1e30})
+    run = loop.Run(wild, "fresh", 1, say=quiet)
+    with pytest.raises(ValueError, match="the loss is not finite; lower the learning rate"):
+        run.generation(1)
+    assert run.path(0, "training.json").exists()
+    assert json.loads(run.path(1, "diverged.json").read_text())["losses"]
+
+
+# ---- records
+
+
+def test_second_run_computes_nothing(tiny, monkeypatch):
+    first = loop.Run(tiny, "fresh", 1, say=quiet)
+    before = [first.generation(generation) for generation in range(2)]
+    monkeypatch.setattr(loop.Run, "_compute", lambda *_: pytest.fail("computed again"))
+    second = loop.Run(tiny, "fresh", 1, real=first.real, say=quiet)
+    assert [second.generation(generation) for generation in range(2)] == before
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "lose the weights"])
+def test_damage_is_mended_with_a_message_and_the_same_numbers(tiny, damage):
+    run = loop.Run(tiny, "recursive", 1, say=quiet)
+    before = [run.generation(generation) for generation in range(2)]
+    victim = run.path(1, "training.json")
+    if damage == "truncate":
+        victim.write_bytes(victim.read_bytes()[:200])
+    elif damage == "flip":
+        victim.write_text(victim.read_text().replace('"steps": ', '"steps": 1'))
+    for name in ("model.safetensors", "text.safetensors"):
+        run.path(1, name).unlink()
+    run.path(1, "evaluation.json").unlink()
+    said: list[str] = []
+    again = loop.Run(tiny, "recursive", 1, real=run.real, say=said.append)
+    assert [again.generation(generation) for generation in range(2)] == before
+    reasons = {"truncate": "truncated or not a record", "flip": "does not match its hash"}
+    assert (damage not in reasons and not said) or any(reasons.get(damage, "") in line for line in said)
+
+
+def test_a_changed_parameter_remakes_what_depends_on_it_and_no_more(tiny):
+    run = loop.Run(tiny, "fresh", 1, say=quiet)
+    run.generation(1)
+    stamps = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.json")}
+    said: list[str] = []
+    changed = params.check({**tiny.model_dump(), "lanczos_probes": 3})
+    loop.Run(changed, "fresh", 1, real=run.real, say=said.append).generation(1)
+    touched = {path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
+    assert touched == {"curvature.json"}
+    assert len(said) == 1 and "lanczos_probes 2 -> 3" in said[0]
+
+
+def test_table_names_a_missing_file(tiny):
+    with pytest.raises(ValueError, match=r"training\.json is missing: run the notebook of condition 'baseline'"):
+        series.table(tiny)
+
+
+def test_table_has_a_row_for_every_cell(tiny):
+    for name in ("recursive", "fresh"):
+        run = loop.Run(tiny, name, 1, say=quiet)
+        for generation in range(3):
+            run.generation(generation)
+    table = series.table(tiny, ["recursive", "fresh"], [1], ("training", "evaluation", "curvature"))
+    assert len(table) == 6 and table["held_out_perplexity"].notna().all()
+    base = table[table["generation"] == 0]
+    assert base["held_out_perplexity"].nunique() == 1  # one base model for all conditions
+
+
+# ---- kill -9
+
+WORKER = """
+import sys
+from spectral_collapse import loop, params
+run = loop.Run(params.load("smoke", **{overrides!r}), "recursive", 1)
+for generation in range(3):
+    run.generation(generation)
+"""
+
+
+def start(root: Path, overrides: dict) -> subprocess.Popen:
+    environment = {**os.environ, "SPECTRAL_COLLAPSE_RESULTS": str(root), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER.format(overrides=overrides)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def kill_when(process: subprocess.Popen, root: Path, pattern: str) -> str:
+    """kill -9 as soon as a file of the pattern exists; what the process had said."""
+    deadline = time.monotonic() + 120
+    while not list(root.rglob(pattern)):
+        assert process.poll() is None, f"ended before {pattern} was there"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    return process.communicate()[0]
+
+
+def test_killed_runs_go_on_and_end_with_the_same_records(tmp_path):
+    overrides = {**TINY, "checkpoint_steps": 3, "baseline_epochs": 4}
+    whole = start(tmp_path / "whole", overrides)
+    broken = tmp_path / "broken"
+    kill_when(start(broken, overrides), broken, "baseline/*/generation_0/training_state.safetensors")
+    kill_when(start(broken, overrides), broken, "recursive/*/generation_1/text.json")
+    kill_when(start(broken, overrides), broken, "recursive/*/generation_2/model.safetensors")
+    last = start(broken, overrides)
+    said = last.communicate(timeout=300)[0]
+    assert last.returncode == 0, said
+    whole.communicate(timeout=300)
+    assert whole.returncode == 0
+    assert records(broken) == records(tmp_path / "whole")
+    assert len(records(broken)) == 4 + 2 * 5
+    assert not list(broken.rglob("training_state.safetensors"))
+
+
+def test_resumed_training_goes_on_from_its_saved_state(tmp_path):
+    overrides = {**TINY, "checkpoint_steps": 3, "baseline_epochs": 4}
+    kill_when(start(tmp_path, overrides), tmp_path, "baseline/*/generation_0/training_state.safetensors")
+    said = kill_when(start(tmp_path, overrides), tmp_path, "baseline/*/generation_0/training.json")
+    assert "going on from step" in said
+
+
+def test_record_holds_what_made_it(tiny):
+    run = loop.Run(tiny, "fresh", 1, say=quiet)
+    run.training(0)
+    record = json.loads(run.path(0, "training.json").read_text())
+    assert record["seed"] == 1 and record["generation"] == 0 and record["condition"] == "baseline"
+    assert record["schema_version"] == provenance.SCHEMA_VERSION
+    assert set(record["git"]) == {"commit", "dirty"} and record["environment"]["torch"]
+    assert record["timing"]["wall_seconds"] > 0
+    assert record["parameters"]["hidden_size"] == 32 and "data_path" not in record["parameters"]

@@ -1,0 +1,227 @@
+"""Profiles: what is wrong is refused before anything runs, with the key, the reason and the nearest name."""
+
+import re
+
+import pytest
+from papermill.translators import PythonTranslator
+
+from spectral_collapse import params, paths
+
+PROFILES = sorted(file.stem for file in paths.PARAMS.glob("*.yaml"))
+SMOKE = params.load("smoke").model_dump()
+
+
+def refusal(values) -> str:
+    with pytest.raises(ValueError) as caught:
+        params.check(values)
+    message = str(caught.value)
+    assert "\n" not in message and type(caught.value) is ValueError
+    return message
+
+
+# ---- values
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_loads_and_is_called_as_its_file(profile):
+    assert params.load(profile).profile == profile
+
+
+def test_profile_called_otherwise_than_its_file_is_refused():
+    with pytest.raises(ValueError, match=r"smoke\.yaml: its profile must be called 'smoke'"):
+        params.load("smoke", profile="default")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [("temprature", "temperature"), ("top-p", "top_p"), ("Layers", "layers"), ("learningrate", "learning_rate")],
+)
+def test_unknown_key_names_the_nearest(wrong, nearest):
+    message = refusal({**SMOKE, wrong: 1})
+    assert message == f"parameters: unknown parameter {wrong!r}; the nearest valid name is {nearest!r}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layers", "2"), ("layers", 2.5), ("layers", True), ("seeds", 3), ("seeds", []), ("seeds", [-1]),
+        ("seeds", ["1"]), ("profile", None), ("temperature", float("nan")), ("temperature", 0.0),
+        ("perplexity_bound", float("inf")), ("top_p", 1.5), ("warmup_fraction", 1.0), ("data_path", 3),
+        ("schedule", None), ("device", 0), ("generations", 0),
+    ],
+)  # fmt: skip
+def test_wrong_type_or_range_names_key_and_value(key, value):
+    message = refusal({**SMOKE, key: value})
+    assert f"parameter '{key}" in message
+    assert repr(value[0] if isinstance(value, list) and value else value) in message
+
+
+def test_every_wrong_key_is_named_at_once():
+    message = refusal({**SMOKE, "layers": "2", "epoch": 1, "top_k": -1})
+    assert all(f"'{key}'" in message for key in ("layers", "epoch", "top_k"))
+
+
+def test_missing_key_is_named():
+    message = refusal({key: value for key, value in SMOKE.items() if key != "epochs"})
+    assert message == "parameters: parameter 'epochs' is missing"
+
+
+def test_exponent_without_a_point_is_text_to_yaml(tmp_path):
+    (tmp_path / "rate.yaml").write_text("learning_rate: 1e-3\n")
+    message = refusal({**SMOKE, **params.read_yaml(tmp_path / "rate.yaml")})
+    assert "'learning_rate'" in message and "write 1.0e-3" in message
+
+
+def test_whole_number_is_taken_for_a_fraction():
+    checked = params.check({**SMOKE, "temperature": 1})
+    assert checked.temperature == 1.0 and type(checked.temperature) is float
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "nearest"),
+    [("conditions", ["recursiv"], "recursive"), ("conditions", ["fresh_cary"], "fresh_carry"),
+     ("schedule", "cosin", "cosine"), ("corpus", "tinystory", "tinystories"), ("device", "gpu", "cpu")],
+)  # fmt: skip
+def test_unknown_choice_names_the_nearest(key, value, nearest):
+    assert f"(nearest: {nearest!r})" in refusal({**SMOKE, key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("seeds", {"seeds": [1, 2, 1]}),
+        ("conditions", {"conditions": ["fresh", "fresh"]}),
+        ("data_path", {"data_path": "stories.txt"}),
+        ("data_path", {"held_out_path": "stories.txt"}),
+        ("held_out_path", {"corpus": "tinystories", "held_out_path": "stories.txt"}),
+        ("heads", {"hidden_size": 64, "heads": 3}),
+        ("heads", {"hidden_size": 66, "heads": 22}),
+        ("opening_tokens", {"prompting": "opening", "opening_tokens": 32, "block_tokens": 32}),
+        ("curvature_blocks", {"curvature_blocks": 33, "held_out_blocks": 32}),
+        ("baseline_blocks", {"baseline_blocks": 0}),
+        ("baseline_blocks", {"baseline_epochs": 0}),
+        ("baseline_sequence_tokens", {"baseline_sequence_tokens": 63}),
+        ("baseline_sequence_tokens", {"story_tokens": 65}),
+    ],
+)
+def test_impossible_combination_is_refused(key, changes):
+    assert refusal({**SMOKE, **changes}).startswith(f"parameters: {key}: ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompting": "context", "opening_tokens": 32},
+        {"curvature_blocks": 32},
+        {"checkpoint": "somewhere", "baseline_blocks": 0, "baseline_epochs": 0, "baseline_sequence_tokens": 8},
+        {"corpus": "tinystories", "data_path": "a.txt", "held_out_path": "b.txt"},
+    ],
+)
+def test_combinations_at_the_edge_are_accepted(changes):
+    params.check({**SMOKE, **changes})
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("name", ["../smoke", "..", "/etc/passwd", "a/b", "a\\b", "", ".hidden", "a b", "smoke\n"])
+def test_names_that_leave_their_folder_are_refused(name):
+    with pytest.raises(ValueError, match="cannot name a folder"):
+        params.load(name)
+    with pytest.raises(ValueError, match="cannot name a folder"):
+        params.collect(notebook(f"profile = {name!r}"))
+    for key in ("profile", "model", "prompt_bank"):
+        assert "cannot name a folder" in refusal({**SMOKE, key: name})
+
+
+def test_unknown_profile_lists_those_there_are():
+    with pytest.raises(ValueError, match=r"smok\.yaml is not in .*: the profiles there are " + ", ".join(PROFILES)):
+        params.load("smok")
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "", "just text", "a: [1\n", "a: b: c\n"])
+def test_file_that_is_no_mapping_is_named(tmp_path, text):
+    (tmp_path / "broken.yaml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "broken.yaml"))) as caught:
+        params.read_yaml(tmp_path / "broken.yaml")
+    assert "\n" not in str(caught.value)
+
+
+# ---- notebooks
+
+
+def notebook(*cells: str) -> dict:
+    """Globals of a notebook after these cells, as IPython leaves them: `In` begins with an empty entry."""
+    namespace = {"In": [""]}
+    for cell in cells:
+        namespace["In"].append(cell)
+        exec(cell, namespace)
+    return namespace
+
+
+def injected(**values) -> str:
+    """The cell that papermill puts after the tagged one."""
+    return PythonTranslator.codify(values)
+
+
+TAGGED = 'profile = "smoke"  # overridden by papermill -p\nseed = 1\ncondition = "recursive"'
+
+
+def test_notebook_without_overrides_takes_its_profile():
+    assert params.collect(notebook("import math", TAGGED)) == params.load("smoke")
+
+
+def test_injected_values_override_the_file():
+    settings = params.collect(notebook(TAGGED, injected(temperature=0.5, seeds=[7, 8], condition="mixed_carry")))
+    assert settings == params.load("smoke", temperature=0.5, seeds=[7, 8])
+    assert params.collect(notebook(TAGGED, injected(profile="default"))) == params.load("default")
+
+
+def test_whole_profile_may_be_injected():
+    settings = params.load("smoke", profile="mine", layers=3)
+    assert params.collect(notebook(TAGGED, injected(**settings.model_dump()))) == settings
+
+
+def test_unknown_injected_name_is_refused():
+    with pytest.raises(ValueError, match="unknown parameter 'temprature'; the nearest valid name is 'temperature'"):
+        params.collect(notebook(TAGGED, injected(temprature=0.5)))
+    with pytest.raises(ValueError, match="unknown parameter 'sed'; the nearest valid name is 'seed'"):
+        params.collect(notebook(TAGGED, injected(sed=2)))
+
+
+def test_second_execution_sees_only_parameters():
+    collect = "settings = params.collect(globals())"
+    later = "temprature = 3\nlayers = 'many'\ntemperature = 9.0\nrows = [1]"
+    namespace = notebook("from spectral_collapse import params", TAGGED, collect, later, "%matplotlib"[:0], TAGGED, collect)
+    assert namespace["settings"] == params.load("smoke")
+
+
+def test_cells_that_are_no_plain_python_are_passed_over():
+    namespace = notebook(TAGGED)
+    namespace["In"].insert(1, "get_ipython().run_line_magic('x', '') = %profile")
+    assert params.collect(namespace) == params.load("smoke")
+
+
+@pytest.mark.parametrize("seed", ["1", 1.0, True, -1, None])
+def test_bad_seed_is_refused(seed):
+    with pytest.raises(ValueError, match=f"parameter 'seed' must be a whole number from 0 on, not {seed!r}"):
+        params.collect(notebook(TAGGED, injected(seed=seed)))
+
+
+@pytest.mark.parametrize(("condition", "nearest"), [("recursve", "recursive"), ("mixed_cary", "mixed_carry"), (3, "")])
+def test_bad_condition_names_the_nearest(condition, nearest):
+    with pytest.raises(ValueError, match=f"unknown condition {condition!r}; the nearest valid name is '{nearest}"):
+        params.collect(notebook(TAGGED, injected(condition=condition)))
+
+
+@pytest.mark.parametrize("cells", [("seed = 1",), ("profile = 3",), ("profile = None",)])
+def test_notebook_without_a_profile_name_is_refused(cells):
+    with pytest.raises(ValueError, match="parameter 'profile' must be a name"):
+        params.collect(notebook(*cells))
+
+
+@pytest.mark.parametrize("weights", ["carry", "restart"])
+def test_suffix_of_a_condition_fixes_its_weights(weights):
+    assert params.split_condition("recursive", weights) == ("recursive", weights)
+    assert params.split_condition("mixed_carry", weights) == ("mixed", "carry")
+    assert params.split_condition("mixed_restart", weights) == ("mixed", "restart")

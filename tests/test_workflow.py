@@ -1,0 +1,139 @@
+"""The frame: pinned environment, workflow graph on one machine and on Slurm, and the PDF."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+
+from spectral_collapse import params, paths, pdf
+
+
+def pins(lines) -> dict[str, str]:
+    return {
+        re.sub(r"[-_.]+", "-", name).lower(): version for name, version in (line.strip().split("==") for line in lines)
+    }
+
+
+LOCK = (paths.ROOT / "requirements.lock").read_text().splitlines()
+
+
+def test_lock_is_nothing_but_exact_versions():
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in LOCK)
+    assert len(pins(LOCK)) == len(LOCK)
+
+
+def test_project_and_conda_environment_agree_with_the_lock():
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+    direct = pins([*project["dependencies"], *project["optional-dependencies"]["dev"]])
+    assert direct.items() <= pins(LOCK).items()
+    environment = yaml.safe_load((paths.ROOT / "environment.yml").read_text())["dependencies"]
+    assert "python=3.11" in environment and "tectonic" in environment
+    assert project["requires-python"] == ">=3.11,<3.12"
+    (pip,) = [entry["pip"] for entry in environment if isinstance(entry, dict)]
+    assert "-r requirements.lock" in pip
+
+
+def test_installed_versions_are_the_locked_ones():
+    import importlib.metadata
+
+    wrong = {
+        name: importlib.metadata.version(name)
+        for name, version in pins(LOCK).items()
+        if importlib.metadata.version(name).split("+")[0] != version
+    }
+    assert not wrong
+
+
+def snakemake(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", *arguments], cwd=paths.ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def empty_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("SPECTRAL_COLLAPSE_GENERATED", str(tmp_path / "generated"))
+
+
+def job_counts(text: str) -> dict[str, int]:
+    table = text.split("count\n")[1].split("total")[0]
+    return {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)$", table, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("profile", [["--workflow-profile", "profiles/slurm"], []], ids=["slurm", "one machine"])
+def test_graph_of_the_default_profile(empty_results, profile):
+    done = snakemake(*profile, "-n", "--quiet", "rules", "--config", "profile=default", "--", "results")
+    assert done.returncode == 0, done.stderr
+    expected = {"baseline": 3, "treatment": 3, "controls": 9, "sigma": 3, "statistics": 1, "results": 1}
+    assert job_counts(done.stdout + done.stderr) == expected
+
+
+def test_wrong_parameter_stops_the_workflow_before_anything_runs(empty_results):
+    done = snakemake("-n", "--config", "profile=smoke", "generatons=3")
+    assert done.returncode != 0
+    assert "unknown parameter 'generatons'; the nearest valid name is 'generations'" in done.stdout + done.stderr
+
+
+def test_every_source_is_an_input():
+    """An edit of a module, a parameter file, the prompts or a notebook must not leave nothing to be done."""
+    listed = snakemake("-n", "-F", "--config", "profile=smoke", "--", "results")
+    text = listed.stdout + listed.stderr
+    for name in ("lib/spectral_collapse/train.py", "params/smoke.yaml", "params/prompts/stories.jsonl"):
+        assert name in text
+
+
+# ---- PDF
+
+
+def test_without_latex_one_sentence_says_how_to_get_it(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert pdf.main(["smoke"]) == 1
+    said = capsys.readouterr().out.strip()
+    assert said.startswith("LaTeX was not found: install latexmk") and "\n" not in said
+
+
+def test_without_numbers_one_sentence_says_what_to_run(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("SPECTRAL_COLLAPSE_GENERATED", str(tmp_path))
+    monkeypatch.setattr(pdf, "engine", lambda: "latexmk")
+    assert pdf.main(["smoke"]) == 1
+    assert "numbers.tex is missing: run notebook 07_statistics" in capsys.readouterr().out
+
+
+def latex_and_smoke() -> bool:
+    try:
+        pdf.engine()
+    except pdf.NoLatex:
+        return False
+    return (paths.generated_folder("smoke") / "numbers.tex").exists()
+
+
+@pytest.mark.skipif(not latex_and_smoke(), reason="needs LaTeX and the smoke profile's generated files")
+def test_paper_of_the_smoke_profile():
+    made = pdf.build("smoke")
+    assert made.read_bytes().startswith(b"%PDF")
+    log = (pdf.PAPER / "build" / "smoke" / "main.log").read_text(errors="replace")
+    assert "undefined" not in log and "Overfull" not in log
+    assert "write18 enabled" not in log
+
+
+@pytest.mark.skipif(not latex_and_smoke(), reason="needs LaTeX and the smoke profile's generated files")
+def test_missing_number_stops_the_paper(tmp_path, monkeypatch):
+    import shutil
+
+    shutil.copytree(paths.generated_folder("smoke"), tmp_path / "smoke")
+    numbers = tmp_path / "smoke" / "numbers.tex"
+    numbers.write_text(re.sub(r"\\setval\{detectable\.d\}.*\n", "", numbers.read_text()))
+    monkeypatch.setenv("SPECTRAL_COLLAPSE_GENERATED", str(tmp_path))
+    with pytest.raises(ValueError, match=r"No value for key 'detectable\.d'"):
+        pdf.build("smoke")
+
+
+def test_prompt_bank_and_profiles_are_named_by_what_exists():
+    with pytest.raises(ValueError, match=r"the profiles there are .*default.*smoke"):
+        params.load("defalt")
+    assert os.path.exists(paths.PROMPTS / "stories.jsonl")
