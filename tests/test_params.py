@@ -27,9 +27,11 @@ def test_every_profile_loads_and_is_called_as_its_file(profile):
     assert params.load(profile).profile == profile
 
 
-def test_profile_called_otherwise_than_its_file_is_refused():
-    with pytest.raises(ValueError, match=r"smoke\.yaml: its profile must be called 'smoke'"):
-        params.load("smoke", profile="default")
+def test_profile_called_otherwise_than_its_file_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "copy.yaml").write_bytes((paths.PARAMS / "smoke.yaml").read_bytes())
+    monkeypatch.setattr(paths, "PARAMS", tmp_path)
+    with pytest.raises(ValueError, match=r"copy\.yaml: its profile must be called 'copy', as the file is\."):
+        params.load("copy")
 
 
 @pytest.mark.parametrize(
@@ -178,8 +180,8 @@ def test_injected_values_override_the_file():
 
 
 def test_whole_profile_may_be_injected():
-    settings = params.load("smoke", profile="mine", layers=3)
-    assert params.collect(notebook(TAGGED, injected(**settings.model_dump()))) == settings
+    own = {**SMOKE, "profile": "mine", "layers": 3}
+    assert params.collect(notebook(TAGGED, injected(**own))) == params.check(own)
 
 
 def test_unknown_injected_name_is_refused():
@@ -192,7 +194,7 @@ def test_unknown_injected_name_is_refused():
 def test_second_execution_sees_only_parameters():
     collect = "settings = params.collect(globals())"
     later = "temprature = 3\nlayers = 'many'\ntemperature = 9.0\nrows = [1]"
-    namespace = notebook("from spectral_collapse import params", TAGGED, collect, later, "%matplotlib"[:0], TAGGED, collect)
+    namespace = notebook("from spectral_collapse import params", TAGGED, collect, later, TAGGED, collect)
     assert namespace["settings"] == params.load("smoke")
 
 

@@ -1,3 +1,8 @@
 """Early warnings of collapse in recursively trained language models, measured."""
 
+import warnings
+
 __version__ = "0.1.0"
+
+# transformers imports tqdm.auto, which asks for ipywidgets in every notebook; progress bars here are text.
+warnings.filterwarnings("ignore", message="IProgress not found")

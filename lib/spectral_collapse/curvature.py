@@ -2,8 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -14,17 +13,17 @@ from transformers import PreTrainedModel
 from .seeding import generator, stable_seed
 
 Matvec = Callable[[torch.Tensor], torch.Tensor]
-CHUNK = 1 << 16
+CHUNK = 1 << 22
 
 
 def dot(x: torch.Tensor, y: torch.Tensor) -> float:
     """⟨x, y⟩ of float32 vectors, accumulated in float64.
 
-    A float32 accumulation is off by parts in a thousand at 10⁸ entries. Sums within a chunk of 65,536
-    products keep the memory small.
+    A float32 accumulation is off by parts in a thousand at 10⁸ entries. Chunks of four million products
+    keep the memory small.
     """
     total = 0.0
-    for a, b in zip(x.split(CHUNK * 64), y.split(CHUNK * 64), strict=True):
+    for a, b in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
         total += (a.double() * b.double()).sum().item()
     return total
 
@@ -41,7 +40,8 @@ class HessianOperator:
     Products by double backward. The graph of the gradient is built once and kept, so that a product
     costs about two gradients; with `micro_batch` blocks at a time the graphs are rebuilt for every
     product (about three gradients) and memory no longer grows with the number of blocks.
-    Dropout is off. Source: Pearlmutter 1994.
+    Dropout is off: the model is left in evaluation mode. An embedding's row `padding_idx` counts as constant
+    where its token is in the blocks, as in training. Source: Pearlmutter 1994.
     """
 
     def __init__(self, model: PreTrainedModel, tokens: torch.Tensor, micro_batch: int | None = None):
@@ -61,7 +61,9 @@ class HessianOperator:
         loss = mean_loss(self.model, batch)
         return torch.autograd.grad(loss, self.parameters, create_graph=True)
 
-    def _product(self, gradient: tuple[torch.Tensor, ...], pieces: list[torch.Tensor], keep: bool) -> torch.Tensor:
+    def _product(
+        self, gradient: tuple[torch.Tensor, ...], pieces: list[torch.Tensor], keep: bool
+    ) -> torch.Tensor:
         products = torch.autograd.grad(
             gradient, self.parameters, grad_outputs=pieces, retain_graph=keep, materialize_grads=True
         )
@@ -137,21 +139,20 @@ def lanczos(matvec: Matvec, start: torch.Tensor, steps: int) -> Quadrature:
             product -= basis[: step + 1].T @ (basis[: step + 1] @ product)
         beta = math.sqrt(dot(product, product))
         if not math.isfinite(alpha) or not math.isfinite(beta):
-            raise ValueError(f"the Hessian product is not finite at Lanczos step {step}: the model has diverged.")
+            raise ValueError(
+                f"the Hessian product is not finite at Lanczos step {step}: the model has diverged."
+            )
         alphas.append(alpha)
         betas.append(beta)
         scale = max(scale, abs(alpha), beta)
         if beta <= 64 * torch.finfo(start.dtype).eps * scale:
-            betas[-1] = 0.0
             break
         vector = product / beta
     nodes, vectors = scipy.linalg.eigh_tridiagonal(np.array(alphas), np.array(betas[:-1]))
     return Quadrature(nodes, vectors[0] ** 2, betas[-1] * np.abs(vectors[-1]))
 
 
-def spectral_density(
-    operator: HessianOperator, steps: int, probes: int, seed: int
-) -> list[Quadrature]:
+def spectral_density(operator: HessianOperator, steps: int, probes: int, seed: int) -> list[Quadrature]:
     """Stochastic Lanczos quadrature: one quadrature for each independent Rademacher probe."""
     return [
         lanczos(operator.matvec, rademacher(operator.n, seed, "probe", probe, device=operator.device), steps)
@@ -188,7 +189,7 @@ def quantile_bracket(quadratures: list[Quadrature], level: float) -> tuple[float
         above += cumulated[np.minimum(np.searchsorted(q.nodes, points, side="left") + 1, len(q.nodes))]
         below += cumulated[np.maximum(np.searchsorted(q.nodes, points, side="right") - 1, 0)]
     above, below = above / len(quadratures), below / len(quadratures)
-    # The quantile is not below a point whose F is at most `level`… and not above one whose F is at least that.
+    # The quantile lies above a point whose F is below `level`, and at or below one whose F is at least that.
     lower = points[above < level]
     upper = points[below >= level]
     return (float(lower[-1]) if len(lower) else -math.inf, float(upper[0]) if len(upper) else math.inf)
@@ -197,7 +198,7 @@ def quantile_bracket(quadratures: list[Quadrature], level: float) -> tuple[float
 @dataclass(frozen=True)
 class Signature:
     """Spectral signature of one Hessian; names ending in _standard_error are over probes, _residual bounds
-    the distance to an eigenvalue, brackets are [low, high]. Eigenvalues in nats per squared parameter unit."""
+    the distance to an eigenvalue, brackets are [low, high]. Eigenvalues in nats per squared unit of θ."""
 
     parameters: int
     probes: int
@@ -230,48 +231,61 @@ def _mean_and_error(values: list[float] | np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def _converged_outliers(quadrature: Quadrature, count: int, tolerance: float) -> np.ndarray:
-    """Indices of at most `count` largest |θ| whose residual bound is at most `tolerance` |θ|."""
-    order = np.argsort(-np.abs(quadrature.nodes))[:count]
-    return order[quadrature.residuals[order] <= tolerance * np.abs(quadrature.nodes[order])]
+def _variance_and_error(means: np.ndarray, seconds: np.ndarray) -> tuple[float, float]:
+    """Second moment less the squared mean, from both of every probe, with its error by linearisation."""
+    mean = means.mean()
+    return float(seconds.mean() - mean**2), _mean_and_error(seconds - 2 * mean * means)[1]
+
+
+def _outliers(quadrature: Quadrature, n: int, limit: int, tolerance: float) -> np.ndarray:
+    """Indices of the largest |θ|, at most `limit`, up to the first that is no single eigenvalue:
+    its residual bound exceeds `tolerance` |θ|, or its weight 30/n, where a single one has about 1/n."""
+    order = np.argsort(-np.abs(quadrature.nodes))[:limit]
+    converged = quadrature.residuals[order] <= tolerance * np.abs(quadrature.nodes[order])
+    single = quadrature.weights[order] <= 30 / n
+    return order[: np.argmin(np.append(converged & single, False))]
 
 
 def spectral_signature(
-    operator: HessianOperator, *, steps: int, probes: int, seed: int, outliers: int = 10, tolerance: float = 0.01
+    operator: HessianOperator,
+    *,
+    steps: int,
+    probes: int,
+    seed: int,
+    outliers: int = 10,
+    tolerance: float = 0.01,
 ) -> Signature:
     """Signature of H from `probes` ≥ 2 Lanczos runs of `steps` products each.
 
-    λ_max, λ_min from the run where their residual bound is least. Outliers: the at most ten largest
-    |eigenvalues| converged to 1 % in that run. With Σ over the other nodes of a run, n(Σ w θ)/(n − n_out) is
-    the bulk centre c and n(Σ w θ²)/(n − n_out) − c² the bulk variance σ_bulk²: since E(uᵀv)² = 1 for every
-    eigenvector u, leaving the outliers' nodes out subtracts them exactly in expectation and removes the
-    variance they bring (deflation). Spectral ratio = λ_max / σ_bulk, its logarithm with a standard error by
-    propagation. The second moment of a probe is ‖Hv‖²/n, exact after two steps.
+    λ_max and λ_min are the outermost Ritz values of all runs: none lies beyond the spectrum. Outliers: the
+    largest |eigenvalues|, at most ten, that every run has converged to 1 %. With Σ over the other nodes of
+    a run, n(Σ w θ)/(n − n_out) averages to the bulk centre c and n(Σ w θ²)/(n − n_out) to c² + σ_bulk²: since
+    E(uᵀv)² = 1 for every eigenvector u, leaving the outliers' nodes out subtracts them exactly in expectation
+    and removes the variance they bring (deflation). Spectral ratio = λ_max / σ_bulk, its logarithm with a
+    standard error by propagation. The second moment of a probe is ‖Hv‖²/n, exact after two steps.
+    Raises ValueError for fewer than two probes, and where the bulk has no width.
     Source: Ubaru, Chen & Saad 2017 (SLQ); Hutchinson 1989.
     """
     if probes < 2:
         raise ValueError(f"{probes} probe gives no standard error: set lanczos_probes to 2 or more.")
     n = operator.n
     runs = spectral_density(operator, steps, probes, seed)
-    top = min((q.top for q in runs), key=lambda pair: (pair[1], -pair[0]))
-    bottom = min((q.bottom for q in runs), key=lambda pair: (pair[1], pair[0]))
-    chosen = [_converged_outliers(q, outliers, tolerance) for q in runs]
-    best = int(np.argmax([len(indices) for indices in chosen]))
-    outlier_values = np.sort(runs[best].nodes[chosen[best]])[::-1]
-    means, seconds, centers, variances, negatives = [], [], [], [], []
-    for q, out in zip(runs, chosen, strict=True):
-        rest = np.setdiff1d(np.arange(len(q.nodes)), out)
-        means.append(float(q.weights @ q.nodes))
-        seconds.append(float(q.weights @ q.nodes**2))
-        share = n / (n - len(out))
-        center = share * float(q.weights[rest] @ q.nodes[rest])
-        centers.append(center)
-        variances.append(share * float(q.weights[rest] @ q.nodes[rest] ** 2) - center**2)
-        negatives.append(float(q.weights[q.nodes < 0].sum()))
+    top, bottom = max(q.top for q in runs), min(q.bottom for q in runs)
+    ranked = [_outliers(q, n, outliers, tolerance) for q in runs]
+    # As many in every run: a bulk that loses more eigenvalues in one run than in another is not one quantity.
+    count = min(map(len, ranked))
+    moments, bulk_moments = [], []
+    for q, order in zip(runs, ranked, strict=True):
+        powers = q.weights * np.stack([q.nodes, q.nodes**2])
+        moments.append(powers.sum(1))
+        bulk_moments.append(np.delete(powers, order[:count], axis=1).sum(1) * n / (n - count))
+    (means, seconds), (centers, bulk_seconds) = np.transpose(moments), np.transpose(bulk_moments)
     mean, mean_error = _mean_and_error(means)
-    second, second_error = _mean_and_error(seconds)
     center, center_error = _mean_and_error(centers)
-    variance, variance_error = _mean_and_error(variances)
+    spectral_variance, spectral_variance_error = _variance_and_error(means, seconds)
+    variance, variance_error = _variance_and_error(centers, bulk_seconds)
+    if not variance > 0:
+        raise ValueError(f"the spectrum without its {count} outliers has no width: is the loss flat?")
     bulk_sigma = math.sqrt(variance)
     log_error = variance_error / (2 * variance)
     low, high = quantile_bracket(runs, 0.25), quantile_bracket(runs, 0.75)
@@ -285,9 +299,9 @@ def spectral_signature(
         lambda_min_residual=bottom[1],
         mean_eigenvalue=mean,
         mean_eigenvalue_standard_error=mean_error,
-        spectral_variance=second - mean**2,
-        spectral_variance_standard_error=math.hypot(second_error, 2 * mean * mean_error),
-        outliers=outlier_values.tolist(),
+        spectral_variance=spectral_variance,
+        spectral_variance_standard_error=spectral_variance_error,
+        outliers=np.sort(runs[0].nodes[ranked[0][:count]])[::-1].tolist(),
         bulk_center=center,
         bulk_center_standard_error=center_error,
         bulk_sigma=bulk_sigma,
@@ -295,20 +309,12 @@ def spectral_signature(
         spectral_ratio=top[0] / bulk_sigma,
         log_spectral_ratio=math.log(max(top[0], 1e-300) / bulk_sigma),
         log_spectral_ratio_standard_error=math.hypot(log_error, top[1] / abs(top[0])),
-        effective_rank=n * mean**2 / second,
-        negative_mass=float(np.mean(negatives)),
+        effective_rank=n * mean**2 / float(seconds.mean()),
+        negative_mass=float(np.mean([q.weights[q.nodes < 0].sum() for q in runs])),
         iqr_bracket=[max(0.0, high[0] - low[1]), high[1] - low[0]],
         nodes=[q.nodes.tolist() for q in runs],
         weights=[q.weights.tolist() for q in runs],
     )
-
-
-@contextmanager
-def _global_seed(seed: int) -> Iterator[None]:
-    """PyHessian draws from torch's global generator; give it a seed and put the old state back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 class _Logits(torch.nn.Module):
@@ -350,15 +356,17 @@ def published_signature(
     from pyhessian import hessian
 
     operator = HessianOperator(model, tokens)
-    run = lanczos(operator.matvec, rademacher(operator.n, seed, "published probe", device=operator.device), steps)
+    probe = rademacher(operator.n, seed, "published probe", device=operator.device)
+    run = lanczos(operator.matvec, probe, steps)
     del operator
     inputs, targets = tokens.to(model.device), tokens[:, 1:].flatten().to(model.device)
-    with _global_seed(stable_seed(seed, "power iteration")), warnings.catch_warnings():
+    # PyHessian draws from torch's global generator, on the CPU; torch.manual_seed would reseed CUDA's too.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.default_generator.manual_seed(stable_seed(seed, "power iteration"))
         warnings.simplefilter("ignore")  # backward(create_graph=True) warns of a cycle that zero_grad breaks
         model.zero_grad(set_to_none=True)
-        peer = hessian(
-            _Logits(model), torch.nn.functional.cross_entropy, data=(inputs, targets), cuda=model.device.type == "cuda"
-        )
+        cuda = model.device.type == "cuda"
+        peer = hessian(_Logits(model), torch.nn.functional.cross_entropy, data=(inputs, targets), cuda=cuda)
         eigenvalues, _ = peer.eigenvalues(maxIter=power_iterations, tol=1e-3, top_n=1)
         model.zero_grad(set_to_none=True)
     lambda_max = float(max(eigenvalues, key=abs))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from .seeding import uniforms
@@ -56,7 +56,7 @@ def sample(
     continuations: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding, short prompts first
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    for chosen in tqdm(batches, desc=description, leave=False, disable=None):
+    for chosen in tqdm(batches, desc=description, leave=False, delay=2):
         longest = max(len(prompts[i]) for i in chosen)
         tokens = torch.zeros(len(chosen), longest, dtype=torch.long)
         mask = torch.zeros(len(chosen), longest + new_tokens, dtype=torch.long)

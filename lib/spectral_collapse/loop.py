@@ -24,16 +24,17 @@ BASELINE = "baseline"
 # What each stage's numbers depend on: parameters, and the modules that compute them. A stage is made again
 # when one of these changes, and left alone when something else does.
 _TEXT = ("corpus", "documents", "vocabulary_size", "block_tokens", "checkpoint", "revision")
-_MODEL = (
-    "hidden_size layers heads baseline_blocks baseline_epochs baseline_learning_rate baseline_sequence_tokens "
-    "batch_size weight_decay warmup_fraction schedule threads"
-).split()
-_SAMPLING = ("temperature", "top_k", "top_p", "sampling_batch")
+_FIT = ("batch_size", "weight_decay", "warmup_fraction", "schedule", "threads")
+_SAMPLING = ("temperature", "top_k", "top_p", "sampling_batch", "threads")
 STAGE_PARAMETERS: dict[str, tuple[str, ...]] = {
-    "text": ("blocks_per_generation", "prompting", "opening_tokens", "real_fraction", "threads", *_SAMPLING),
-    "training": (*_TEXT, *_MODEL, "epochs", "learning_rate"),
-    "evaluation": ("held_out_blocks", "block_tokens", "evaluation_stories", "story_tokens", "threads", *_SAMPLING),
-    "responses": ("prompt_bank", "response_tokens", "threads", *_SAMPLING),
+    "baseline": (
+        *("hidden_size", "layers", "heads", "baseline_blocks", "baseline_epochs", "baseline_learning_rate"),
+        *("baseline_sequence_tokens", *_TEXT, *_FIT),
+    ),
+    "text": ("blocks_per_generation", "prompting", "opening_tokens", "real_fraction", *_SAMPLING),
+    "training": ("epochs", "learning_rate", *_FIT),
+    "evaluation": ("held_out_blocks", "block_tokens", "evaluation_stories", "story_tokens", *_SAMPLING),
+    "responses": ("prompt_bank", "response_tokens", *_SAMPLING),
     "curvature": (
         *("curvature_blocks", "block_tokens", "lanczos_steps", "lanczos_probes"),
         *("published_steps", "published_power_iterations", "threads"),
@@ -41,14 +42,16 @@ STAGE_PARAMETERS: dict[str, tuple[str, ...]] = {
     "sigma": ("response_block_words", "sigma_delta", "sigma_rho", "blocks_per_generation", "threads"),
 }
 _STAGE_CODE = {
+    "baseline": (train, corpora, seeding, models, storyworld),
     "text": (corpora, generate, seeding, models, storyworld),
-    "training": (train, corpora, seeding, models, storyworld),
+    "training": (train, seeding, models),
     "evaluation": (train, generate, seeding, text_metrics, storyworld),
     "responses": (generate, seeding),
     "curvature": (curvature, seeding),
     "sigma": (sigma, models, text_metrics),
 }
-STAGES = tuple(STAGE_PARAMETERS)
+# Records of a generation; the base model's training is the stage `baseline` under the name of the others.
+STAGES = ("text", "training", "evaluation", "responses", "curvature", "sigma")
 
 
 class IncoherentBaseline(ValueError):
@@ -114,9 +117,10 @@ class Run:
         if (name, generation) in self._results:
             return self._results[name, generation]
         path = self.path(generation, f"{name}.json")
+        kind = BASELINE if name == "training" and generation == 0 else name
         key = {
-            "parameters": {key: getattr(self.params, key) for key in STAGE_PARAMETERS[name]},
-            "code": provenance.code_hash(*_STAGE_CODE[name]),
+            "parameters": {parameter: getattr(self.params, parameter) for parameter in STAGE_PARAMETERS[kind]},
+            "code": provenance.code_hash(*_STAGE_CODE[kind]),
             "inputs": inputs,
         }
         try:

@@ -2,6 +2,7 @@
 `… run` does so with the outputs of its execution. The .py is the half that is edited by hand."""
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -31,8 +32,10 @@ def from_script(script: Path) -> NotebookNode:
 
 
 def executed(script: Path) -> NotebookNode:
-    """The script's notebook with the outputs of a run with its own parameters, without times of execution."""
+    """The script's notebook with the outputs of a run with its own parameters, without times of execution
+    and progress bars."""
     notebook = from_script(script)
+    os.environ["TQDM_DISABLE"] = "1"
     nbclient.NotebookClient(
         notebook, timeout=None, record_timing=False, resources={"metadata": {"path": str(script.parent)}}
     ).execute()

@@ -22,7 +22,9 @@ class GramAccumulator:
         """Adds rows (k, m). Raises ValueError on a non-finite row or one with ‖v‖² above `rho`."""
         rows = np.asarray(embeddings, dtype=np.float64)
         if rows.ndim != 2 or rows.shape[1] != len(self.gram):
-            raise ValueError(f"embeddings have shape {rows.shape}; rows of length {len(self.gram)} are expected.")
+            raise ValueError(
+                f"embeddings have shape {rows.shape}; rows of length {len(self.gram)} are expected."
+            )
         if not np.isfinite(rows).all():
             bad = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
             raise ValueError(f"embedding {bad} is not finite: look at the text it was made from.")

