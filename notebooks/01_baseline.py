@@ -22,8 +22,7 @@
 # %%
 import numpy as np
 import pandas as pd
-
-from spectral_collapse import curvature, figures, loop, params
+from spectral_collapse import figures, loop, params
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -74,7 +73,12 @@ rows = [
     ("λ_min", spectrum["lambda_min"], spectrum["lambda_min_residual"], "residual bound"),
     ("tr H / n", spectrum["mean_eigenvalue"], spectrum["mean_eigenvalue_standard_error"], "standard error"),
     ("σ_bulk", spectrum["bulk_sigma"], spectrum["bulk_sigma_standard_error"], "standard error"),
-    ("log(λ_max / σ_bulk)", spectrum["log_spectral_ratio"], spectrum["log_spectral_ratio_standard_error"], "standard error"),
+    (
+        "log(λ_max / σ_bulk)",
+        spectrum["log_spectral_ratio"],
+        spectrum["log_spectral_ratio_standard_error"],
+        "standard error",
+    ),
 ]
 pd.DataFrame(rows, columns=["quantity", "estimate", "error", "kind of error"]).style.format(precision=5).hide()
 

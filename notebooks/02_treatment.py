@@ -21,7 +21,6 @@
 # finished, and a run that was interrupted goes on where it stopped.
 
 # %%
-import pandas as pd
 
 from spectral_collapse import figures, loop, params, series
 
@@ -48,7 +47,9 @@ print("synthetic blocks:", [run.text(generation)["synthetic_blocks"] for generat
 # of rare fillers the model still produces, over the number that as many true stories would contain.
 
 # %%
-figures.series(table, ["training_loss", "held_out_perplexity", "distinct_2", "tail_coverage", "slot_kl", "repetition_4"])
+figures.series(
+    table, ["training_loss", "held_out_perplexity", "distinct_2", "tail_coverage", "slot_kl", "repetition_4"]
+)
 
 # %% [markdown]
 # ## A story before and after

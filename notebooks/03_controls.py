@@ -24,7 +24,6 @@
 
 # %%
 import pandas as pd
-
 from spectral_collapse import figures, loop, params, series
 
 # %% tags=["parameters"]
@@ -49,7 +48,9 @@ print("synthetic blocks:", [run.text(generation)["synthetic_blocks"] for generat
 # spread of the `fresh` runs is what any warning has to exceed.
 
 # %%
-figures.series(table, ["training_loss", "held_out_perplexity", "distinct_2", "tail_coverage", "slot_kl", "repetition_4"])
+figures.series(
+    table, ["training_loss", "held_out_perplexity", "distinct_2", "tail_coverage", "slot_kl", "repetition_4"]
+)
 
 # %%
 figures.series(table, ["lambda_max", "bulk_sigma", "log_spectral_ratio", "log_published_ratio"], columns=2)

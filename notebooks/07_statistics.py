@@ -22,7 +22,6 @@
 
 # %%
 from IPython.display import display
-
 from spectral_collapse import figures, paper, params, series, statistics, tables
 
 # %% tags=["parameters"]
@@ -63,7 +62,9 @@ output.figure("published_estimator", figures.published_estimator(table))
 
 # %%
 first, last = settings.seeds[0], settings.generations
-spectra = {(name, generation): result for name, _, generation, result in series.results(settings, "curvature", seeds=[first])}
+spectra = {
+    (name, generation): result for name, _, generation, result in series.results(settings, "curvature", seeds=[first])
+}
 shown = [("generation 0", spectra[settings.conditions[0], 0])]
 shown += [(f"{name}, generation {last}", spectra[name, last]) for name in settings.conditions]
 output.figure("density", figures.density(shown))
@@ -75,8 +76,17 @@ output.figure("density", figures.density(shown))
 output.figure("sigma_tracks", figures.sigma_tracks(table))
 
 # %%
-text = ["distinct_2", "distinct_4", "repetition_4", "type_token_ratio", "hashed_ngram_hhi", "tail_mass_ratio", "tail_coverage",
-        "slot_kl", "slot_entropy"]
+text = [
+    "distinct_2",
+    "distinct_4",
+    "repetition_4",
+    "type_token_ratio",
+    "hashed_ngram_hhi",
+    "tail_mass_ratio",
+    "tail_coverage",
+    "slot_kl",
+    "slot_entropy",
+]
 output.figure("text_metrics", figures.series(table, text))
 
 # %%
@@ -93,7 +103,15 @@ output.table("anova", tables.anova(table))
 display(statistics.repeated_measures_anova(table, "held_out_perplexity").style.format(precision=3).hide())
 
 # %%
-reported = [*headline, "lambda_max", "bulk_sigma", "log_published_ratio", "distinct_2", "repetition_4", "hashed_ngram_hhi"]
+reported = [
+    *headline,
+    "lambda_max",
+    "bulk_sigma",
+    "log_published_ratio",
+    "distinct_2",
+    "repetition_4",
+    "hashed_ngram_hhi",
+]
 reported = [name for name in reported if name in metrics]
 output.table("posthoc", tables.posthoc(table, reported))
 output.table("effect_sizes", tables.effect_sizes(table, reported))
@@ -110,7 +128,14 @@ print(f"detectable d_z with {len(settings.seeds)} seeds: {statistics.detectable_
 # direction correlates with everything else that does; a correlation here is no warning and no cause.
 
 # %%
-signals = ["log_spectral_ratio", "log_published_ratio", "lambda_max", "bulk_sigma", "track_two_drift", "track_one_drift"]
+signals = [
+    "log_spectral_ratio",
+    "log_published_ratio",
+    "lambda_max",
+    "bulk_sigma",
+    "track_two_drift",
+    "track_one_drift",
+]
 outcomes = ["held_out_perplexity", "distinct_2", "repetition_4", "tail_coverage"]
 outcomes = [name for name in outcomes if name in metrics]
 output.figure("correlations", figures.correlations(table, signals + outcomes))
@@ -121,7 +146,9 @@ output.table("correlations", tables.correlations(table, outcomes, signals))
 
 # %%
 output.table("design", paper.design(settings))
-output.table("spectrum_baseline", paper.spectrum_baseline(series.results(settings, "curvature", settings.conditions[:1])))
+output.table(
+    "spectrum_baseline", paper.spectrum_baseline(series.results(settings, "curvature", settings.conditions[:1]))
+)
 output.table("published_hessian", tables.published_hessian())
 output.values(statistics.values(table) | paper.context(settings, series.results(settings, "training")))
 

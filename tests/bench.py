@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 import torch
 from pyhessian import hessian
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from spectral_collapse import curvature
+from transformers import LlamaConfig, LlamaForCausalLM
 
 REPETITIONS = 7
 

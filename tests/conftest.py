@@ -9,13 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
 
 ARCHITECTURES = {
-    "llama": (
-        LlamaConfig,
-        {"intermediate_size": 32, "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": True},
-    ),
-    "qwen2": (Qwen2Config, {"intermediate_size": 32, "num_key_value_heads": 1, "max_position_embeddings": 64}),
-    "opt": (OPTConfig, {"ffn_dim": 32, "word_embed_proj_dim": 16, "max_position_embeddings": 64}),
-    "gpt2": (GPT2Config, {"n_positions": 64}),
+    "llama": (LlamaConfig, {"intermediate_size": 32, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "qwen2": (Qwen2Config, {"intermediate_size": 32, "num_key_value_heads": 1}),
+    "opt": (OPTConfig, {"ffn_dim": 32, "word_embed_proj_dim": 16}),
+    "gpt2": (GPT2Config, {}),
 }
 
 
@@ -41,7 +38,7 @@ def tiny_model():
         config, options = ARCHITECTURES[architecture]
         config = config(
             vocab_size=vocabulary, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-            bos_token_id=0, eos_token_id=0, pad_token_id=1, attn_implementation="eager",
+            max_position_embeddings=64, bos_token_id=0, eos_token_id=0, pad_token_id=1,
             initializer_range=0.3,  # far from uniform predictions
             **options,
         )  # fmt: skip

@@ -3,10 +3,8 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-
 from spectral_collapse import corpora, models, params
 from spectral_collapse.corpora import RealText, load_corpus, read_documents
 
@@ -67,7 +65,8 @@ def test_unusable_file_is_explained_in_a_sentence(tmp_path):
         "latin/below": "cannot be read: set data_path",
     }
     for name, reason in cases.items():
-        with pytest.raises(ValueError, match=f"^data file {re.escape(str(tmp_path / name))} {reason}") as caught:
+        path = re.escape(str(tmp_path / name))
+        with pytest.raises(ValueError, match=f"^data file {path} {reason}") as caught:
             read_documents(tmp_path / name)
         assert "\n" not in str(caught.value) and not isinstance(caught.value, UnicodeError)
 
@@ -83,7 +82,8 @@ def test_last_tenth_is_held_out_and_documents_limits_the_rest(tmp_path):
 def test_held_out_file_of_ones_own(tmp_path):
     (tmp_path / "train.txt").write_text("\n\n".join(numbered(0, 3)))
     (tmp_path / "held.txt").write_text("\n\n".join(numbered(50, 52)))
-    corpus = load_corpus(from_file(tmp_path / "train.txt", held_out_path=str(tmp_path / "held.txt"), documents=2))
+    held_out = str(tmp_path / "held.txt")
+    corpus = load_corpus(from_file(tmp_path / "train.txt", held_out_path=held_out, documents=2))
     assert (corpus.train, corpus.held_out) == (numbered(0, 2), numbered(50, 52))
 
 
@@ -180,7 +180,7 @@ def test_order_depends_on_the_seed_and_held_out_text_does_not(real):
 
 
 def test_fingerprint_follows_text_and_tokenizer(real, tmp_path):
-    (tmp_path / "text.txt").write_text("\n\n".join(numbered(0, 199) + ["Another end."]))
+    (tmp_path / "text.txt").write_text("\n\n".join([*numbered(0, 199), "Another end."]))
     assert RealText(from_file(tmp_path / "text.txt")).sha256 != real.sha256
     assert RealText(real.params.model_copy(update={"vocabulary_size": 290})).sha256 != real.sha256
 
@@ -207,27 +207,36 @@ def test_openings_repeat_where_there_are_few_documents(real):
 
 
 def test_too_little_text_says_what_to_do(real):
-    with pytest.raises(ValueError, match=r"^real slice 1000: 80,\d{3} tokens are needed and the corpus has \d,\d{3}: give more"):
+    with pytest.raises(ValueError, match=r"^real slice 1000: 80,\d{3} tokens are needed and the corpus has \d,\d{3}"):
         real.slice(1, 1000)
-    for changes, part in (({"baseline_blocks": 10**6}, "base model's text"), ({"held_out_blocks": 10**6}, "held-out text")):
-        with pytest.raises(ValueError, match=f"^{part}: .*more text .*or lower baseline_blocks"):
-            RealText(real.params.model_copy(update=changes)).baseline(1)
+    for key, part in (("baseline_blocks", "base model's text"), ("held_out_blocks", "held-out text")):
+        with pytest.raises(ValueError, match=f"^{part}: .*: give more text .*or lower baseline_blocks"):
+            RealText(real.params.model_copy(update={key: 10**6})).baseline(1)
 
 
-def test_last_slice_that_fits_is_given(real):
-    available = len(np.concatenate([[0, *ids] for ids in real.tokenizer(numbered(0, 180)).input_ids]))
-    last = (available - 12 * 16) // (5 * 16) - 1
-    assert real.slice(1, last).shape == (5, 16)
-    with pytest.raises(ValueError, match="tokens are needed"):
-        real.slice(1, last + 1)
+def test_text_may_be_used_to_the_last_token(real):
+    available = sum(1 + len(ids) for ids in real.tokenizer(numbered(0, 180)).input_ids)
+
+    def baseline(blocks):
+        changes = {"baseline_blocks": blocks, "block_tokens": 1, "baseline_sequence_tokens": 1}
+        return RealText(real.params.model_copy(update=changes)).baseline(1)
+
+    assert baseline(available).shape == (available, 1)
+    with pytest.raises(ValueError, match=f"{available + 1:,} tokens are needed and the corpus has {available:,}:"):
+        baseline(available + 1)
 
 
 # ---- tokenizer
 
 
 def test_tokenizer_round_trip(real):
-    texts = ["Story 3: the fox ran.", "naïve Füchse 🦊\n\n\ttabs  and   spaces ", "don't , stop .", "\x00\x7f ÿ 漢字", ""]
-    for text in texts:
+    for text in (
+        "Story 3: the fox ran.",
+        "Füchse 🦊\n\n\ttabs  and   spaces ",
+        "don't , stop .",
+        "\x00\x7f ÿ 漢字",
+        "",
+    ):
         ids = real.tokenizer(text, add_special_tokens=False).input_ids
         assert real.tokenizer.decode(ids) == text
         assert real.separator not in ids

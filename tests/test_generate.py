@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
 from spectral_collapse.generate import sample, truncated_probabilities
 from spectral_collapse.seeding import stable_seed, uniforms
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 FULL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 DECODINGS = [
@@ -17,7 +16,8 @@ DECODINGS = [
     {"temperature": 0.8, "top_k": 50, "top_p": 0.6},
 ]
 GENERATOR = torch.Generator().manual_seed(0)
-PROMPTS = [torch.randint(2, 61, (length,), generator=GENERATOR).tolist() for length in (7, 1, 12, 3, 7, 2, 9, 1)]
+LENGTHS = (7, 1, 12, 3, 7, 2, 9, 1)
+PROMPTS = [torch.randint(2, 61, (length,), generator=GENERATOR).tolist() for length in LENGTHS]
 SEEDS = [stable_seed("test", i) for i in range(len(PROMPTS))]
 
 
@@ -46,10 +46,11 @@ def test_probabilities_are_those_of_the_warpers(temperature, top_k, top_p):
 
 @pytest.mark.parametrize("decoding", DECODINGS)
 def test_number_of_candidates_does_not_matter(decoding):
-    logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(2)) * torch.tensor([[9.0], [3], [1], [0.3], [0]])
+    scale = torch.tensor([9.0, 3.0, 1.0, 0.3])[:, None]
+    logits = scale * torch.randn(4, 300, generator=torch.Generator().manual_seed(2))
     few, few_ids = truncated_probabilities(logits, *decoding.values(), candidates=2)
     all_of_them, ids = truncated_probabilities(logits, *decoding.values(), candidates=300)
-    for row in range(4):  # the last is a tie of all tokens, whose order is free
+    for row in range(4):
         kept = few[row] > 0
         assert torch.equal(few[row][kept], all_of_them[row][all_of_them[row] > 0])
         assert torch.equal(few_ids[row][kept], ids[row][all_of_them[row] > 0])
@@ -70,13 +71,14 @@ def test_draws_follow_the_distribution_of_the_model(tiny_model):
         return (first[:, None] * second).ravel().numpy()
 
     seeds = [stable_seed(1, "chi-square", i) for i in range(count)]
-    pairs = np.array(sample(model, [prompt] * count, seeds, 2, **{**FULL, "temperature": 0.8}, batch_size=count))
+    decoding = {**FULL, "temperature": 0.8}
+    pairs = np.array(sample(model, [prompt] * count, seeds, 2, **decoding, batch_size=count))
     observed = np.bincount(12 * pairs[:, 0] + pairs[:, 1], minlength=144)
 
     def p_value(expected):
         rare = expected * count < 5
-        cells = [(observed[~rare], expected[~rare]), (observed[rare].sum(keepdims=True), expected[rare].sum(keepdims=True))]
-        counts, shares = map(np.concatenate, zip(*(cell for cell in cells if cell[1].sum() > 0), strict=True))
+        assert rare.any()
+        counts, shares = (np.append(cells[~rare], cells[rare].sum()) for cells in (observed, expected))
         return stats.chisquare(counts, count * shares).pvalue
 
     assert p_value(joint(0.8)) > 1e-3
@@ -97,7 +99,7 @@ def test_truncated_draws_stay_within_the_nucleus(tiny_model):
 
 
 def recomputed(model, prompt, seed, new_tokens, temperature, top_k, top_p):
-    """The same draw with no cache, no padding, no batch: the whole sequence goes through the model each time."""
+    """The same draw with no cache, padding or batch: the model sees the whole sequence each time."""
     sequence = list(prompt)
     for uniform in uniforms([seed], new_tokens)[0]:
         with torch.no_grad():
@@ -126,9 +128,8 @@ def test_texts_do_not_depend_on_batch_or_order(tiny_model, architecture, decodin
     for batch_size in (1, 3, 5):
         assert sample(model, PROMPTS, SEEDS, 20, **decoding, batch_size=batch_size) == whole
     order = [5, 0, 7, 2, 6, 1, 4, 3]
-    shuffled = sample(
-        model, [PROMPTS[i] for i in order], [SEEDS[i] for i in order], 20, **decoding, batch_size=3
-    )  # fmt: skip
+    prompts, seeds = ([each[i] for i in order] for each in (PROMPTS, SEEDS))
+    shuffled = sample(model, prompts, seeds, 20, **decoding, batch_size=3)
     assert shuffled == [whole[i] for i in order]
     alone = sample(model, PROMPTS[2:3], SEEDS[2:3], 9, **decoding, batch_size=8)
     assert alone == [whole[2][:9]]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from spectral_collapse import loop, params, provenance, series
 
 # The smoke profile made smaller still: a model that need not be coherent.
@@ -191,7 +190,10 @@ for generation in range(3):
 def start(root: Path, overrides: dict) -> subprocess.Popen:
     environment = {**os.environ, "SPECTRAL_COLLAPSE_RESULTS": str(root), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
-        [sys.executable, "-c", WORKER.format(overrides=overrides)], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WORKER.format(overrides=overrides)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 

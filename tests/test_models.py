@@ -9,9 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-
 from spectral_collapse import models, params
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 TEXTS = ["Once upon a time a fox ran home.", "The hen said: don't, stop!", "naïve 🦊"]
 
@@ -45,12 +44,13 @@ def test_checkpoint_gives_the_saved_model_and_tokenizer(checkpoint, architecture
     state = torch.get_rng_state()
     model = models.initial_model(settings, loaded, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not model.training and model.config._attn_implementation == "eager" and model.dtype == torch.float32
+    assert not model.training and model.dtype == torch.float32
+    assert model.config._attn_implementation == "eager"
     tokens = torch.arange(40).view(2, 20)
     peer = AutoModelForCausalLM.from_pretrained(settings.checkpoint, attn_implementation="eager").eval()
     with torch.no_grad():
-        assert torch.equal(model(tokens).logits, peer(tokens).logits)
-        assert torch.equal(model(tokens).logits, models.initial_model(settings, loaded, seed=2)(tokens).logits)
+        for same in (peer, models.initial_model(settings, loaded, seed=2)):
+            assert torch.equal(model(tokens).logits, same(tokens).logits)
 
 
 def without(name):
@@ -177,12 +177,9 @@ def test_tokenizer_fingerprint(tokenizer):
 
 def test_absent_device_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert models.pick_device("auto") == models.pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="device 'cuda' is not available on this machine: set device to 'auto' or 'cpu'"):
+    with pytest.raises(ValueError, match=r"device 'cuda' is not available .*: set device to 'auto' or 'cpu'"):
         models.pick_device("cuda")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert models.pick_device("auto") == torch.device("mps")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert models.pick_device("auto") == torch.device("cuda")
 
@@ -220,8 +217,7 @@ def test_embedding_does_not_depend_on_batch_or_order(encoder):
 
 
 def test_three_coordinates_are_dead(encoder):
-    batch = encoder.tokenizer([text for text in SENTENCES if text], padding=True, truncation=True, max_length=256,
-                              return_tensors="pt")  # fmt: skip
+    batch = encoder.tokenizer(SENTENCES, padding=True, truncation=True, max_length=256, return_tensors="pt")
     with torch.no_grad():
         hidden = encoder.model(**batch).last_hidden_state  # (B, T, 384), before pooling and normalisation
     largest = hidden.abs().amax(dim=(0, 1))

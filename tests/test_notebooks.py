@@ -3,7 +3,6 @@
 import jupytext
 import nbformat
 import pytest
-
 from spectral_collapse import pairs
 
 SCRIPTS = sorted(pairs.NOTEBOOKS.glob("*.py"))

@@ -1,5 +1,6 @@
 """Records: trusted only while what made them still holds, and never half-written."""
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -12,7 +13,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-
 from spectral_collapse import provenance
 from spectral_collapse.provenance import StaleRecord, code_hash, read_result, write_atomically, write_record
 
@@ -42,7 +42,8 @@ def test_result_comes_back_as_it_was_written(record):
 def test_numbers_of_numpy_and_torch_and_what_json_lacks(tmp_path):
     result = {
         "array": np.arange(3), "float32": np.float32(0.5), "tensor": torch.tensor([[1.0, math.nan]]),
-        "scalar": torch.tensor(2), "nan": math.nan, "infinities": (math.inf, -np.inf), "bool": np.bool_(True), 3: "key",
+        "scalar": torch.tensor(2), "nan": math.nan, "infinities": (math.inf, -np.inf),
+        "bool": np.bool_(True), 3: "key",
     }  # fmt: skip
     written = write(tmp_path / "record.json", result)
     assert written == read_result(tmp_path / "record.json", KEY)
@@ -61,7 +62,7 @@ def test_records_of_one_computation_differ_in_timing_alone(tmp_path):
     timings = [record.pop("timing") for record in records]
     assert records[0] == records[1]
     assert [timing["wall_seconds"] for timing in timings] == [1.0, 99.0]
-    assert {"schema_version", "profile", "seed", "condition", "generation", "git", "environment"} <= set(records[0])
+    assert {"schema_version", "git", "environment", *ABOUT} <= set(records[0])
 
 
 def test_key_survives_json(tmp_path):
@@ -182,6 +183,24 @@ def test_writer_that_is_killed_leaves_the_old_file(tmp_path):
 # ---- code
 
 
+SOURCE = '''"""Doc."""
+
+class A:
+    """Doc."""
+
+    def f(self, x=1):
+        """Doc."""
+        return x + 1
+'''
+CHANGES = [
+    ("x + 1", "x + 2"),
+    ("x + 1", "x - 1"),
+    ("x=1", "x=2"),
+    ("return x + 1", 'return "Doc."'),
+    ("def f", "def g"),
+]
+
+
 def code(tmp_path, name, source):
     path = tmp_path / f"{name}.py"
     path.write_text(source)
@@ -192,15 +211,13 @@ def code(tmp_path, name, source):
 
 
 def test_code_hash_follows_code_and_not_prose(tmp_path):
-    source = '"""Doc."""\n\n\nclass A:\n    """Doc."""\n\n    def f(self, x=1):\n        """Doc."""\n        return x + 1\n'
-    prose = source.replace("Doc.", "Other words.").replace("return x + 1", "# why\n        return (x  +  1)")
+    prose = SOURCE.replace("Doc.", "Other words.").replace("return x + 1", "# why\n        return (x  +  1)")
     assert "why" in prose
-    original = code(tmp_path, "original", source)
+    original = code(tmp_path, "original", SOURCE)
     assert code(tmp_path, "prose", prose) == original
-    assert code(tmp_path, "undocumented", source.replace('"""Doc."""\n', "\n")) == original
-    changes = [("x + 1", "x + 2"), ("x + 1", "x - 1"), ("x=1", "x=2"), ("return x + 1", 'return "Doc."'), ("def f", "def g")]
-    hashes = {code(tmp_path, f"change_{i}", source.replace(*change)) for i, change in enumerate(changes)}
-    assert len(hashes | {original}) == len(changes) + 1
+    assert code(tmp_path, "undocumented", SOURCE.replace('"""Doc."""\n', "\n")) == original
+    hashes = {code(tmp_path, f"change_{i}", SOURCE.replace(*change)) for i, change in enumerate(CHANGES)}
+    assert len(hashes | {original}) == len(CHANGES) + 1
 
 
 def test_code_hash_takes_every_module(tmp_path):
@@ -216,20 +233,24 @@ HOLD = (
 )
 
 
-def hold(folder, seconds):
-    return subprocess.Popen([sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True)
-
-
 def test_second_process_waits_and_a_kill_frees_the_lock(tmp_path):
-    with hold(tmp_path / "run", 600) as holder:
+    with contextlib.ExitStack() as processes:
+
+        def hold(seconds):
+            command = [sys.executable, "-c", HOLD, str(tmp_path / "run"), str(seconds)]
+            process = processes.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            processes.callback(process.kill)
+            return process
+
+        holder = hold(60)
         assert holder.stdout.readline() == "held\n"
-        with hold(tmp_path / "run", 0) as waiter:
-            assert waiter.stdout.readline() == "run: another process works here; waiting for it.\n"
-            with pytest.raises(subprocess.TimeoutExpired):
-                waiter.wait(0.5)
-            os.kill(holder.pid, signal.SIGKILL)
-            assert waiter.stdout.readline() == "held\n"
-            assert waiter.wait(30) == 0
+        waiter = hold(0)
+        assert waiter.stdout.readline() == "run: another process works here; waiting for it.\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiter.wait(0.5)
+        os.kill(holder.pid, signal.SIGKILL)
+        assert waiter.stdout.readline() == "held\n"
+        assert waiter.wait(30) == 0
 
 
 def test_lock_is_free_again_after_use(tmp_path):

@@ -17,8 +17,7 @@ METRIC = "held_out_perplexity"
 def make_table(values: np.ndarray) -> pd.DataFrame:
     """Tidy table of `METRIC` from `values` (conditions, seeds, generations)."""
     rows = [
-        ("llama", CONDITIONS[c], 10 + s, g, values[c, s, g])
-        for c, s, g in itertools.product(*map(range, values.shape))
+        ("llama", CONDITIONS[c], 10 + s, g, values[c, s, g]) for c, s, g in itertools.product(*map(range, values.shape))
     ]
     return pd.DataFrame(rows, columns=["model", "condition", "seed", "generation", METRIC])
 

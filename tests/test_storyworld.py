@@ -32,8 +32,7 @@ def place_region(filler):
 def test_probabilities_are_the_total_probability_over_places(slot):
     harmonic = sum(1 / k for k in range(1, 49))
     total = sum(
-        slot.by_region[k % storyworld.REGIONS] / ((k + 1) * harmonic)
-        for k in range(len(SLOT["place"].fillers))
+        slot.by_region[k % storyworld.REGIONS] / ((k + 1) * harmonic) for k in range(len(SLOT["place"].fillers))
     )
     np.testing.assert_allclose(slot.probabilities, total, rtol=1e-12)
     np.testing.assert_allclose(slot.by_region.sum(axis=1), 1.0, rtol=1e-12)
@@ -82,9 +81,7 @@ def test_parsing_returns_the_fillers_that_were_drawn():
 
 
 def test_no_filler_hides_in_another_slot_or_in_a_wording():
-    assert len({filler.lower() for slot in SLOTS for filler in slot.fillers}) == sum(
-        len(s.fillers) for s in SLOTS
-    )
+    assert len({filler.lower() for slot in SLOTS for filler in slot.fillers}) == sum(len(s.fillers) for s in SLOTS)
     for slot in SLOTS:
         for filler, phrase in zip(slot.fillers, slot.phrases, strict=True):
             assert parse_fillers(phrase) == {slot.name: filler}

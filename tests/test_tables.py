@@ -168,9 +168,7 @@ def test_values_are_lines_and_bad_ones_are_refused(tmp_path):
     path = tmp_path / "generated" / "numbers.tex"
     tables.write_values({"d.fresh-1": r"$1.20\times10^{5}$", "x_1": r"50\% \{", "none": "--"}, path)
     written = (
-        "\\setval{d.fresh-1}{\\ensuremath{1.20\\times10^{5}}}\n"
-        "\\setval{x_1}{50\\% \\{}\n"
-        "\\setval{none}{\\mbox{--}}\n"
+        "\\setval{d.fresh-1}{\\ensuremath{1.20\\times10^{5}}}\n\\setval{x_1}{50\\% \\{}\n\\setval{none}{\\mbox{--}}\n"
     )
     assert path.read_text() == written
     for key in ("", "a b", "a{b", "é", "a\n"):

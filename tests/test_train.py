@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
-
 from spectral_collapse import train as training
 from spectral_collapse.train import Recipe, TrainingDiverged, perplexity, train
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 RECIPE = Recipe(
     epochs=2, batch_size=4, learning_rate=1e-2, weight_decay=0.1, warmup_fraction=0.2, schedule="cosine"
@@ -17,13 +16,14 @@ RECIPE = Recipe(
 # 22 blocks in batches of 4: six steps an epoch, the last one of two blocks.
 BLOCKS = torch.randint(0, 61, (22, 10), generator=torch.Generator().manual_seed(0))
 STEPS = 12
+PARTS = (1, "training", 2)
 
 
 @pytest.fixture
 def fit(tmp_path):
     """Trains a model with a state file in tmp_path; returns its losses and what it said."""
 
-    def run(model, recipe=RECIPE, *, identity="this", blocks=BLOCKS, seed_parts=(1, "training", 2), state_steps=5):
+    def run(model, recipe=RECIPE, *, identity="this", blocks=BLOCKS, seed_parts=PARTS, state_steps=5):
         said = []
         losses = train(
             model, blocks, recipe, seed_parts=seed_parts, state=tmp_path / "state.safetensors",
@@ -112,9 +112,13 @@ def test_state_that_is_not_of_this_training_is_ignored(tiny_model, fit, interrup
         tiny_model().save_pretrained(tmp_path)
         state.write_bytes((tmp_path / "model.safetensors").read_bytes())
     elif damage != "identity":
-        state.write_bytes(
-            {"truncated": content[:-7], "empty": b"", "text": b"no state", "header": b"\xff" + content[1:]}[damage]
-        )
+        damaged = {
+            "truncated": content[:-7],
+            "empty": b"",
+            "text": b"no state",
+            "header": b"\xff" + content[1:],
+        }
+        state.write_bytes(damaged[damage])
     fresh = tiny_model()
     again, said = fit(fresh, identity="other" if damage == "identity" else "this")
     assert said == [] and again == losses and same(fresh, whole)
@@ -126,7 +130,7 @@ def test_state_that_is_not_of_this_training_is_ignored(tiny_model, fit, interrup
 def test_every_block_is_met_once_an_epoch_in_an_order_of_its_own(tiny_model, fit):
     def batches(**options):
         seen, model = [], tiny_model()
-        model.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs["input_ids"]), with_kwargs=True)
+        model.register_forward_pre_hook(lambda _, __, given: seen.append(given["input_ids"]), with_kwargs=True)
         fit(model, **options)
         return seen
 
@@ -244,7 +248,7 @@ def test_divergence_is_raised_with_the_losses_before_it(tiny_model, fit):
                 output["loss"] = output.loss * 0 + bad
 
         model.register_forward_hook(spoil)
-        with pytest.raises(TrainingDiverged, match="training stopped at step 3: the loss is not finite") as caught:
+        with pytest.raises(TrainingDiverged, match="stopped at step 3: the loss is not finite") as caught:
             fit(model, identity=str(bad))
         assert caught.value.losses == whole[:3]
         assert all(parameter.isfinite().all() for parameter in model.parameters())
@@ -286,6 +290,6 @@ def test_standard_error_of_perplexity_agrees_with_a_bootstrap(tiny_model):
 
 def test_state_is_not_written_at_the_end(tiny_model, fit, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(training, "_save_state", lambda path, model, optimizer, note: saved.append(len(note["losses"])))
+    monkeypatch.setattr(training, "_save_state", lambda *given: saved.append(len(given[-1]["losses"])))
     fit(tiny_model(), Recipe(5, 11, 1e-3, 0.0, 0.0, "constant"))  # ten steps, a state every five
     assert saved == [5]

@@ -8,7 +8,6 @@ import tomllib
 
 import pytest
 import yaml
-
 from spectral_collapse import params, paths, pdf
 
 
@@ -50,7 +49,11 @@ def test_installed_versions_are_the_locked_ones():
 
 def snakemake(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "snakemake", *arguments], cwd=paths.ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "snakemake", *arguments],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

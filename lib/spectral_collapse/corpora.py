@@ -135,7 +135,11 @@ class RealText:
         params = self.params
         start = (params.baseline_blocks + index * params.blocks_per_generation) * params.block_tokens
         return self._blocks(
-            self._shuffled(seed)[0], start, params.blocks_per_generation, params.block_tokens, f"real slice {index}"
+            self._shuffled(seed)[0],
+            start,
+            params.blocks_per_generation,
+            params.block_tokens,
+            f"real slice {index}",
         )
 
     def openings(self, seed: int) -> list[list[int]]:

@@ -61,9 +61,7 @@ class HessianOperator:
         loss = mean_loss(self.model, batch)
         return torch.autograd.grad(loss, self.parameters, create_graph=True)
 
-    def _product(
-        self, gradient: tuple[torch.Tensor, ...], pieces: list[torch.Tensor], keep: bool
-    ) -> torch.Tensor:
+    def _product(self, gradient: tuple[torch.Tensor, ...], pieces: list[torch.Tensor], keep: bool) -> torch.Tensor:
         products = torch.autograd.grad(
             gradient, self.parameters, grad_outputs=pieces, retain_graph=keep, materialize_grads=True
         )
@@ -139,9 +137,7 @@ def lanczos(matvec: Matvec, start: torch.Tensor, steps: int) -> Quadrature:
             product -= basis[: step + 1].T @ (basis[: step + 1] @ product)
         beta = math.sqrt(dot(product, product))
         if not math.isfinite(alpha) or not math.isfinite(beta):
-            raise ValueError(
-                f"the Hessian product is not finite at Lanczos step {step}: the model has diverged."
-            )
+            raise ValueError(f"the Hessian product is not finite at Lanczos step {step}: the model has diverged.")
         alphas.append(alpha)
         betas.append(beta)
         scale = max(scale, abs(alpha), beta)

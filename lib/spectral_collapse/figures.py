@@ -98,8 +98,13 @@ def _draw_series(axes: Axes, table: pd.DataFrame, metric: str) -> None:
         runs = table[table["condition"] == condition].pivot(index="generation", columns="seed", values=metric)
         axes.plot(runs.index, runs, color=colour(condition), linewidth=0.5, alpha=0.45)
         axes.plot(
-            runs.index, runs.mean(axis=1), _linestyle(condition), color=colour(condition), label=condition,
-            marker="o", markersize=2.5,
+            runs.index,
+            runs.mean(axis=1),
+            _linestyle(condition),
+            color=colour(condition),
+            label=condition,
+            marker="o",
+            markersize=2.5,
         )
     limits = axes.get_ylim()  # the intervals of few seeds are wide; the runs set the scale
     if table["seed"].nunique() > 1:
@@ -173,14 +178,27 @@ def published_estimator(table: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.4), layout="constrained")
     for condition in _conditions(table):
         rows = table[table["condition"] == condition]
-        left.plot(rows["log_spectral_ratio"], rows["log_published_ratio"], "o", markersize=3, alpha=0.7,
-                  color=colour(condition), label=condition)
+        left.plot(
+            rows["log_spectral_ratio"],
+            rows["log_published_ratio"],
+            "o",
+            markersize=3,
+            alpha=0.7,
+            color=colour(condition),
+            label=condition,
+        )
     left.set(xlabel=LABELS["log_spectral_ratio"] + ", ours", ylabel=LABELS["log_published_ratio"])
     for condition in _conditions(table):
         for _, run in table[table["condition"] == condition].groupby("seed"):
             right.semilogy(run["generation"], run["published_iqr"], color=colour(condition), linewidth=0.7, alpha=0.8)
-            right.semilogy(run["generation"], run["bulk_sigma"], color=colour(condition), linewidth=1.2, alpha=0.8,
-                           linestyle="--")
+            right.semilogy(
+                run["generation"],
+                run["bulk_sigma"],
+                color=colour(condition),
+                linewidth=1.2,
+                alpha=0.8,
+                linestyle="--",
+            )
     right.plot([], [], color="0.3", linewidth=0.7, label="published IQR")
     right.plot([], [], color="0.3", linewidth=1.2, linestyle="--", label=LABELS["bulk_sigma"])
     right.set(xlabel="generation", ylabel="width of the bulk, each run")
@@ -205,7 +223,11 @@ def sigma_tracks(table: pd.DataFrame) -> Figure:
             axes.plot(runs.index, runs, style, color=colour(condition), linewidth=0.5, alpha=0.45)
             axes.plot(runs.index, runs.mean(axis=1), style, color=colour(condition), label=name)
         axes.axhline(0, color="0.6", linewidth=0.6)
-        axes.set(title=condition, xlabel="generation", ylim=(values.min() - 0.06 * span, values.max() + 0.06 * span))
+        axes.set(
+            title=condition,
+            xlabel="generation",
+            ylim=(values.min() - 0.06 * span, values.max() + 0.06 * span),
+        )
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     panels[0].set_ylabel("drift (nats)")
     panels[0].legend(fontsize=7)
@@ -228,7 +250,14 @@ def correlations(table: pd.DataFrame, metrics: Sequence[str], condition: str = "
     axes.grid(False)
     for (i, j), value in np.ndenumerate(matrix.to_numpy()):
         if np.isfinite(value):
-            axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=6,
-                      color="white" if abs(value) > 0.6 else "black")
+            axes.text(
+                j,
+                i,
+                f"{value:.1f}",
+                ha="center",
+                va="center",
+                fontsize=6,
+                color="white" if abs(value) > 0.6 else "black",
+            )
     figure.colorbar(image, ax=axes, shrink=0.8, label=r"Spearman's $\rho$ over generations")
     return figure

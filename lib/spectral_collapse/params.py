@@ -24,7 +24,9 @@ class Params(BaseModel):
     profile: str = Field(description="name of the profile: the first folder under results/")
 
     # design
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="one run of every condition for each seed")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=1, description="one run of every condition for each seed"
+    )
     conditions: list[Literal[CONDITIONS]] = Field(min_length=1, description="see `SOURCES`")
     generations: int = Field(ge=1, description="generations after the base model")
     weights: Literal["restart", "carry"] = Field(
@@ -90,7 +92,7 @@ class Params(BaseModel):
     published_power_iterations: int = Field(ge=1, description="limit of its power iteration")
 
     # machine
-    device: Literal["auto", "cpu", "cuda", "mps"]
+    device: Literal["auto", "cpu", "cuda"]
     threads: int = Field(ge=1, description="CPU threads; fixed, because it changes the last digit of sums")
 
     @model_validator(mode="after")
@@ -114,7 +116,10 @@ class Params(BaseModel):
         if self.curvature_blocks > self.held_out_blocks:
             refuse("curvature_blocks", f"there are only {self.held_out_blocks} held_out_blocks.")
         if self.checkpoint is None and not (self.baseline_blocks and self.baseline_epochs):
-            refuse("baseline_blocks", "without a checkpoint the base model must be trained: give blocks and epochs.")
+            refuse(
+                "baseline_blocks",
+                "without a checkpoint the base model must be trained: give blocks and epochs.",
+            )
         if self.checkpoint is None and self.baseline_sequence_tokens < self.longest_sequence:
             refuse(
                 "baseline_sequence_tokens",
@@ -157,9 +162,7 @@ def check(values: dict[str, Any], source: str = "parameters") -> Params:
     """Validated parameters, or a ValueError that names each wrong key, the reason and the nearest name."""
     # JSON and papermill turn 1.0 into 1: an int is welcome where a float is wanted.
     floats = {name for name, field in Params.model_fields.items() if field.annotation is float}
-    values = {
-        key: float(value) if key in floats and type(value) is int else value for key, value in values.items()
-    }
+    values = {key: float(value) if key in floats and type(value) is int else value for key, value in values.items()}
     try:
         return Params.model_validate(values)
     except ValidationError as error:

@@ -39,20 +39,33 @@ def build(profile: str) -> Path:
     command = engine()
     generated = paths.generated_folder(profile)
     if not (generated / "numbers.tex").exists():
-        raise ValueError(f"{generated / 'numbers.tex'} is missing: run notebook 07_statistics with profile {profile!r}.")
+        raise ValueError(
+            f"{generated / 'numbers.tex'} is missing: run notebook 07_statistics with profile {profile!r}."
+        )
     folder = PAPER / "build" / profile
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(generated, folder / "generated")
     (folder / "sections").mkdir()
     for name in SOURCES:
         shutil.copy(PAPER / name, folder / name)
-    arguments = {"latexmk": ["-pdf", "-interaction=nonstopmode", "-halt-on-error", "main.tex"], "tectonic": ["main.tex"]}
+    arguments = {
+        "latexmk": ["-pdf", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
+        "tectonic": ["main.tex"],
+    }
     done = subprocess.run(
-        [command, *arguments[command]], cwd=folder, capture_output=True, text=True, errors="replace", check=False
+        [command, *arguments[command]],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
     if done.returncode:
         lines = (done.stdout + done.stderr).splitlines()
-        first = next((line for line in lines if "error:" in line.lower() or line.startswith("!") or ".tex:" in line), "")
+        first = next(
+            (line for line in lines if "error:" in line.lower() or line.startswith("!") or ".tex:" in line),
+            "",
+        )
         raise ValueError(f"LaTeX stopped: {first.strip() or 'no message'} (the whole log is in {folder / 'main.log'}).")
     target = PAPER / f"{profile}.pdf"
     shutil.copy(folder / "main.pdf", target)

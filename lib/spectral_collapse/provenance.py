@@ -48,10 +48,9 @@ def code_hash(*modules: ModuleType) -> str:
     for module in modules:
         tree = ast.parse(inspect.getsource(module))
         for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-                    body.pop(0)
+            match getattr(node, "body", None):
+                case [ast.Expr(ast.Constant(str())), *_]:
+                    node.body.pop(0)
         trees.append(ast.dump(tree))
     return text_hash("".join(trees))
 
@@ -154,7 +153,13 @@ def read_result(path: Path, key: dict[str, Any] | None = None) -> dict[str, Any]
 
 
 def write_record(
-    path: Path, result: dict[str, Any], *, key: dict[str, Any], about: dict[str, Any], seconds: float, device: str
+    path: Path,
+    result: dict[str, Any],
+    *,
+    key: dict[str, Any],
+    about: dict[str, Any],
+    seconds: float,
+    device: str,
 ) -> dict[str, Any]:
     """Writes one record and returns its result as a reader will see it.
 
@@ -169,7 +174,10 @@ def write_record(
         "key": _plain(key),
         "git": git_state(),
         "environment": environment(device),
-        "timing": {"wall_seconds": round(seconds, 3), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+        "timing": {
+            "wall_seconds": round(seconds, 3),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
         "result_sha256": text_hash(canonical(result)),
         "result": result,
     }

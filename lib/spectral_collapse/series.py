@@ -17,7 +17,14 @@ _COLUMNS = {
         *("type_token_ratio", "tail_mass_ratio", "tail_coverage", "slot_kl", "slot_entropy"),
     ),
     "curvature": (
-        *("lambda_max", "lambda_min", "bulk_sigma", "log_spectral_ratio", "spectral_variance", "effective_rank"),
+        *(
+            "lambda_max",
+            "lambda_min",
+            "bulk_sigma",
+            "log_spectral_ratio",
+            "spectral_variance",
+            "effective_rank",
+        ),
         *("published_iqr",),
     ),
     "sigma": ("hashed_ngram_hhi",),
@@ -42,7 +49,9 @@ def results(
                 try:
                     yield condition, seed, generation, provenance.read_result(path)
                 except FileNotFoundError:
-                    raise ValueError(f"{path} is missing: run the notebook of condition {owner!r}, seed {seed}.") from None
+                    raise ValueError(
+                        f"{path} is missing: run the notebook of condition {owner!r}, seed {seed}."
+                    ) from None
                 except provenance.StaleRecord as reason:
                     raise ValueError(f"{path} cannot be used, {reason}: run its notebook again to remake it.") from None
 

@@ -22,9 +22,7 @@ class GramAccumulator:
         """Adds rows (k, m). Raises ValueError on a non-finite row or one with ‖v‖² above `rho`."""
         rows = np.asarray(embeddings, dtype=np.float64)
         if rows.ndim != 2 or rows.shape[1] != len(self.gram):
-            raise ValueError(
-                f"embeddings have shape {rows.shape}; rows of length {len(self.gram)} are expected."
-            )
+            raise ValueError(f"embeddings have shape {rows.shape}; rows of length {len(self.gram)} are expected.")
         if not np.isfinite(rows).all():
             bad = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
             raise ValueError(f"embedding {bad} is not finite: look at the text it was made from.")
@@ -39,7 +37,9 @@ class GramAccumulator:
         return self
 
     def merge(self, other: "GramAccumulator") -> "GramAccumulator":
-        """Adds what another accumulator has seen."""
+        """Adds what another accumulator of the same dimension has seen."""
+        if len(other.gram) != len(self.gram):
+            raise ValueError(f"accumulators of dimensions {len(self.gram)} and {len(other.gram)} cannot be merged.")
         self.gram += other.gram
         self.n += other.n
         return self

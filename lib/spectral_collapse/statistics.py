@@ -69,9 +69,7 @@ def require_complete(table: pd.DataFrame, metric: str) -> None:
         if cells
     ]
     if found:
-        raise ValueError(
-            f"{metric} needs one finite value per condition, seed and generation. {'. '.join(found)}."
-        )
+        raise ValueError(f"{metric} needs one finite value per condition, seed and generation. {'. '.join(found)}.")
     if table["seed"].nunique() < 2:
         raise ValueError(f"{metric} was measured with one seed: statistics over runs need at least two.")
 
@@ -234,9 +232,7 @@ def effect_sizes(table: pd.DataFrame, metric: str, control: str = CONTROL) -> di
     return {condition: cohen_d(wide[condition], wide[control]) for condition in wide.columns.drop(control)}
 
 
-def within_run_spearman(
-    table: pd.DataFrame, metrics: Sequence[str], condition: str = TREATMENT
-) -> pd.DataFrame:
+def within_run_spearman(table: pd.DataFrame, metrics: Sequence[str], condition: str = TREATMENT) -> pd.DataFrame:
     """Spearman's ρ of every two metrics over the generations of a run, averaged over the condition's runs.
 
     Columns metric_a, metric_b, rho, low, high, runs. The interval is the 95 % t interval of the mean over
@@ -288,9 +284,7 @@ _ESCAPES = str.maketrans(
 )
 # Whatever pdflatex does not set in the OT1 and T1 encodings alike: both have ASCII, most accented Latin
 # letters and the common punctuation.
-_NOT_SET_BY_LATEX = re.compile(
-    "[^ -~¡-ª¬®-º¼-ÏÑ-Ýß-ïñ-ýÿ-ăĆ-ďĒ-ėĚ-ĥĨ-ĭİ-ķĹ-ľŁ-ňŌ-ťŨ-űŴ-žȘșȚț‐‑–—‘’“”†‡•…‰€™]"
-)
+_NOT_SET_BY_LATEX = re.compile("[^ -~¡-ª¬®-º¼-ÏÑ-Ýß-ïñ-ýÿ-ăĆ-ďĒ-ėĚ-ĥĨ-ĭİ-ķĹ-ľŁ-ňŌ-ťŨ-űŴ-žȘșȚț‐‑–—‘’“”†‡•…‰€™]")
 
 
 def escape(text: str) -> str:
@@ -356,9 +350,7 @@ def values(table: pd.DataFrame) -> dict[str, str]:
             intervals = [Interval(*row) for row in series[["mean", "low", "high"]].to_numpy()]
             text[f"{metric}.{condition}.first"] = format_interval(intervals[0])
             text[f"{metric}.{condition}.last"] = format_interval(intervals[-1])
-            text[f"{metric}.{condition}.peak_generation"] = str(
-                series["generation"].iloc[series["mean"].argmax()]
-            )
+            text[f"{metric}.{condition}.peak_generation"] = str(series["generation"].iloc[series["mean"].argmax()])
         for row in repeated_measures_anova(table, metric).itertuples():
             key = f"anova.{metric}.{row.effect}"
             text[f"{key}.F"], text[f"{key}.p"] = format_number(row.F), format_p(row.p)

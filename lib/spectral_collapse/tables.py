@@ -174,9 +174,7 @@ def anova(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> pd.DataF
     return _frame(rows, headings)
 
 
-def posthoc(
-    table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL
-) -> pd.DataFrame:
+def posthoc(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
     """Metric and condition: `paired_tests` against the control at the last generation."""
     rows = []
     for metric in metrics or metric_names(table):
@@ -197,9 +195,7 @@ def posthoc(
     return _frame(rows, headings + [Raw(name) for name in names])
 
 
-def effect_sizes(
-    table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL
-) -> pd.DataFrame:
+def effect_sizes(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
     """Metric and condition: `cohen_d` against the control at the last generation, with 95 % intervals."""
     rows = []
     for metric in metrics or metric_names(table):

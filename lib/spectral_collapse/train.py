@@ -148,7 +148,9 @@ def perplexity(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int) ->
     for tokens in blocks.split(batch_size):
         tokens = tokens.to(model.device)
         logits = model(input_ids=tokens).logits[:, :-1].float()  # (B, T-1, V)
-        losses.append(torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(1))
+        losses.append(
+            torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
+        )
     per_block = torch.cat(losses).double().cpu().numpy()
     value = float(np.exp(per_block.mean()))
     return {
