@@ -3,7 +3,7 @@ PROFILE ?= default
 CORES ?= 2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-SNAKEMAKE := $(BIN)/python -m snakemake --cores $(CORES) --quiet rules
+SNAKEMAKE := $(BIN)/python -m snakemake --cores $(CORES) --quiet rules host
 LATEX_PACKAGES := latexmk texlive-latex-recommended texlive-latex-extra texlive-science \
 	texlive-fonts-recommended texlive-bibtex-extra
 HAVE_LATEX := command -v latexmk >/dev/null || command -v tectonic >/dev/null

@@ -51,7 +51,7 @@ def main() -> None:
             model.zero_grad(set_to_none=True)
 
     def signature():
-        curvature.spectral_signature(operator, steps=20, probes=2, seed=0)
+        curvature.spectral_signature(curvature.spectral_density(operator, 20, 2, 0), operator.n)
 
     cost_gradient, cost_product = paired(gradient, lambda: operator.matvec(vector))
     cost_ours, cost_peer = paired(signature, peer_eigenvalues)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+from spectral_collapse import curvature
 
 
 def vectors(n: int, count: int, seed: int = 0) -> torch.Tensor:
@@ -30,6 +31,11 @@ class Rotated:
         """Weights (n,) that `start` gives to the eigenvalues."""
         components = self.rotation.T @ start.double()
         return (components**2 / (components**2).sum()).numpy()
+
+
+def signature_of(operator, steps: int, probes: int, seed: int) -> curvature.Signature:
+    """Signature from fresh Lanczos runs."""
+    return curvature.spectral_signature(curvature.spectral_density(operator, steps, probes, seed), operator.n)
 
 
 def without_largest(eigenvalues: np.ndarray, count: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from numpy.polynomial import chebyshev
 from pyhessian import hessian
 from scipy.integrate import trapezoid
-from spectra import Rotated, truths, vectors
+from spectra import Rotated, signature_of, truths, vectors
 from spectral_collapse import curvature
 from spectral_collapse.curvature import HessianOperator, Quadrature, lanczos
 from spectral_collapse.seeding import stable_seed
@@ -353,7 +353,8 @@ def test_published_lambda_max_is_pyhessians_and_the_largest_in_absolute_value(ll
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)  # what a training loop may have left
     state = torch.get_rng_state()
-    found = curvature.published_signature(model, tokens, steps=20, power_iterations=200, seed=4)
+    run = lanczos(HessianOperator(model, tokens).matvec, curvature.rademacher(len(dense), 4), steps=20)
+    found = curvature.published_signature(model, tokens, run, power_iterations=200, seed=4)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -377,7 +378,7 @@ def test_published_lambda_max_is_pyhessians_and_the_largest_in_absolute_value(ll
         model.zero_grad()
     assert found.published_lambda_max == pytest.approx(max(three, key=abs), rel=1e-6)
 
-    start = curvature.rademacher(len(dense), 4, "published probe").double()
+    start = curvature.rademacher(len(dense), 4).double()
     exact = lanczos(lambda vector: dense @ vector, start, steps=20)
     width = curvature.interpolated_iqr(exact.nodes, exact.weights)
     assert found.published_iqr == pytest.approx(width, rel=1e-3)
@@ -390,7 +391,7 @@ def test_published_lambda_max_is_pyhessians_and_the_largest_in_absolute_value(ll
 def test_signature_of_a_model_agrees_with_its_dense_spectrum(llama):
     model, tokens, dense = llama
     eigenvalues = torch.linalg.eigvalsh(dense).numpy()
-    signature = curvature.spectral_signature(HessianOperator(model, tokens), steps=25, probes=40, seed=1)
+    signature = signature_of(HessianOperator(model, tokens), steps=25, probes=40, seed=1)
     assert signature.parameters == len(eigenvalues)
     assert signature.lambda_max == pytest.approx(eigenvalues[-1], abs=signature.lambda_max_residual + 1e-4)
     assert signature.lambda_min == pytest.approx(eigenvalues[0], abs=signature.lambda_min_residual + 1e-4)
@@ -409,8 +410,10 @@ def test_signature_of_a_model_agrees_with_its_dense_spectrum(llama):
 
 def test_both_signatures_fit_into_one_record_of_plain_numbers(llama):
     model, tokens, _ = llama
-    ours = curvature.spectral_signature(HessianOperator(model, tokens), steps=8, probes=2, seed=0)
-    theirs = curvature.published_signature(model, tokens, steps=8, power_iterations=3, seed=0)
+    operator = HessianOperator(model, tokens)
+    runs = curvature.spectral_density(operator, steps=8, probes=2, seed=0)
+    ours = curvature.spectral_signature(runs, operator.n)
+    theirs = curvature.published_signature(model, tokens, runs[0], power_iterations=3, seed=0)
     first, second = curvature.as_result(ours), curvature.as_result(theirs)
     assert not first.keys() & second.keys()
     assert json.loads(json.dumps(first | second)) == first | second

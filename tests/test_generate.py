@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from spectral_collapse import generate as module
 from spectral_collapse.generate import sample, truncated_probabilities
 from spectral_collapse.seeding import stable_seed, uniforms
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -176,3 +177,21 @@ def test_empty_prompt_is_refused(tiny_model):
     with pytest.raises(ValueError, match="a prompt is empty: begin it with the end-of-text token"):
         sample(tiny_model(), [[1], []], [1, 2], 3, **FULL, batch_size=2)
     assert sample(tiny_model(), [], [], 3, **FULL, batch_size=2) == []
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_draws_the_same(tiny_model, monkeypatch):
+    model, real = tiny_model(), module._sample_batch
+    sizes = []
+
+    def cramped(model, prompts, *rest):
+        sizes.append(len(prompts))
+        if len(prompts) > 3:
+            raise torch.OutOfMemoryError("no room")
+        return real(model, prompts, *rest)
+
+    prompts, seeds = [[2 + i] for i in range(8)], list(range(8))
+    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    whole = sample(model, prompts, seeds, 5, batch_size=8, **options)
+    monkeypatch.setattr(module, "_sample_batch", cramped)
+    assert sample(model, prompts, seeds, 5, batch_size=8, **options) == whole
+    assert sizes == [8, 4, 2, 2, 2, 2]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from spectral_collapse import loop, params, provenance, series
+from spectral_collapse import loop, models, params, provenance, series
 
 # The smoke profile made smaller still: a model that need not be coherent.
 TINY = {
@@ -22,7 +22,6 @@ TINY = {
     "evaluation_stories": 6,
     "response_tokens": 16,
     "lanczos_steps": 6,
-    "published_steps": 6,
     "conditions": ["recursive", "fresh", "mixed"],
 }
 
@@ -174,6 +173,29 @@ def test_table_has_a_row_for_every_cell(tiny):
     assert len(table) == 6 and table["held_out_perplexity"].notna().all()
     base = table[table["generation"] == 0]
     assert base["held_out_perplexity"].nunique() == 1  # one base model for all conditions
+
+
+def test_any_checkpoint_goes_through_the_whole_loop(architecture, tiny_model, tiny, tmp_path, monkeypatch):
+    """A local checkpoint of each architecture: trained, sampled, measured, and its weights found again."""
+    monkeypatch.setattr(loop, "prompt_bank", lambda _: [{"id": "a", "bucket": "neutral", "text": "Tom ran"}])
+    texts = [f"Once upon a time, {name} ran home. {name} was glad." for name in ("Tom", "Mia", "Ben")] * 40
+    tokenizer = models.train_tokenizer(texts, 290)
+    tiny_model(architecture, len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "stories.txt").write_text("<|endoftext|>".join(texts))
+    settings = {
+        **{"corpus": "tinystories", "data_path": str(tmp_path / "stories.txt"), "checkpoint": str(tmp_path / "model")},
+        **{"model": architecture, "baseline_epochs": 0, "baseline_blocks": 0, "block_tokens": 16, "story_tokens": 16},
+        **{"held_out_blocks": 4, "curvature_blocks": 2, "blocks_per_generation": 12, "sampling_batch": 50},
+    }
+    run = loop.Run(params.check({**tiny.model_dump(), **settings}), "recursive", 1, say=quiet)
+    before = [run.generation(generation) for generation in range(2)]
+    assert before[0]["training"]["steps"] == 0 and before[1]["training"]["steps"] == 2
+    assert before[1]["curvature"]["lambda_max"] > 0
+    # Another process: the weights on disk are the model that was trained.
+    again = loop.Run(run.params, "recursive", 1, real=run.real, say=quiet)
+    for name, tensor in again.load(1).state_dict().items():
+        assert torch.equal(tensor, run.load(1).state_dict()[name])
 
 
 # ---- kill -9

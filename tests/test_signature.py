@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from spectra import Rotated, truths, without_largest
-from spectral_collapse import curvature
+from spectra import Rotated, signature_of, truths, without_largest
 
 OUTLIERS = np.array([20.0, 13.0, 9.0, -7.0, 5.0])
 
@@ -27,7 +26,7 @@ def outlying(seed: int = 0, n: int = 300) -> Rotated:
 def test_estimates_are_unbiased_and_their_standard_errors_honest(operator):
     errors, squares = {}, {}
     for seed in range(150):
-        signature = curvature.spectral_signature(operator, steps=12, probes=10, seed=seed)
+        signature = signature_of(operator, steps=12, probes=10, seed=seed)
         for name, truth in truths(operator.eigenvalues, len(signature.outliers)).items():
             error = getattr(signature, name) - truth
             errors.setdefault(name, []).append(error)
@@ -43,7 +42,7 @@ def test_every_run_leaves_out_the_same_outliers():
     operator = Rotated(np.append(20 / np.arange(1, 30), np.random.default_rng(0).normal(0, 0.2, size=271)))
     counts, deviations = [], []
     for seed in range(100):
-        signature = curvature.spectral_signature(operator, steps=12, probes=6, seed=seed)
+        signature = signature_of(operator, steps=12, probes=6, seed=seed)
         count = len(signature.outliers)
         np.testing.assert_allclose(signature.outliers, 20 / np.arange(1, count + 1), rtol=0.01)
         bulk = without_largest(operator.eigenvalues, count)
@@ -59,7 +58,7 @@ def test_deflation_lowers_the_variance_of_the_bulk():
     truth = without_largest(operator.eigenvalues, len(OUTLIERS)).var()
     deflated, undeflated = [], []
     for seed in range(60):
-        signature = curvature.spectral_signature(operator, steps=14, probes=3, seed=seed)
+        signature = signature_of(operator, steps=14, probes=3, seed=seed)
         deflated.append(signature.bulk_sigma**2)
         total = signature.spectral_variance + signature.mean_eigenvalue**2
         rest = operator.n - len(OUTLIERS)
@@ -84,7 +83,7 @@ def test_outermost_eigenvalues_come_from_the_run_that_reached_furthest():
         return operator.single @ vector
 
     operator.matvec = half_blind
-    signature = curvature.spectral_signature(operator, steps=12, probes=2, seed=0)
+    signature = signature_of(operator, steps=12, probes=2, seed=0)
     assert signature.lambda_max == pytest.approx(40, abs=signature.lambda_max_residual + 1e-4)
     assert signature.lambda_min == pytest.approx(-40, abs=signature.lambda_min_residual + 1e-4)
 
@@ -92,7 +91,7 @@ def test_outermost_eigenvalues_come_from_the_run_that_reached_furthest():
 def test_a_converged_node_of_many_eigenvalues_is_bulk():
     # Two bulk values: their nodes converge with the outliers and carry nearly all weight.
     operator = Rotated(np.concatenate([np.full(147, -0.1), np.full(100, 0.2), [6.0, 4.0, -2.0]]))
-    signature = curvature.spectral_signature(operator, steps=20, probes=4, seed=0)
+    signature = signature_of(operator, steps=20, probes=4, seed=0)
     np.testing.assert_allclose(signature.outliers, [6, 4, -2], rtol=1e-4)
     bulk = without_largest(operator.eigenvalues, 3)
     assert abs(signature.bulk_center - bulk.mean()) < 4 * signature.bulk_center_standard_error
@@ -105,7 +104,7 @@ def test_effective_rank_counts_equal_eigenvalues(rank):
     operator = Rotated(np.zeros(400))
     eigenvalues = np.append(np.full(rank, 3.0), np.zeros(400 - rank)) + np.linspace(0, 1e-3, 400)
     operator.single = torch.from_numpy(np.diag(eigenvalues)).float()
-    signature = curvature.spectral_signature(operator, steps=4, probes=2, seed=0)
+    signature = signature_of(operator, steps=4, probes=2, seed=0)
     exact = eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
     assert signature.effective_rank == pytest.approx(exact, rel=1e-5)
     assert signature.effective_rank == pytest.approx(rank, rel=0.2)
@@ -113,12 +112,12 @@ def test_effective_rank_counts_equal_eigenvalues(rank):
 
 def test_negative_mass_is_the_share_of_negative_eigenvalues_at_full_order():
     operator = Rotated(np.concatenate([np.linspace(-3, -1, 10), np.linspace(1, 4, 30)]))
-    signature = curvature.spectral_signature(operator, steps=40, probes=400, seed=0)
+    signature = signature_of(operator, steps=40, probes=400, seed=0)
     assert signature.negative_mass == pytest.approx(0.25, abs=0.02)
 
 
 def test_fewer_than_two_probes_and_a_flat_loss_are_refused():
     with pytest.raises(ValueError, match="set lanczos_probes to 2 or more"):
-        curvature.spectral_signature(outlying(), steps=5, probes=1, seed=0)
+        signature_of(outlying(), steps=5, probes=1, seed=0)
     with pytest.raises(ValueError, match="no width"):
-        curvature.spectral_signature(Rotated(np.zeros(40)), steps=5, probes=2, seed=0)
+        signature_of(Rotated(np.zeros(40)), steps=5, probes=2, seed=0)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,8 @@ def pins(lines) -> dict[str, str]:
     }
 
 
+# tests/run.sh has run the smoke profile there; the fixtures look elsewhere.
+SMOKE = paths.generated_folder("smoke")
 LOCK = (paths.ROOT / "requirements.lock").read_text().splitlines()
 
 
@@ -112,28 +115,27 @@ def latex_and_smoke() -> bool:
         pdf.engine()
     except pdf.NoLatex:
         return False
-    return (paths.generated_folder("smoke") / "numbers.tex").exists()
+    return (SMOKE / "numbers.tex").exists()
 
 
 @pytest.mark.skipif(not latex_and_smoke(), reason="needs LaTeX and the smoke profile's generated files")
-def test_paper_of_the_smoke_profile():
-    made = pdf.build("smoke")
-    assert made.read_bytes().startswith(b"%PDF")
-    log = (pdf.PAPER / "build" / "smoke" / "main.log").read_text(errors="replace")
-    assert "undefined" not in log and "Overfull" not in log
-    assert "write18 enabled" not in log
+class TestPaper:
+    @pytest.fixture
+    def numbers(self, tmp_path, monkeypatch):
+        """numbers.tex of a copy of the smoke profile's generated files, which the paper is built from."""
+        shutil.copytree(SMOKE, tmp_path / "smoke")
+        monkeypatch.setenv("SPECTRAL_COLLAPSE_GENERATED", str(tmp_path))
+        return tmp_path / "smoke" / "numbers.tex"
 
+    def test_builds_cleanly(self, numbers):
+        assert pdf.build("smoke").read_bytes().startswith(b"%PDF")
+        log = (pdf.PAPER / "build" / "smoke" / "main.log").read_text(errors="replace")
+        assert "undefined" not in log and "Overfull" not in log and "write18 enabled" not in log
 
-@pytest.mark.skipif(not latex_and_smoke(), reason="needs LaTeX and the smoke profile's generated files")
-def test_missing_number_stops_the_paper(tmp_path, monkeypatch):
-    import shutil
-
-    shutil.copytree(paths.generated_folder("smoke"), tmp_path / "smoke")
-    numbers = tmp_path / "smoke" / "numbers.tex"
-    numbers.write_text(re.sub(r"\\setval\{detectable\.d\}.*\n", "", numbers.read_text()))
-    monkeypatch.setenv("SPECTRAL_COLLAPSE_GENERATED", str(tmp_path))
-    with pytest.raises(ValueError, match=r"No value for key 'detectable\.d'"):
-        pdf.build("smoke")
+    def test_missing_number_stops_it(self, numbers):
+        numbers.write_text(re.sub(r"\\setval\{detectable\.d\}.*\n", "", numbers.read_text()))
+        with pytest.raises(ValueError, match=r"No value for key 'detectable\.d'"):
+            pdf.build("smoke")
 
 
 def test_prompt_bank_and_profiles_are_named_by_what_exists():

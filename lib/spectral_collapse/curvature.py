@@ -242,16 +242,8 @@ def _outliers(quadrature: Quadrature, n: int, limit: int, tolerance: float) -> n
     return order[: np.argmin(np.append(converged & single, False))]
 
 
-def spectral_signature(
-    operator: HessianOperator,
-    *,
-    steps: int,
-    probes: int,
-    seed: int,
-    outliers: int = 10,
-    tolerance: float = 0.01,
-) -> Signature:
-    """Signature of H from `probes` ≥ 2 Lanczos runs of `steps` products each.
+def spectral_signature(runs: list[Quadrature], n: int, *, outliers: int = 10, tolerance: float = 0.01) -> Signature:
+    """Signature of an n × n Hessian from two or more Lanczos runs, as `spectral_density` makes them.
 
     λ_max and λ_min are the outermost Ritz values of all runs: none lies beyond the spectrum. Outliers: the
     largest |eigenvalues|, at most ten, that every run has converged to 1 %. With Σ over the other nodes of
@@ -262,10 +254,8 @@ def spectral_signature(
     Raises ValueError for fewer than two probes, and where the bulk has no width.
     Source: Ubaru, Chen & Saad 2017 (SLQ); Hutchinson 1989.
     """
-    if probes < 2:
-        raise ValueError(f"{probes} probe gives no standard error: set lanczos_probes to 2 or more.")
-    n = operator.n
-    runs = spectral_density(operator, steps, probes, seed)
+    if len(runs) < 2:
+        raise ValueError("one probe gives no standard error: set lanczos_probes to 2 or more.")
     top, bottom = max(q.top for q in runs), min(q.bottom for q in runs)
     ranked = [_outliers(q, n, outliers, tolerance) for q in runs]
     # As many in every run: a bulk that loses more eigenvalues in one run than in another is not one quantity.
@@ -287,8 +277,8 @@ def spectral_signature(
     low, high = quantile_bracket(runs, 0.25), quantile_bracket(runs, 0.75)
     return Signature(
         parameters=n,
-        probes=probes,
-        steps=steps,
+        probes=len(runs),
+        steps=max(len(q.nodes) for q in runs),
         lambda_max=top[0],
         lambda_max_residual=top[1],
         lambda_min=bottom[0],
@@ -331,8 +321,6 @@ class PublishedSignature:
     published_lambda_max: float
     published_iqr: float
     published_ratio: float
-    published_nodes: list[float]
-    published_weights: list[float]
 
 
 def published_ratio(lambda_max: float, width: float) -> float:
@@ -341,20 +329,16 @@ def published_ratio(lambda_max: float, width: float) -> float:
 
 
 def published_signature(
-    model: PreTrainedModel, tokens: torch.Tensor, *, steps: int, power_iterations: int, seed: int
+    model: PreTrainedModel, tokens: torch.Tensor, run: Quadrature, *, power_iterations: int, seed: int
 ) -> PublishedSignature:
-    """The estimator of the Hessian study: power iteration, and one Lanczos run from one Rademacher probe.
+    """The estimator of the Hessian study: power iteration, and the width read off one Lanczos run.
 
     λ_max comes from PyHessian's `eigenvalues`; the study takes the largest |λ| of three, which is the first,
-    so one is asked for. PyHessian's `density` calls a function that torch no longer has, so its Lanczos run
-    is replaced by ours with as many steps from one probe. Source: Yao et al. 2020 (PyHessian).
+    so one is asked for. PyHessian's `density` calls a function that torch no longer has, so `run` stands in
+    for it: 20 or 30 steps of `lanczos` from one Rademacher probe. Source: Yao et al. 2020 (PyHessian).
     """
     from pyhessian import hessian
 
-    operator = HessianOperator(model, tokens)
-    probe = rademacher(operator.n, seed, "published probe", device=operator.device)
-    run = lanczos(operator.matvec, probe, steps)
-    del operator
     inputs, targets = tokens.to(model.device), tokens[:, 1:].flatten().to(model.device)
     # PyHessian draws from torch's global generator, on the CPU; torch.manual_seed would reseed CUDA's too.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -367,9 +351,7 @@ def published_signature(
         model.zero_grad(set_to_none=True)
     lambda_max = float(max(eigenvalues, key=abs))
     width = interpolated_iqr(run.nodes, run.weights)
-    return PublishedSignature(
-        lambda_max, width, published_ratio(lambda_max, width), run.nodes.tolist(), run.weights.tolist()
-    )
+    return PublishedSignature(lambda_max, width, published_ratio(lambda_max, width))
 
 
 def smoothed_density(

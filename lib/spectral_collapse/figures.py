@@ -1,6 +1,7 @@
 """Every picture of the notebooks and the paper. Functions return a figure; `save` alone writes files."""
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from .curvature import smoothed_density
 from .params import CONDITIONS
 from .statistics import mean_interval, within_run_spearman
 from .tables import LABELS
+
+# It warns of the dates inside matplotlib's own fonts at every figure.
+logging.getLogger("fontTools").setLevel(logging.ERROR)
 
 WIDTH = 6.5  # inches, the paper's text width
 # Okabe & Ito's palette, told apart by most colour-blind readers.
@@ -37,7 +41,6 @@ STYLE = {
     "grid.linewidth": 0.5,
     "legend.frameon": False,
     "lines.linewidth": 1.4,
-    "mathtext.fontset": "cm",
     "pdf.fonttype": 42,
     "savefig.bbox": "tight",
     "savefig.pad_inches": 0.03,

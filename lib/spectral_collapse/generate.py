@@ -32,6 +32,53 @@ def truncated_probabilities(
 
 
 @torch.no_grad()
+def _sample_batch(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    draws: np.ndarray,
+    stop_token: int | None,
+    decoding: tuple[float, int, float],
+) -> list[list[int]]:
+    """Continuations of one batch of prompts (B), with the uniform numbers (B, T) that decide their tokens."""
+    count, new_tokens = draws.shape
+    longest = max(len(prompt) for prompt in prompts)
+    tokens = torch.zeros(count, longest, dtype=torch.long)
+    mask = torch.zeros(count, longest + new_tokens, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    tokens, mask = tokens.to(model.device), mask.to(model.device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    uniform = torch.from_numpy(draws).to(model.device)
+    drawn = np.full((count, new_tokens), -1 if stop_token is None else stop_token)
+    running = torch.ones(count, dtype=torch.bool, device=model.device)
+    cache, seen = None, 0
+    for step in range(new_tokens):
+        output = model(
+            input_ids=tokens,
+            attention_mask=mask[:, : longest + step],
+            position_ids=positions[:, seen : longest + step],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache, seen = output.past_key_values, longest + step
+        probabilities, ids = truncated_probabilities(output.logits[:, -1], *decoding)
+        cumulated = probabilities.cumsum(-1)
+        threshold = uniform[:, step : step + 1] * cumulated[:, -1:]
+        place = torch.searchsorted(cumulated, threshold, right=True).clamp(max=ids.shape[-1] - 1)
+        tokens = ids.gather(-1, place)  # (B, 1)
+        drawn[:, step] = tokens[:, 0].cpu()
+        if stop_token is not None:
+            running &= tokens[:, 0] != stop_token
+            if not running.any():
+                break
+    sequences = drawn.tolist()
+    if stop_token is not None:
+        sequences = [s[: s.index(stop_token)] if stop_token in s else s for s in sequences]
+    return sequences
+
+
 def sample(
     model: PreTrainedModel,
     prompts: list[list[int]],
@@ -48,51 +95,34 @@ def sample(
     """One continuation of `new_tokens` tokens per prompt, ended early by `stop_token` if that is given.
 
     Token t of sequence i is the inverse-CDF draw at the t-th uniform number of seeds[i], whatever the batch.
-    Prompts are token ids, none empty; shorter ones are padded on the left and masked.
+    Prompts are token ids, none empty; shorter ones are padded on the left and masked. A batch that does not
+    fit into an accelerator's memory is halved, and so are the ones after it.
     """
     if any(not prompt for prompt in prompts):
         raise ValueError("a prompt is empty: begin it with the end-of-text token.")
-    device = model.device
+    needed, limit = max(map(len, prompts), default=0) + new_tokens, model.config.max_position_embeddings
+    if needed > limit:
+        raise ValueError(
+            f"{description}: a prompt and its continuation take {needed} tokens, the model has {limit} positions: "
+            "shorten block_tokens, story_tokens or response_tokens."
+        )
     continuations: list[list[int]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding, short prompts first
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    for chosen in tqdm(batches, desc=description, leave=False, delay=2):
-        longest = max(len(prompts[i]) for i in chosen)
-        tokens = torch.zeros(len(chosen), longest, dtype=torch.long)
-        mask = torch.zeros(len(chosen), longest + new_tokens, dtype=torch.long)
-        for row, i in enumerate(chosen):
-            tokens[row, longest - len(prompts[i]) :] = torch.tensor(prompts[i])
-            mask[row, longest - len(prompts[i]) :] = 1
-        tokens, mask = tokens.to(device), mask.to(device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        draws = torch.from_numpy(uniforms([seeds[i] for i in chosen], new_tokens)).to(device)
-        drawn = np.empty((len(chosen), new_tokens), dtype=np.int64)
-        running = torch.ones(len(chosen), dtype=torch.bool, device=device)
-        cache, seen = None, 0
-        for step in range(new_tokens):
-            output = model(
-                input_ids=tokens,
-                attention_mask=mask[:, : longest + step],
-                position_ids=positions[:, seen : longest + step],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache, seen = output.past_key_values, longest + step
-            probabilities, ids = truncated_probabilities(output.logits[:, -1], temperature, top_k, top_p)
-            cumulated = probabilities.cumsum(-1)
-            threshold = draws[:, step : step + 1] * cumulated[:, -1:]
-            place = torch.searchsorted(cumulated, threshold, right=True).clamp(max=ids.shape[-1] - 1)
-            tokens = ids.gather(-1, place)  # (B, 1)
-            drawn[:, step] = tokens[:, 0].cpu()
-            if stop_token is not None:
-                running &= tokens[:, 0] != stop_token
-                if not running.any():
-                    drawn[:, step + 1 :] = stop_token
-                    break
-        for row, i in enumerate(chosen):
-            sequence = drawn[row].tolist()
-            if stop_token is not None and stop_token in sequence:
-                sequence = sequence[: sequence.index(stop_token)]
-            continuations[i] = sequence
+    left = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding, short prompts first
+    with tqdm(total=len(prompts), desc=description, leave=False, delay=2) as progress:
+        while left:
+            chosen = left[:batch_size]
+            draws = uniforms([seeds[i] for i in chosen], new_tokens)
+            try:
+                drawn = _sample_batch(
+                    model, [prompts[i] for i in chosen], draws, stop_token, (temperature, top_k, top_p)
+                )
+            except torch.OutOfMemoryError:
+                if len(chosen) == 1:
+                    raise
+                batch_size = len(chosen) // 2
+                continue
+            for i, sequence in zip(chosen, drawn, strict=True):
+                continuations[i] = sequence
+            left = left[batch_size:]
+            progress.update(len(chosen))
     return continuations

@@ -48,7 +48,7 @@ STAGE_PARAMETERS: dict[str, tuple[str, ...]] = {
     "responses": ("prompt_bank", "response_tokens", *_SAMPLING),
     "curvature": (
         *("curvature_blocks", "block_tokens", "lanczos_steps", "lanczos_probes"),
-        *("published_steps", "published_power_iterations", "threads"),
+        *("published_power_iterations", "threads"),
     ),
     "sigma": ("response_block_words", "sigma_delta", "sigma_rho", "blocks_per_generation", "threads"),
 }
@@ -454,19 +454,13 @@ class Run:
         model = self.load(generation)
         batch = self.real.held_out[: params.curvature_blocks]
         operator = curvature.HessianOperator(model, batch)
-        ours = curvature.spectral_signature(
-            operator,
-            steps=params.lanczos_steps,
-            probes=params.lanczos_probes,
-            seed=stable_seed(self.seed, "curvature"),
-        )
-        del operator
+        seed = stable_seed(self.seed, "curvature")
+        runs = curvature.spectral_density(operator, params.lanczos_steps, params.lanczos_probes, seed)
+        ours = curvature.spectral_signature(runs, operator.n)
+        del operator  # and with it the graph of the gradient
+        # The published width is read off the first of the same runs: the estimators differ, not their data.
         published = curvature.published_signature(
-            model,
-            batch,
-            steps=params.published_steps,
-            power_iterations=params.published_power_iterations,
-            seed=stable_seed(self.seed, "published"),
+            model, batch, runs[0], power_iterations=params.published_power_iterations, seed=seed
         )
         return curvature.as_result(ours) | curvature.as_result(published)
 

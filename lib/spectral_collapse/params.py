@@ -88,8 +88,7 @@ class Params(BaseModel):
     curvature_blocks: int = Field(ge=1, description="frozen held-out blocks of the loss whose Hessian is taken")
     lanczos_steps: int = Field(ge=4)
     lanczos_probes: int = Field(ge=2)
-    published_steps: int = Field(ge=4, description="Lanczos steps of the published estimator")
-    published_power_iterations: int = Field(ge=1, description="limit of its power iteration")
+    published_power_iterations: int = Field(ge=1, description="limit of the published estimator's power iteration")
 
     # machine
     device: Literal["auto", "cpu", "cuda"]
