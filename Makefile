@@ -1,5 +1,7 @@
 # make paper, make test: both set up what is missing.
+#   make paper PROFILE=tinystories CONFIG="data_path=$HOME/stories.txt"
 PROFILE ?= default
+CONFIG ?=
 CORES ?= 2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -12,8 +14,8 @@ export JUPYTER_PLATFORM_DIRS := 1
 .PHONY: paper results test notebooks lab graph bench lint clean setup latex
 
 paper: setup latex
-	@$(SNAKEMAKE) --config profile=$(PROFILE) -- results
-	@if $(HAVE_LATEX); then $(SNAKEMAKE) --config profile=$(PROFILE) -- all && echo "The paper is paper/$(PROFILE).pdf."; \
+	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results
+	@if $(HAVE_LATEX); then $(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- all && echo "The paper is paper/$(PROFILE).pdf."; \
 	else $(BIN)/python -m spectral_collapse.pdf $(PROFILE); fi
 
 test: setup latex

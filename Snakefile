@@ -3,6 +3,7 @@
 # Any parameter of the profile may be set behind --config; it reaches every notebook.
 import shlex
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -10,6 +11,10 @@ from spectral_collapse import params, paths, pdf
 
 try:
     overrides = {key: value for key, value in config.items() if key != "profile"}
+    for key in overrides.keys() & {"data_path", "held_out_path", "checkpoint"}:
+        # Notebooks run in their own folder; a file or folder that is named from here must be found from there.
+        if Path(overrides[key]).expanduser().exists():
+            overrides[key] = str(Path(overrides[key]).expanduser().resolve())
     P = params.load(config.get("profile", "default"), **overrides)
 except ValueError as error:
     raise WorkflowError(str(error)) from None
@@ -116,6 +121,7 @@ rule sigma:
     log:
         MODEL / "sigma" / "seed_{seed}" / "04_sigma.ipynb",
     threads: P.threads
+    priority: 1  # as soon as a seed's runs are there, so that the last one does not run alone
     resources:
         mem_mb=8000,
         runtime=240,

@@ -27,7 +27,7 @@
 # %%
 import functools
 
-from spectral_collapse import figures, loop, models, params, series
+from spectral_collapse import corpora, figures, loop, models, params, series
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -36,9 +36,10 @@ seed = 1
 # %%
 settings = params.collect(globals())
 encoder = functools.cache(models.Encoder)  # loaded only if something is left to embed
+real = corpora.RealText(settings)
 measured = {}
 for name in settings.conditions:
-    run = loop.Run(settings, name, seed)
+    run = loop.Run(settings, name, seed, real=real)
     measured[name] = [run.sigma(generation, encoder) for generation in range(settings.generations + 1)]
 
 # %% tags=["nbval-check-output"]

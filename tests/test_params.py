@@ -193,6 +193,14 @@ def test_whole_profile_may_be_injected():
     assert params.collect(notebook(TAGGED, injected(**own))) == params.check(own)
 
 
+def test_kernel_without_history_counts_what_is_assigned():
+    """nbval runs cells so that `In` stays empty."""
+    namespace = {**notebook("import math", TAGGED, injected(temperature=0.5)), "In": [""]}
+    assert params.collect(namespace) == params.load("smoke", temperature=0.5)
+    with pytest.raises(ValueError, match="unknown parameter 'temprature'"):
+        params.collect({**namespace, "temprature": 0.5})
+
+
 def test_unknown_injected_name_is_refused():
     with pytest.raises(ValueError, match=r"unknown parameter 'temprature'; .* is 'temperature'"):
         params.collect(notebook(TAGGED, injected(temprature=0.5)))

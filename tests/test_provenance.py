@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from spectral_collapse import provenance
+from spectral_collapse import loop, provenance
 from spectral_collapse.provenance import StaleRecord, code_hash, read_result, write_atomically, write_record
 
 KEY = {"parameters": {"layers": 2, "top_p": 0.95, "checkpoint": None}, "code": "c0de", "inputs": {"seed": 1}}
@@ -218,6 +218,10 @@ def test_code_hash_follows_code_and_not_prose(tmp_path):
     assert code(tmp_path, "undocumented", SOURCE.replace('"""Doc."""\n', "\n")) == original
     hashes = {code(tmp_path, f"change_{i}", SOURCE.replace(*change)) for i, change in enumerate(CHANGES)}
     assert len(hashes | {original}) == len(CHANGES) + 1
+
+
+def test_code_hash_of_a_method():
+    assert code_hash(loop.Run._compose) != code_hash(loop.Run._write)
 
 
 def test_code_hash_takes_every_module(tmp_path):

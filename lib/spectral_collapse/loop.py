@@ -32,8 +32,8 @@ from .seeding import stable_seed
 
 BASELINE = "baseline"
 
-# What each stage's numbers depend on: parameters, and the modules that compute them. A stage is made again
-# when one of these changes, and left alone when something else does.
+# What each stage's numbers depend on: these parameters, and the code in STAGE_CODE below. A stage is made
+# again when one of them changes, and left alone when something else does.
 _TEXT = ("corpus", "documents", "vocabulary_size", "block_tokens", "checkpoint", "revision")
 _FIT = ("batch_size", "weight_decay", "warmup_fraction", "schedule", "threads")
 _SAMPLING = ("temperature", "top_k", "top_p", "sampling_batch", "threads")
@@ -51,15 +51,6 @@ STAGE_PARAMETERS: dict[str, tuple[str, ...]] = {
         *("published_power_iterations", "threads"),
     ),
     "sigma": ("response_block_words", "sigma_delta", "sigma_rho", "blocks_per_generation", "threads"),
-}
-_STAGE_CODE = {
-    "baseline": (train, corpora, seeding, models, storyworld),
-    "text": (corpora, generate, seeding, models, storyworld),
-    "training": (train, seeding, models),
-    "evaluation": (train, generate, seeding, text_metrics, storyworld),
-    "responses": (generate, seeding),
-    "curvature": (curvature, seeding),
-    "sigma": (sigma, models, text_metrics),
 }
 # Records of a generation; the base model's training is the stage `baseline` under the name of the others.
 STAGES = ("text", "training", "evaluation", "responses", "curvature", "sigma")
@@ -138,7 +129,7 @@ class Run:
         kind = BASELINE if name == "training" and generation == 0 else name
         key = {
             "parameters": {parameter: getattr(self.params, parameter) for parameter in STAGE_PARAMETERS[kind]},
-            "code": provenance.code_hash(*_STAGE_CODE[kind]),
+            "code": provenance.code_hash(*STAGE_CODE[kind]),
             "inputs": inputs,
         }
         try:
@@ -524,3 +515,14 @@ def _thinned(losses: list[float], points: int = 100) -> dict[str, list]:
     runs = [losses[start : start + size] for start in range(0, len(losses), size)]
     ends = [min(len(losses), (index + 1) * size) for index in range(len(runs))]
     return {"step": ends, "loss": [sum(run) / len(run) for run in runs]}
+
+
+STAGE_CODE = {
+    "baseline": (Run._train_baseline, Run._fit, Run._recipe, _thinned, train, corpora, seeding, models, storyworld),
+    "text": (Run._compose, Run._write, corpora, generate, seeding, models, storyworld),
+    "training": (Run._train_generation, Run._fit, Run._recipe, _thinned, train, seeding, models),
+    "evaluation": (Run._evaluate, train, corpora, generate, seeding, text_metrics, storyworld),
+    "responses": (Run._respond, generate, seeding),
+    "curvature": (Run._measure_curvature, curvature, corpora, seeding),
+    "sigma": (Run._measure_sigma, sigma, models, text_metrics),
+}

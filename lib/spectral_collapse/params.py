@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import types
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ SOURCES = ("recursive", "fresh", "static", "mixed", "accumulate")
 CONDITIONS = tuple(source + suffix for source in SOURCES for suffix in ("", "_carry", "_restart"))
 # Names that choose what to run; they belong to a notebook's execution, not to the profile.
 SELECTORS = ("profile", "seed", "condition")
+PLAIN = (bool, int, float, str, list, dict, types.NoneType)
 
 
 class Params(BaseModel):
@@ -206,11 +208,13 @@ def collect(namespace: dict[str, Any]) -> Params:
 
     The parameters are what was assigned in the cell that assigns `profile`, and in the one that papermill
     injects after it: papermill passes unknown names with no more than a warning, and here they are refused.
+    Where the kernel keeps no history of cells (nbval), they are all plain values assigned so far.
     They override `params/<profile>.yaml`, so both `-f params/smoke.yaml` and `-p profile smoke` work.
     `seed` and `condition`, where a notebook has them, are checked and stay the notebook's own.
     """
     cells = [_assigned(cell) | ({"profile"} if cell.startswith("# Parameters") else set()) for cell in namespace["In"]]
-    names = set().union(*(names for names in cells if "profile" in names))
+    plain = {key for key, value in namespace.items() if isinstance(value, PLAIN) and not key.startswith("_")}
+    names = set().union(*(names for names in cells if "profile" in names)) or plain - {"In", "Out"}
     given = {name: namespace[name] for name in names if name in namespace}
     profile = given.get("profile")
     if not isinstance(profile, str):

@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,11 +43,11 @@ def file_hash(path: Path) -> str:
 
 
 @functools.cache
-def code_hash(*modules: ModuleType) -> str:
-    """SHA-256 of what the modules do: their syntax trees without docstrings, so that prose may change."""
+def code_hash(*parts: ModuleType | Callable) -> str:
+    """SHA-256 of what modules and functions do: their syntax trees without docstrings, so that prose may change."""
     trees = []
-    for module in modules:
-        tree = ast.parse(inspect.getsource(module))
+    for part in parts:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
         for node in ast.walk(tree):
             match getattr(node, "body", None):
                 case [ast.Expr(ast.Constant(str())), *_]:
