@@ -217,18 +217,32 @@ class Run:
             kept = params.opening_tokens
         # A continuation does not depend on the condition's name: equal models write equal texts.
         seeds = [stable_seed(self.seed, params.corpus, context, writer) for context in range(len(prompts))]
-        drawn = generate.sample(
-            self.load(writer),
+        drawn = self._draw(writer, prompts, seeds, params.block_tokens - kept, "writing")
+        return torch.tensor([prompt[:kept] + block for prompt, block in zip(prompts, drawn, strict=True)])
+
+    def _draw(
+        self,
+        generation: int,
+        prompts: list[list[int]],
+        seeds: list[int],
+        new_tokens: int,
+        what: str,
+        stop_token: int | None = None,
+    ) -> list[list[int]]:
+        """Continuations by the model of a generation, with the profile's decoding."""
+        params = self.params
+        return generate.sample(
+            self.load(generation),
             prompts,
             seeds,
-            params.block_tokens - kept,
+            new_tokens,
             temperature=params.temperature,
             top_k=params.top_k,
             top_p=params.top_p,
             batch_size=params.sampling_batch,
-            description=f"{self.condition} {writer + 1}: writing",
+            stop_token=stop_token,
+            description=f"{self.condition} {generation}: {what}",
         )
-        return torch.tensor([prompt[:kept] + block for prompt, block in zip(prompts, drawn, strict=True)])
 
     def blocks(self, generation: int) -> torch.Tensor:
         """Training blocks (N, T) of a generation, made again if their file is gone or altered."""
@@ -368,18 +382,8 @@ class Run:
         result = train.perplexity(model, self.real.held_out, params.batch_size)
         # The same seeds for every model: differences between models are not differences between draws.
         seeds = [stable_seed(self.seed, "story", index) for index in range(params.evaluation_stories)]
-        drawn = generate.sample(
-            model,
-            [[self.real.separator]] * len(seeds),
-            seeds,
-            params.story_tokens,
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            batch_size=params.sampling_batch,
-            stop_token=self.real.separator,
-            description=f"{self.condition} {generation}: stories",
-        )
+        end = self.real.separator
+        drawn = self._draw(generation, [[end]] * len(seeds), seeds, params.story_tokens, "stories", stop_token=end)
         stories = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in drawn]
         result |= text_metrics.surface_metrics(stories)
         if params.corpus == "storyworld":
@@ -402,17 +406,9 @@ class Run:
         prompts = prompt_bank(params.prompt_bank)
         tokens = tokenizer([prompt["text"] for prompt in prompts], add_special_tokens=False).input_ids
         # Of one length, whatever the model does: the number of embedded blocks should not drift.
-        drawn = generate.sample(
-            self.load(generation),
-            [[self.real.separator, *ids] for ids in tokens],
-            [stable_seed(self.seed, "response", prompt["id"]) for prompt in prompts],
-            params.response_tokens,
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            batch_size=params.sampling_batch,
-            description=f"{self.condition} {generation}: responses",
-        )
+        starts = [[self.real.separator, *ids] for ids in tokens]
+        seeds = [stable_seed(self.seed, "response", prompt["id"]) for prompt in prompts]
+        drawn = self._draw(generation, starts, seeds, params.response_tokens, "responses")
         lines = [
             {**prompt, "response": tokenizer.decode(ids, skip_special_tokens=True)}
             for prompt, ids in zip(prompts, drawn, strict=True)
@@ -519,10 +515,10 @@ def _thinned(losses: list[float], points: int = 100) -> dict[str, list]:
 
 STAGE_CODE = {
     "baseline": (Run._train_baseline, Run._fit, Run._recipe, _thinned, train, corpora, seeding, models, storyworld),
-    "text": (Run._compose, Run._write, corpora, generate, seeding, models, storyworld),
+    "text": (Run._compose, Run._write, Run._draw, corpora, generate, seeding, models, storyworld),
     "training": (Run._train_generation, Run._fit, Run._recipe, _thinned, train, seeding, models),
-    "evaluation": (Run._evaluate, train, corpora, generate, seeding, text_metrics, storyworld),
-    "responses": (Run._respond, generate, seeding),
+    "evaluation": (Run._evaluate, Run._draw, train, corpora, generate, seeding, text_metrics, storyworld),
+    "responses": (Run._respond, Run._draw, generate, seeding),
     "curvature": (Run._measure_curvature, curvature, corpora, seeding),
     "sigma": (Run._measure_sigma, sigma, models, text_metrics),
 }
