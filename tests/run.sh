@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 python=.venv/bin/python
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export HF_HUB_OFFLINE=1 SPECTRAL_COLLAPSE_RESULTS="$work/results" SPECTRAL_COLLAPSE_GENERATED="$work/generated"
+# Two workers with two threads each would spin on two cores.
+export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 SPECTRAL_COLLAPSE_RESULTS="$work/results" SPECTRAL_COLLAPSE_GENERATED="$work/generated"
 
 echo "== The smoke profile, from corpus to numbers"
 $python -m snakemake --quiet all --config profile=smoke -- results
