@@ -1,159 +1,385 @@
-"""Hessian spectra of language models: products, Lanczos, stochastic quadrature, signatures with errors."""
+"""Spectral signatures of a language model's loss: converged estimates with their errors, and the published one."""
 
+import dataclasses
+import itertools
 import math
-import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
-import scipy.linalg
+import scipy.stats
 import torch
 from transformers import PreTrainedModel
 
+from . import hessian
+from .hessian import HessianOperator
+from .lanczos import Basis, Quadrature, Storage, cumulated_bounds, dot, merged, probe_runs, quantile_bracket
 from .seeding import generator, stable_seed
 
-Matvec = Callable[[torch.Tensor], torch.Tensor]
-CHUNK = 1 << 22
-
-
-def dot(x: torch.Tensor, y: torch.Tensor) -> float:
-    """⟨x, y⟩ of float32 vectors, accumulated in float64.
-
-    A float32 accumulation is off by parts in a thousand at 10⁸ entries. Chunks of four million products
-    keep the memory small.
-    """
-    total = 0.0
-    for a, b in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
-        total += (a.double() * b.double()).sum().item()
-    return total
-
-
-def mean_loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """L(θ): mean next-token cross-entropy in nats over blocks (B, T)."""
-    logits = model(input_ids=tokens).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
-
-
-class HessianOperator:
-    """H = ∇²L(θ) ∈ R^{n×n} of the mean loss on frozen blocks; n parameters, tied weights counted once.
-
-    Products by double backward. The graph of the gradient is built once and kept, so that a product
-    costs about two gradients; with `micro_batch` blocks at a time the graphs are rebuilt for every
-    product (about three gradients) and memory no longer grows with the number of blocks.
-    Dropout is off: the model is left in evaluation mode. An embedding's row `padding_idx` counts as constant
-    where its token is in the blocks, as in training. Source: Pearlmutter 1994.
-    """
-
-    def __init__(self, model: PreTrainedModel, tokens: torch.Tensor, micro_batch: int | None = None):
-        model.eval()
-        self.model = model
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.sizes = [p.numel() for p in self.parameters]
-        self.n = sum(self.sizes)
-        self.shape = (self.n, self.n)
-        self.device = self.parameters[0].device
-        self.batches = tokens.to(self.device).split(micro_batch or len(tokens))
-        # Blocks are equally long, so weights by blocks are weights by predictions.
-        self.weights = [len(batch) / len(tokens) for batch in self.batches]
-        self._gradient: tuple[torch.Tensor, ...] | None = None
-
-    def _differentiable_gradient(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        loss = mean_loss(self.model, batch)
-        return torch.autograd.grad(loss, self.parameters, create_graph=True)
-
-    def _product(self, gradient: tuple[torch.Tensor, ...], pieces: list[torch.Tensor], keep: bool) -> torch.Tensor:
-        products = torch.autograd.grad(
-            gradient, self.parameters, grad_outputs=pieces, retain_graph=keep, materialize_grads=True
-        )
-        return torch.cat([product.flatten() for product in products])
-
-    def matvec(self, vector: torch.Tensor) -> torch.Tensor:
-        """H v for a vector (n,)."""
-        pieces = [
-            piece.view_as(parameter).to(parameter.dtype)
-            for piece, parameter in zip(vector.split(self.sizes), self.parameters, strict=True)
-        ]
-        if len(self.batches) == 1:
-            if self._gradient is None:
-                self._gradient = self._differentiable_gradient(self.batches[0])
-            return self._product(self._gradient, pieces, keep=True)
-        total = torch.zeros(self.n, dtype=vector.dtype, device=self.device)
-        for batch, weight in zip(self.batches, self.weights, strict=True):
-            total += weight * self._product(self._differentiable_gradient(batch), pieces, keep=False)
-        return total
-
-
-def rademacher(n: int, *seed_parts: str | int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Probe with independent entries ±1, float32, shape (n,), the same on every device."""
-    signs = generator(*seed_parts).integers(0, 2, size=n, dtype=np.int8)
-    return torch.from_numpy(signs).to(device).float().mul_(2).sub_(1)
+# A node is one eigenvalue if it has converged to this part of itself, and carries less than SINGLE/n of the
+# weight, where one eigenvalue has about 1/n.
+CONVERGED = 0.01
+SINGLE = 30
+MOST_OUTLIERS = 10
+# Vectors (n,) in use at once: gradient and product, Lanczos' own, and those of the errors over blocks.
+WORKING_VECTORS = 12
 
 
 @dataclass(frozen=True)
-class Quadrature:
-    """What k Lanczos steps from one start vector tell of a spectrum.
+class Estimate:
+    """A value with its standard errors: over probes at fixed blocks, and over blocks (None: not estimated)."""
 
-    nodes: Ritz values θ_i, ascending, (k,); weights: squared first components, summing to 1, (k,);
-    residuals: |β_k s_ki|, so that an eigenvalue lies within that distance of θ_i, (k,).
+    value: float
+    probe_error: float
+    batch_error: float | None
+    probes: int
+    blocks: int
+
+    @property
+    def standard_error(self) -> float:
+        """Both errors together; they are independent."""
+        return math.hypot(self.probe_error, self.batch_error or 0.0)
+
+    def interval(self, level: float = 0.95) -> list[float]:
+        """[low, high] by Student's t, its degrees of freedom by Welch and Satterthwaite from the two errors'."""
+        parts = [(self.probe_error**2, self.probes - 1), ((self.batch_error or 0.0) ** 2, self.blocks - 1)]
+        spread = sum(variance**2 / freedom for variance, freedom in parts if freedom > 0)
+        if spread == 0:
+            return [self.value, self.value]
+        freedom = self.standard_error**4 / spread
+        half = float(scipy.stats.t.ppf(0.5 + level / 2, freedom)) * self.standard_error
+        return [self.value - half, self.value + half]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Spectral signature of one Hessian or Gauss–Newton matrix; eigenvalues in nats per squared unit of θ.
+
+    `…_residual` bounds the distance to an eigenvalue, a bracket [low, high] carries the quadrature's error,
+    an `Estimate` those of probes and blocks. basis: the type Lanczos kept its vectors in, or "none".
     """
+
+    parameters: int
+    probes: int
+    steps: int
+    blocks: int
+    basis: str
+    lambda_max: float
+    lambda_max_residual: float
+    lambda_max_batch_error: float | None
+    lambda_min: float
+    lambda_min_residual: float
+    eigenvalue_range: float
+    leading_eigenvalues: list[float]
+    leading_residuals: list[float]
+    mean_eigenvalue: Estimate
+    spectral_variance: Estimate
+    outliers: list[float]
+    outlier_count_bracket: list[float]
+    outlier_separation: float
+    bulk_center: Estimate
+    bulk_sigma: Estimate
+    spectral_ratio: float
+    log_spectral_ratio: Estimate
+    effective_rank: Estimate
+    spectral_entropy: Estimate
+    negative_mass_bracket: list[float]
+    iqr_bracket: list[float]
+    nodes: list[list[float]]
+    weights: list[list[float]]
+
+
+@dataclass(frozen=True)
+class PublishedSignature:
+    """Figures of the published estimator, without error estimate, as published."""
+
+    published_lambda_max: float
+    published_iqr: float
+    published_ratio: float
+
+
+def as_result(signature: Signature | PublishedSignature) -> dict[str, Any]:
+    """A signature as a flat dictionary for a record: `name`, and of an estimate `name_standard_error`,
+    `name_probe_error`, `name_batch_error` and `name_interval` (95 %)."""
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(signature):
+        value = getattr(signature, field.name)
+        if isinstance(value, Estimate):
+            result |= {
+                field.name: value.value,
+                f"{field.name}_standard_error": value.standard_error,
+                f"{field.name}_probe_error": value.probe_error,
+                f"{field.name}_batch_error": value.batch_error,
+                f"{field.name}_interval": value.interval(),
+            }
+        else:
+            result[field.name] = value
+    return result
+
+
+# ---- one run: its nodes, and what each block contributes
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Nodes, weights and residuals of one run, the largest |node| first."""
 
     nodes: np.ndarray
     weights: np.ndarray
     residuals: np.ndarray
 
-    @property
-    def bottom(self) -> tuple[float, float]:
-        """Smallest Ritz value and its residual bound."""
-        return float(self.nodes[0]), float(self.residuals[0])
+    @classmethod
+    def of(cls, run: Quadrature, n: int, orthogonal: bool) -> "_Nodes":
+        """The run's nodes; without reorthogonalisation its copies joined and its newest copies, whose weight no
+        eigenvalue would have, left out."""
+        nodes, weights, residuals = run.nodes, run.weights, run.residuals
+        if not orthogonal:
+            nodes, weights = merged(run.nodes, run.weights, 1e-4)
+            nearest = np.abs(run.nodes[:, None] - nodes).argmin(1)
+            residuals = np.array([run.residuals[nearest == index].min() for index in range(len(nodes))])
+            real = weights > 1e-4 / n
+            nodes, weights, residuals = nodes[real], weights[real], residuals[real]
+        order = np.argsort(-np.abs(nodes))
+        return cls(nodes[order], weights[order], residuals[order])
 
-    @property
-    def top(self) -> tuple[float, float]:
-        """Largest Ritz value and its residual bound."""
-        return float(self.nodes[-1]), float(self.residuals[-1])
+    def outliers(self, n: int) -> int:
+        """How many of the largest |θ|, at most ten, come before the first that is no single converged eigenvalue."""
+        head = slice(0, MOST_OUTLIERS)
+        converged = self.residuals[head] <= CONVERGED * np.abs(self.nodes[head])
+        single = self.weights[head] <= SINGLE / n
+        return int(np.argmin(np.append(converged & single, False)))
 
 
-def lanczos(matvec: Matvec, start: torch.Tensor, steps: int) -> Quadrature:
-    """Lanczos with full reorthogonalisation: the k-point Gauss quadrature of the spectrum seen by `start`.
+def _influences(operator: HessianOperator, run: Quadrature, basis: Basis) -> dict[str, np.ndarray]:
+    """What every block adds to each moment, (blocks,): derivatives of the estimates in the blocks' weights.
 
-    T = QᵀHQ is tridiagonal with α on its diagonal and β beside it; Σ w_i p(θ_i) = vᵀp(H)v / vᵀv for every
-    polynomial p of degree at most 2k − 1. Stops early when the Krylov space is exhausted. Reductions
-    accumulate in float64; the basis keeps the dtype of `start`, steps × n numbers.
-    Source: Golub & Meurant 2010, ch. 4; Paige 1976 for the residual bound.
+    With H = Σ_b H_b / B: for λ_max it is uᵀH_b u, u its Ritz vector (Hellmann–Feynman); for the moments of a
+    probe v it is vᵀH_b v / n and 2 (Hv)ᵀH_b v / n; for those of the bulk the same with the outliers projected
+    out of v, since the derivative of Σ λ_i² is 2 Σ λ_i uᵢᵀH_b uᵢ. Only means over b of the squared deviations
+    are used, so that constants do not matter. Source: Jaeckel 1972 (infinitesimal jackknife).
     """
-    steps = min(steps, len(start))
-    basis = torch.empty(steps, len(start), dtype=start.dtype, device=start.device)
-    vector = start / math.sqrt(dot(start, start))
-    alphas, betas = [], []
-    scale = 0.0
-    for step in range(steps):
-        basis[step] = vector
-        product = matvec(vector).to(start.dtype)
-        alpha = dot(product, vector)
-        product -= alpha * vector
-        if step:
-            product -= betas[-1] * basis[step - 1]
-        # Twice is enough (Giraud et al. 2005): one pass leaves errors of the size of what it removes.
-        for _ in range(2):
-            product -= basis[: step + 1].T @ (basis[: step + 1] @ product)
-        beta = math.sqrt(dot(product, product))
-        if not math.isfinite(alpha) or not math.isfinite(beta):
-            raise ValueError(f"the Hessian product is not finite at Lanczos step {step}: the model has diverged.")
-        alphas.append(alpha)
-        betas.append(beta)
-        scale = max(scale, abs(alpha), beta)
-        if beta <= 64 * torch.finfo(start.dtype).eps * scale:
-            break
-        vector = product / beta
-    nodes, vectors = scipy.linalg.eigh_tridiagonal(np.array(alphas), np.array(betas[:-1]))
-    return Quadrature(nodes, vectors[0] ** 2, betas[-1] * np.abs(vectors[-1]))
+    n = operator.n
+    order = np.argsort(-np.abs(run.nodes))
+    count = _Nodes.of(run, n, orthogonal=True).outliers(n)
+    S, out = run.vectors, order[:count]
+    tridiagonal = np.diag(run.alphas) + np.diag(run.betas[:-1], 1) + np.diag(run.betas[:-1], -1)
+    whole = np.eye(len(S))[0] * math.sqrt(n)
+    bulk = whole - S[:, out] @ (S[0, out] * math.sqrt(n))
+    right, left = [], []
+    for coefficients in (whole, bulk):
+        right.append(basis.combine(coefficients))
+        left.append([right[-1], basis.combine(tridiagonal @ coefficients)])
+    top = basis.combine(S[:, -1])
+    forms = operator.block_forms([*left, [top]], [*right, top]).T
+    rest = n - count
+    return {
+        "mean_eigenvalue": forms[0] / n,
+        "second": 2 * forms[1] / n,
+        "bulk_center": forms[2] / rest,
+        "bulk_second": 2 * forms[3] / rest,
+        "lambda_max": forms[4],
+    }
 
 
-def spectral_density(operator: HessianOperator, steps: int, probes: int, seed: int) -> list[Quadrature]:
-    """Stochastic Lanczos quadrature: one quadrature for each independent Rademacher probe."""
-    return [
-        lanczos(operator.matvec, rademacher(operator.n, seed, "probe", probe, device=operator.device), steps)
-        for probe in range(probes)
-    ]
+def _batch_error(influence: np.ndarray | None) -> float | None:
+    """√(Σ (I_b − Ī)² / (B(B − 1)))."""
+    if influence is None or len(influence) < 2:
+        return None
+    return float(influence.std(ddof=1) / math.sqrt(len(influence)))
+
+
+# ---- the signature
+
+
+def signature_of_runs(
+    runs: list[Quadrature],
+    n: int,
+    influences: list[dict[str, np.ndarray]] | None = None,
+    *,
+    basis: str = "float32",
+) -> Signature:
+    """Signature of an n × n matrix from two or more Lanczos runs, and what each block adds in each run.
+
+    λ_max and λ_min are the outermost Ritz values of all runs: none lies beyond the spectrum. Outliers: the
+    largest |eigenvalues|, at most ten, that every run has converged to 1 %. With Σ over the other nodes of
+    a run, n(Σ w θ)/(n − n_out) averages to the bulk centre c and n(Σ w θ²)/(n − n_out) to c² + σ_bulk²: since
+    E(uᵀv)² = 1 for every eigenvector u, leaving the outliers' nodes out subtracts them exactly in expectation
+    and removes the variance they bring (deflation). Spectral ratio = λ_max / σ_bulk. The second moment of a
+    probe is ‖Hv‖²/n, exact after two steps. Outlier separation: from the smallest outlier's |λ| to the largest
+    node that is none, in σ_bulk. Effective rank (tr H)²/tr H²; spectral entropy −Σ p log p of p = |λ|/Σ|λ|.
+    Raises ValueError for fewer than two probes, and where the bulk has no width.
+    Source: Ubaru, Chen & Saad 2017 (SLQ); Hutchinson 1989.
+    """
+    if len(runs) < 2:
+        raise ValueError("one probe gives no standard error: set lanczos_probes to 2 or more.")
+    best = max(runs, key=lambda run: run.nodes[-1])
+    lowest = min(runs, key=lambda run: run.nodes[0])
+    ranked = [_Nodes.of(run, n, basis != "none") for run in runs]
+    # As many in every run: a bulk that loses more eigenvalues in one run than in another is not one quantity.
+    count = min(nodes.outliers(n) for nodes in ranked)
+    rest = n - count
+
+    def per_probe(function: Any, start: int = 0) -> np.ndarray:
+        """Σ w f(θ) of every run, its first `start` nodes left out."""
+        return np.array([q.weights[start:] @ function(q.nodes[start:]) for q in ranked])
+
+    per_block = None
+    blocks = 0
+    if influences:
+        per_block = {name: np.mean([part[name] for part in influences], axis=0) for name in influences[0]}
+        blocks = len(per_block["lambda_max"])
+
+    def estimate(value: float, by_probe: np.ndarray, by_block: np.ndarray | None = None) -> Estimate:
+        error = float(by_probe.std(ddof=1) / math.sqrt(len(by_probe)))
+        return Estimate(float(value), error, _batch_error(by_block), len(runs), blocks)
+
+    def block(name: str) -> np.ndarray | None:
+        return per_block[name] if per_block else None
+
+    def variance_of(first: np.ndarray, second: np.ndarray, names: tuple[str, str]) -> tuple[Estimate, Any]:
+        """Second moment less the squared mean, errors by linearisation; and the blocks' influence on it."""
+        mean = first.mean()
+        by_block = block(names[1]) - 2 * mean * block(names[0]) if per_block else None
+        return estimate(second.mean() - mean**2, second - 2 * mean * first, by_block), by_block
+
+    means, seconds = per_probe(lambda x: x), per_probe(np.square)
+    centers, bulk_seconds = (per_probe(f, count) * n / rest for f in (lambda x: x, np.square))
+    variance, _ = variance_of(means, seconds, ("mean_eigenvalue", "second"))
+    bulk_variance, bulk_by_block = variance_of(centers, bulk_seconds, ("bulk_center", "bulk_second"))
+    width = bulk_variance.value
+    if not width > 0:
+        raise ValueError(f"the spectrum without its {count} outliers has no width: is the loss flat?")
+    sigma = math.sqrt(width)
+    # d log σ = dσ²/(2σ²)
+    log_sigma = (bulk_seconds - 2 * centers.mean() * centers) / (2 * width)
+    log_sigma_by_block = bulk_by_block / (2 * width) if per_block else None
+    lambda_max, residual = float(best.nodes[-1]), float(best.residuals[-1])
+    ratio_by_block = block("lambda_max") / lambda_max - log_sigma_by_block if per_block else None
+    ratio = estimate(math.log(max(lambda_max, 1e-300) / sigma), log_sigma, ratio_by_block)
+    ratio = dataclasses.replace(ratio, probe_error=math.hypot(ratio.probe_error, residual / abs(lambda_max)))
+    bulk_sigma = estimate(sigma, sigma * log_sigma, sigma * log_sigma_by_block if per_block else None)
+
+    rank = n * means.mean() ** 2 / seconds.mean()
+    by_probe = rank * (2 * means / means.mean() - seconds / seconds.mean()) if means.mean() else means
+    absolute = per_probe(np.abs)
+    logs = per_probe(lambda x: np.abs(x) * np.log(np.abs(x) + 1e-300))
+    total, inner = absolute.mean(), logs.mean()
+    entropy = math.log(n * total) - inner / total
+    entropy_by_probe = absolute / total - logs / total + inner * absolute / total**2
+
+    head = ranked[0]
+    smallest = abs(head.nodes[count - 1]) if count else math.nan
+    edge = max(abs(q.nodes[count]) if len(q.nodes) > count else 0.0 for q in ranked)
+    below, above = cumulated_bounds(runs, np.array([-smallest, smallest, 0.0]) if count else np.zeros(3))
+    low, high = quantile_bracket(runs, 0.25), quantile_bracket(runs, 0.75)
+    return Signature(
+        parameters=n,
+        probes=len(runs),
+        steps=max(len(run.nodes) for run in runs),
+        blocks=blocks,
+        basis=basis,
+        lambda_max=lambda_max,
+        lambda_max_residual=residual,
+        lambda_max_batch_error=_batch_error(block("lambda_max")),
+        lambda_min=float(lowest.nodes[0]),
+        lambda_min_residual=float(lowest.residuals[0]),
+        eigenvalue_range=lambda_max - float(lowest.nodes[0]),
+        leading_eigenvalues=head.nodes[:MOST_OUTLIERS].tolist(),
+        leading_residuals=head.residuals[:MOST_OUTLIERS].tolist(),
+        mean_eigenvalue=estimate(means.mean(), means, block("mean_eigenvalue")),
+        spectral_variance=variance,
+        outliers=np.sort(head.nodes[:count])[::-1].tolist(),
+        outlier_count_bracket=[float(count), max(float(count), n * (above[0] + 1 - below[1])) if count else 0.0],
+        outlier_separation=float((smallest - edge) / sigma) if count else 0.0,
+        bulk_center=estimate(centers.mean(), centers, block("bulk_center")),
+        bulk_sigma=bulk_sigma,
+        spectral_ratio=lambda_max / sigma,
+        log_spectral_ratio=ratio,
+        effective_rank=estimate(rank, by_probe),
+        spectral_entropy=estimate(entropy, entropy_by_probe),
+        negative_mass_bracket=[float(below[2]), float(above[2])],
+        iqr_bracket=[max(0.0, high[0] - low[1]), high[1] - low[0]],
+        nodes=[run.nodes.tolist() for run in runs],
+        weights=[run.weights.tolist() for run in runs],
+    )
+
+
+def plan(
+    budget: int, host_budget: int, operator: HessianOperator, steps: int, block_bytes: int, together: int
+) -> tuple[int | None, Storage | None]:
+    """(blocks at a time, storage of the basis) for a budget in bytes on the operator's device and on the host.
+
+    Of what fits, the fastest: a basis in full before one in float16, on the device before the host; the graph of
+    all blocks, kept (blocks None), before graphs made anew. No basis only where none fits beside one block.
+    `block_bytes`: of one block's graph at work; `together`: Lanczos runs at a time.
+    Raises MemoryError where the budget does not hold one block.
+    """
+    device, dtype = str(operator.device), operator.torch_dtype
+    left = budget - WORKING_VECTORS * together * operator.n * dtype.itemsize
+    kinds = [Storage(device, dtype), Storage(device, torch.float16)]
+    if torch.device(device).type != "cpu":
+        kinds += [Storage("cpu", dtype), Storage("cpu", torch.float16)]
+    blocks = max(1, len(operator._own))
+    for needed, storage in itertools.product((blocks * block_bytes, block_bytes), [*kinds, None]):
+        size = together * storage.bytes(steps, operator.n) if storage else 0
+        here = size if storage and storage.device == device else 0
+        if needed + here > left or (size - here) > host_budget:
+            continue
+        if storage is None and needed > block_bytes:
+            continue  # a basis is worth more than a kept graph
+        fitting = (left - here) // block_bytes
+        return (None if fitting >= blocks else fitting), storage
+    raise MemoryError(
+        f"curvature of {operator.n:,} parameters needs {(budget - left + block_bytes) / 2**30:.1f} GiB even for one "
+        f"block at a time, and the budget is {budget / 2**30:.1f} GiB: raise it, or shorten the blocks."
+    )
+
+
+def spectral_signature(
+    model: PreTrainedModel,
+    batch: torch.Tensor,
+    *,
+    steps: int = 20,
+    probes: int = 2,
+    seed: int = 0,
+    kind: Literal["hessian", "gauss_newton"] = "hessian",
+    parameters: list[str] | None = None,
+    memory_budget: int | None = None,
+    batch_errors: bool = True,
+) -> Signature:
+    """Signature of the mean loss on blocks of token ids (B, T): `probes` Lanczos runs of `steps` products.
+
+    parameters: names to differentiate in (see `hessian.parameter_blocks`), all trainable ones if None.
+    memory_budget: bytes on the model's device, four fifths of what is free if None; what is kept and what is
+    made anew follows from it (`plan`). batch_errors: the noise of the blocks, by the infinitesimal jackknife,
+    for a gradient and ten more per probe; it needs a basis, and more than one block.
+    """
+    operator = hessian.operator_class(kind)(model, batch, parameters=parameters)
+    together = 1 if operator.device.type == "cpu" else probes
+    budgets = [int(0.8 * hessian.available_memory(device)) for device in (operator.device, "cpu")]
+    block_bytes = int(hessian.WORKING_SHARE * operator.graph_bytes())
+    operator.micro_batch, storage = plan(
+        memory_budget or budgets[0], budgets[1], operator, min(steps, operator.n), block_bytes, together
+    )
+    runs, influences = [], []
+    for run, basis in probe_runs(operator, steps, probes, seed, storage):
+        runs.append(run)
+        if batch_errors and basis and operator.blocks > 1:
+            influences.append(_influences(operator, run, basis))
+    kept = str(storage.dtype).removeprefix("torch.") if storage else "none"
+    return signature_of_runs(runs, operator.n, influences, basis=kept)
+
+
+def layerwise_signatures(
+    model: PreTrainedModel, batch: torch.Tensor, **options: Any
+) -> Iterator[tuple[str, Signature]]:
+    """(part, signature) of the Hessian's diagonal block of every part of the network, `spectral_signature`'s options."""
+    for part, names in hessian.parameter_blocks(model).items():
+        yield part, spectral_signature(model, batch, parameters=names, **options)
+
+
+# ---- the published estimator
 
 
 def interpolated_iqr(nodes: np.ndarray, weights: np.ndarray) -> float:
@@ -168,203 +394,51 @@ def interpolated_iqr(nodes: np.ndarray, weights: np.ndarray) -> float:
     return float(high - low)
 
 
-def quantile_bracket(quadratures: list[Quadrature], level: float) -> tuple[float, float]:
-    """Interval of nodes that contains the `level` quantile of the spectrum seen by the probes.
-
-    Chebyshev–Markov–Stieltjes: the distribution function F at node θ_j satisfies
-    Σ_{i<j} w_i ≤ F(θ_j⁻) ≤ F(θ_j) ≤ Σ_{i≤j} w_i. Averaged over probes on the union of their nodes this bounds
-    the quantile; −∞ or ∞ where no node does. It carries the quadrature's error, not the probes'.
-    Source: Golub & Meurant 2010, sec. 2; Szegő 1975, sec. 3.41.
-    """
-    points = np.unique(np.concatenate([q.nodes for q in quadratures]))
-    above, below = np.zeros(len(points)), np.zeros(len(points))
-    for q in quadratures:
-        cumulated = np.concatenate([[0.0], np.cumsum(q.weights)])
-        # F(x) ≤ mass of the nodes up to the first one at or beyond x; F(x) ≥ mass of the nodes strictly
-        # before the last one at or below x.
-        above += cumulated[np.minimum(np.searchsorted(q.nodes, points, side="left") + 1, len(q.nodes))]
-        below += cumulated[np.maximum(np.searchsorted(q.nodes, points, side="right") - 1, 0)]
-    above, below = above / len(quadratures), below / len(quadratures)
-    # The quantile lies above a point whose F is below `level`, and at or below one whose F is at least that.
-    lower = points[above < level]
-    upper = points[below >= level]
-    return (float(lower[-1]) if len(lower) else -math.inf, float(upper[0]) if len(upper) else math.inf)
-
-
-@dataclass(frozen=True)
-class Signature:
-    """Spectral signature of one Hessian; names ending in _standard_error are over probes, _residual bounds
-    the distance to an eigenvalue, brackets are [low, high]. Eigenvalues in nats per squared unit of θ."""
-
-    parameters: int
-    probes: int
-    steps: int
-    lambda_max: float
-    lambda_max_residual: float
-    lambda_min: float
-    lambda_min_residual: float
-    mean_eigenvalue: float
-    mean_eigenvalue_standard_error: float
-    spectral_variance: float
-    spectral_variance_standard_error: float
-    outliers: list[float]
-    bulk_center: float
-    bulk_center_standard_error: float
-    bulk_sigma: float
-    bulk_sigma_standard_error: float
-    spectral_ratio: float
-    log_spectral_ratio: float
-    log_spectral_ratio_standard_error: float
-    effective_rank: float
-    negative_mass: float
-    iqr_bracket: list[float]
-    nodes: list[list[float]]
-    weights: list[list[float]]
-
-
-def _mean_and_error(values: list[float] | np.ndarray) -> tuple[float, float]:
-    values = np.asarray(values, dtype=float)
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
-
-
-def _variance_and_error(means: np.ndarray, seconds: np.ndarray) -> tuple[float, float]:
-    """Second moment less the squared mean, from both of every probe, with its error by linearisation."""
-    mean = means.mean()
-    return float(seconds.mean() - mean**2), _mean_and_error(seconds - 2 * mean * means)[1]
-
-
-def _outliers(quadrature: Quadrature, n: int, limit: int, tolerance: float) -> np.ndarray:
-    """Indices of the largest |θ|, at most `limit`, up to the first that is no single eigenvalue:
-    its residual bound exceeds `tolerance` |θ|, or its weight 30/n, where a single one has about 1/n."""
-    order = np.argsort(-np.abs(quadrature.nodes))[:limit]
-    converged = quadrature.residuals[order] <= tolerance * np.abs(quadrature.nodes[order])
-    single = quadrature.weights[order] <= 30 / n
-    return order[: np.argmin(np.append(converged & single, False))]
-
-
-def spectral_signature(runs: list[Quadrature], n: int, *, outliers: int = 10, tolerance: float = 0.01) -> Signature:
-    """Signature of an n × n Hessian from two or more Lanczos runs, as `spectral_density` makes them.
-
-    λ_max and λ_min are the outermost Ritz values of all runs: none lies beyond the spectrum. Outliers: the
-    largest |eigenvalues|, at most ten, that every run has converged to 1 %. With Σ over the other nodes of
-    a run, n(Σ w θ)/(n − n_out) averages to the bulk centre c and n(Σ w θ²)/(n − n_out) to c² + σ_bulk²: since
-    E(uᵀv)² = 1 for every eigenvector u, leaving the outliers' nodes out subtracts them exactly in expectation
-    and removes the variance they bring (deflation). Spectral ratio = λ_max / σ_bulk, its logarithm with a
-    standard error by propagation. The second moment of a probe is ‖Hv‖²/n, exact after two steps.
-    Raises ValueError for fewer than two probes, and where the bulk has no width.
-    Source: Ubaru, Chen & Saad 2017 (SLQ); Hutchinson 1989.
-    """
-    if len(runs) < 2:
-        raise ValueError("one probe gives no standard error: set lanczos_probes to 2 or more.")
-    top, bottom = max(q.top for q in runs), min(q.bottom for q in runs)
-    ranked = [_outliers(q, n, outliers, tolerance) for q in runs]
-    # As many in every run: a bulk that loses more eigenvalues in one run than in another is not one quantity.
-    count = min(map(len, ranked))
-    moments, bulk_moments = [], []
-    for q, order in zip(runs, ranked, strict=True):
-        powers = q.weights * np.stack([q.nodes, q.nodes**2])
-        moments.append(powers.sum(1))
-        bulk_moments.append(np.delete(powers, order[:count], axis=1).sum(1) * n / (n - count))
-    (means, seconds), (centers, bulk_seconds) = np.transpose(moments), np.transpose(bulk_moments)
-    mean, mean_error = _mean_and_error(means)
-    center, center_error = _mean_and_error(centers)
-    spectral_variance, spectral_variance_error = _variance_and_error(means, seconds)
-    variance, variance_error = _variance_and_error(centers, bulk_seconds)
-    if not variance > 0:
-        raise ValueError(f"the spectrum without its {count} outliers has no width: is the loss flat?")
-    bulk_sigma = math.sqrt(variance)
-    log_error = variance_error / (2 * variance)
-    low, high = quantile_bracket(runs, 0.25), quantile_bracket(runs, 0.75)
-    return Signature(
-        parameters=n,
-        probes=len(runs),
-        steps=max(len(q.nodes) for q in runs),
-        lambda_max=top[0],
-        lambda_max_residual=top[1],
-        lambda_min=bottom[0],
-        lambda_min_residual=bottom[1],
-        mean_eigenvalue=mean,
-        mean_eigenvalue_standard_error=mean_error,
-        spectral_variance=spectral_variance,
-        spectral_variance_standard_error=spectral_variance_error,
-        outliers=np.sort(runs[0].nodes[ranked[0][:count]])[::-1].tolist(),
-        bulk_center=center,
-        bulk_center_standard_error=center_error,
-        bulk_sigma=bulk_sigma,
-        bulk_sigma_standard_error=bulk_sigma * log_error,
-        spectral_ratio=top[0] / bulk_sigma,
-        log_spectral_ratio=math.log(max(top[0], 1e-300) / bulk_sigma),
-        log_spectral_ratio_standard_error=math.hypot(log_error, top[1] / abs(top[0])),
-        effective_rank=n * mean**2 / float(seconds.mean()),
-        negative_mass=float(np.mean([q.weights[q.nodes < 0].sum() for q in runs])),
-        iqr_bracket=[max(0.0, high[0] - low[1]), high[1] - low[0]],
-        nodes=[q.nodes.tolist() for q in runs],
-        weights=[q.weights.tolist() for q in runs],
-    )
-
-
-class _Logits(torch.nn.Module):
-    """The model as PyHessian calls it: blocks in, logits of the T − 1 predictions out, (B(T−1), V)."""
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=tokens).logits[:, :-1].flatten(0, 1)
-
-
-@dataclass(frozen=True)
-class PublishedSignature:
-    """Figures of the published estimator, without error estimate, as published."""
-
-    published_lambda_max: float
-    published_iqr: float
-    published_ratio: float
-
-
 def published_ratio(lambda_max: float, width: float) -> float:
     """λ_max / IQR, and 0 where the IQR is at most 1e-6, as published."""
     return lambda_max / width if width > 1e-6 else 0.0
 
 
-def published_signature(
-    model: PreTrainedModel, tokens: torch.Tensor, run: Quadrature, *, power_iterations: int, seed: int
-) -> PublishedSignature:
-    """The estimator of the Hessian study: power iteration, and the width read off one Lanczos run.
+def power_iteration(operator: HessianOperator, iterations: int, seed: int, tolerance: float = 1e-3) -> float:
+    """Eigenvalue of largest |λ| as the published pipeline finds it.
 
-    λ_max comes from PyHessian's `eigenvalues`; the study takes the largest |λ| of three, which is the first,
-    so one is asked for. PyHessian's `density` calls a function that torch no longer has, so `run` stands in
-    for it: 20 or 30 steps of `lanczos` from one Rademacher probe. Source: Yao et al. 2020 (PyHessian).
+    From a Gaussian start, v ← Hv/(‖Hv‖ + 1e-6) until vᵀHv changes by less than `tolerance` of itself.
+    Source: Yao et al. 2020 (PyHessian), whose constants these are.
     """
-    from pyhessian import hessian
+    draw = generator(seed, "power iteration").standard_normal(operator.n, dtype=np.float32)
+    vector = torch.from_numpy(draw).to(operator.device, operator.torch_dtype)
+    vector /= math.sqrt(dot(vector, vector)) + 1e-6
+    found = math.nan
+    for _ in range(iterations):
+        product = operator.matvec(vector)
+        before, found = found, dot(product, vector)
+        vector = product / (math.sqrt(dot(product, product)) + 1e-6)
+        if abs(found - before) / (abs(before) + 1e-6) < tolerance:
+            break
+    return found
 
-    inputs, targets = tokens.to(model.device), tokens[:, 1:].flatten().to(model.device)
-    # PyHessian draws from torch's global generator, on the CPU; torch.manual_seed would reseed CUDA's too.
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        torch.default_generator.manual_seed(stable_seed(seed, "power iteration"))
-        warnings.simplefilter("ignore")  # backward(create_graph=True) warns of a cycle that zero_grad breaks
-        model.zero_grad(set_to_none=True)
-        cuda = model.device.type == "cuda"
-        peer = hessian(_Logits(model), torch.nn.functional.cross_entropy, data=(inputs, targets), cuda=cuda)
-        eigenvalues, _ = peer.eigenvalues(maxIter=power_iterations, tol=1e-3, top_n=1)
-        model.zero_grad(set_to_none=True)
-    lambda_max = float(max(eigenvalues, key=abs))
-    width = interpolated_iqr(run.nodes, run.weights)
+
+def published_signature(
+    model: PreTrainedModel,
+    batch: torch.Tensor,
+    *,
+    nodes: list[float] | None = None,
+    weights: list[float] | None = None,
+    steps: int = 20,
+    power_iterations: int = 100,
+    seed: int = 0,
+    memory_budget: int | None = None,
+) -> PublishedSignature:
+    """The estimator of the Hessian study: power iteration, and the interpolated width of one quadrature.
+
+    The study takes the largest |λ| of three, which is the first, so one is sought. Its density comes from one
+    Rademacher probe of 20 or 30 steps: the given nodes and weights, or a run of `steps` if none are given.
+    PyHessian, which it used, gives the same numbers from the same start where its `density` still runs.
+    """
+    operator = hessian.hessian_operator(model, batch, memory_budget=memory_budget)
+    if nodes is None or weights is None:
+        ((run, _),) = probe_runs(operator, steps, 1, stable_seed(seed, "published"))
+        nodes, weights = run.nodes, run.weights
+    lambda_max = power_iteration(operator, power_iterations, seed)
+    width = interpolated_iqr(np.asarray(nodes), np.asarray(weights))
     return PublishedSignature(lambda_max, width, published_ratio(lambda_max, width))
-
-
-def smoothed_density(
-    nodes: list[list[float]], weights: list[list[float]], grid: np.ndarray, width: float
-) -> np.ndarray:
-    """Mean over probes of Σ_i w_i N(grid; θ_i, width²), for pictures only: the width is the kernel's."""
-    kernels = [
-        np.exp(-0.5 * ((grid[:, None] - np.asarray(n)) / width) ** 2) @ np.asarray(w)
-        for n, w in zip(nodes, weights, strict=True)
-    ]
-    return np.mean(kernels, axis=0) / (width * math.sqrt(2 * math.pi))
-
-
-def as_result(signature: Signature | PublishedSignature) -> dict:
-    """A signature as a dictionary for a record."""
-    return asdict(signature)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import provenance
-from .curvature import smoothed_density
+from .lanczos import smoothed_density
 from .params import CONDITIONS
 from .statistics import mean_interval, within_run_spearman
 from .tables import LABELS

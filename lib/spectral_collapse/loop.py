@@ -17,6 +17,8 @@ from . import (
     corpora,
     curvature,
     generate,
+    hessian,
+    lanczos,
     models,
     paths,
     provenance,
@@ -48,7 +50,7 @@ STAGE_PARAMETERS: dict[str, tuple[str, ...]] = {
     "responses": ("prompt_bank", "response_tokens", *_SAMPLING),
     "curvature": (
         *("curvature_blocks", "block_tokens", "lanczos_steps", "lanczos_probes"),
-        *("published_power_iterations", "threads"),
+        *("published_power_iterations", "curvature_memory_gb", "threads"),
     ),
     "sigma": ("response_block_words", "sigma_delta", "sigma_rho", "blocks_per_generation", "threads"),
 }
@@ -440,14 +442,25 @@ class Run:
         params = self.params
         model = self.load(generation)
         batch = self.real.held_out[: params.curvature_blocks]
-        operator = curvature.HessianOperator(model, batch)
         seed = stable_seed(self.seed, "curvature")
-        runs = curvature.spectral_density(operator, params.lanczos_steps, params.lanczos_probes, seed)
-        ours = curvature.spectral_signature(runs, operator.n)
-        del operator  # and with it the graph of the gradient
+        budget = int(params.curvature_memory_gb * 2**30)
+        ours = curvature.spectral_signature(
+            model,
+            batch,
+            steps=params.lanczos_steps,
+            probes=params.lanczos_probes,
+            seed=seed,
+            memory_budget=budget,
+        )
         # The published width is read off the first of the same runs: the estimators differ, not their data.
         published = curvature.published_signature(
-            model, batch, runs[0], power_iterations=params.published_power_iterations, seed=seed
+            model,
+            batch,
+            nodes=ours.nodes[0],
+            weights=ours.weights[0],
+            power_iterations=params.published_power_iterations,
+            seed=seed,
+            memory_budget=budget,
         )
         return curvature.as_result(ours) | curvature.as_result(published)
 
@@ -519,6 +532,6 @@ STAGE_CODE = {
     "training": (Run._train_generation, Run._fit, Run._recipe, _thinned, train, seeding, models),
     "evaluation": (Run._evaluate, Run._draw, train, corpora, generate, seeding, text_metrics, storyworld),
     "responses": (Run._respond, Run._draw, generate, seeding),
-    "curvature": (Run._measure_curvature, curvature, corpora, seeding),
+    "curvature": (Run._measure_curvature, curvature, hessian, lanczos, corpora, seeding),
     "sigma": (Run._measure_sigma, sigma, models, text_metrics),
 }

@@ -91,6 +91,9 @@ class Params(BaseModel):
     lanczos_steps: int = Field(ge=4)
     lanczos_probes: int = Field(ge=2)
     published_power_iterations: int = Field(ge=1, description="limit of the published estimator's power iteration")
+    curvature_memory_gb: float = Field(
+        gt=0, description="GiB that curvature may take; fixed, because what is kept in which type follows from it"
+    )
 
     # machine
     device: Literal["auto", "cpu", "cuda"]
