@@ -374,7 +374,10 @@ def spectral_signature(
 def layerwise_signatures(
     model: PreTrainedModel, batch: torch.Tensor, **options: Any
 ) -> Iterator[tuple[str, Signature]]:
-    """(part, signature) of the Hessian's diagonal block of every part of the network, `spectral_signature`'s options."""
+    """(part, signature) of the Hessian's diagonal block for every part of the network, in the network's order.
+
+    options: those of `spectral_signature`.
+    """
     for part, names in hessian.parameter_blocks(model).items():
         yield part, spectral_signature(model, batch, parameters=names, **options)
 
