@@ -69,12 +69,32 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return provenance.text_hash(provenance.canonical([tokenizer.get_vocab(), probe]))
 
 
+PACKAGED = "package:"
+
+
 def _require_pinned(checkpoint: str, revision: str | None) -> None:
-    if not Path(checkpoint).expanduser().is_dir() and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
-        raise ValueError(
-            f"checkpoint {checkpoint!r} is not a local folder, so it comes from the hub, "
-            f"where revision must be a full commit hash, not {revision!r}."
-        )
+    if checkpoint.startswith(PACKAGED):
+        form, what = r"[0-9a-f]{64}", "is a file of a Python package, where revision must be its SHA-256"
+    elif not Path(checkpoint).expanduser().is_dir():
+        form, what = r"[0-9a-f]{40}", "is not a local folder, so it comes from the hub, where revision must be a commit"
+    else:
+        return
+    if not re.fullmatch(form, revision or ""):
+        raise ValueError(f"checkpoint {checkpoint!r} {what}, {form[-3:-1]} hexadecimal digits, not {revision!r}.")
+
+
+def _packaged(checkpoint: str, sha256: str) -> Path:
+    """The file that `package:<module>/<file>` names, if it is installed and has the hash."""
+    module, _, name = checkpoint.removeprefix(PACKAGED).partition("/")
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"checkpoint {checkpoint!r}: the package is not installed; `make models` installs it.")
+    path = Path(spec.submodule_search_locations[0]) / name
+    if not path.is_file():
+        raise ValueError(f"checkpoint {checkpoint!r}: no such file in its package; `make models` installs it.")
+    if (found := provenance.file_hash(path)) != sha256:
+        raise ValueError(f"{path} has SHA-256 {found[:12]}…, not {sha256[:12]}…: reinstall it with `make models`.")
+    return path
 
 
 def _unusable(params: Params, reason: str) -> ValueError:
@@ -85,16 +105,21 @@ def _unusable(params: Params, reason: str) -> ValueError:
 
 
 def _from_checkpoint(loader: type, params: Params, **options: Any) -> Any:
-    """`loader.from_pretrained` of the profile's checkpoint; a failure becomes one ValueError."""
+    """`loader.from_pretrained` of the profile's checkpoint; a failure becomes one ValueError.
+
+    A hub name, a local folder, or `package:<module>/<file>.gguf`, whose quantised weights are read into floats.
+    """
     _require_pinned(params.checkpoint, params.revision)
     folder = Path(params.checkpoint).expanduser()
+    if params.checkpoint.startswith(PACKAGED):
+        file = _packaged(params.checkpoint, params.revision)
+        source, options = file.parent, {**options, "gguf_file": file.name}
+    elif folder.is_dir():
+        source = folder
+    else:
+        source, options = params.checkpoint, {**options, "revision": params.revision}
     try:
-        return loader.from_pretrained(
-            folder if folder.is_dir() else params.checkpoint,
-            revision=params.revision or "main",
-            trust_remote_code=False,
-            **options,
-        )
+        return loader.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unusable(params, str(error).strip().splitlines()[0].rstrip(".: ")) from None
 
