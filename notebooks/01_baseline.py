@@ -22,7 +22,7 @@
 # %%
 import numpy as np
 import pandas as pd
-from spectral_collapse import figures, loop, params
+from spectral_collapse import figures, measure, params, runs
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -30,8 +30,8 @@ seed = 1
 
 # %%
 settings = params.collect(globals())
-run = loop.Run(settings, loop.BASELINE, seed)
-baseline = run.generation(0)
+run = runs.Run(settings, runs.BASELINE, seed)
+baseline = measure.generation(run, 0)
 print(f"{settings.model}: {baseline['training']['parameters']:,} parameters, corpus {settings.corpus}")
 
 # %% [markdown]
@@ -41,7 +41,7 @@ print(f"{settings.model}: {baseline['training']['parameters']:,} parameters, cor
 # like stories. They are drawn without any prompt.
 
 # %%
-figures.training_curves([(loop.BASELINE, seed, 0, baseline["training"])])
+figures.training_curves([(runs.BASELINE, seed, 0, baseline["training"])])
 
 # %%
 evaluation = baseline["evaluation"]

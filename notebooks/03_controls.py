@@ -24,7 +24,7 @@
 
 # %%
 import pandas as pd
-from spectral_collapse import figures, loop, params, series
+from spectral_collapse import figures, loop, measure, params, runs, series
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -33,13 +33,13 @@ condition = "fresh"
 
 # %%
 settings = params.collect(globals())
-run = loop.Run(settings, condition, seed)
-generations = [run.generation(generation) for generation in range(settings.generations + 1)]
+run = runs.Run(settings, condition, seed)
+generations = [measure.generation(run, generation) for generation in range(settings.generations + 1)]
 table = series.table(settings, [condition], [seed], ("training", "evaluation", "curvature"))
 
 # %% tags=["nbval-check-output"]
 print("generations:", len(generations))
-print("synthetic blocks:", [run.text(generation)["synthetic_blocks"] for generation in range(1, len(generations))])
+print("synthetic blocks:", [loop.text(run, g)["synthetic_blocks"] for g in range(1, len(generations))])
 
 # %% [markdown]
 # ## Does the control hold still?

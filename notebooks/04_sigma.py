@@ -27,7 +27,7 @@
 # %%
 import functools
 
-from spectral_collapse import corpora, figures, loop, models, params, series
+from spectral_collapse import corpora, figures, measure, models, params, runs, series
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -39,8 +39,8 @@ encoder = functools.cache(models.Encoder)  # loaded only if something is left to
 real = corpora.RealText(settings)
 measured = {}
 for name in settings.conditions:
-    run = loop.Run(settings, name, seed, real=real)
-    measured[name] = [run.sigma(generation, encoder) for generation in range(settings.generations + 1)]
+    run = runs.Run(settings, name, seed, real=real)
+    measured[name] = [measure.sigma(run, generation, encoder) for generation in range(settings.generations + 1)]
 
 # %% tags=["nbval-check-output"]
 print("conditions:", list(measured), " checkpoints:", {len(values) for values in measured.values()})

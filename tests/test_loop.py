@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from spectral_collapse import loop, models, params, provenance, series
+from spectral_collapse import generate, loop, measure, models, params, provenance, runs, seeding, series
 
 # The smoke profile made smaller still: a model that need not be coherent.
 TINY = {
@@ -51,17 +51,20 @@ def records(root: Path) -> dict[str, dict]:
 
 
 def test_sources_of_text(tiny):
-    real = loop.Run(tiny, "fresh", 1, say=quiet).real
+    real = runs.Run(tiny, "fresh", 1, say=quiet).real
 
     def run(condition):
-        return loop.Run(tiny, condition, 1, real=real, say=quiet)
+        return runs.Run(tiny, condition, 1, real=real, say=quiet)
+
+    def blocks(condition, generation):
+        return loop.blocks(run(condition), generation)
 
     slices = [real.slice(1, index) for index in range(3)]
-    assert torch.equal(run("fresh").blocks(1), slices[1]) and torch.equal(run("fresh").blocks(2), slices[2])
-    assert torch.equal(run("static").blocks(1), slices[0]) and torch.equal(run("static").blocks(2), slices[0])
-    recursive = run("recursive").blocks(1)
+    assert torch.equal(blocks("fresh", 1), slices[1]) and torch.equal(blocks("fresh", 2), slices[2])
+    assert torch.equal(blocks("static", 1), slices[0]) and torch.equal(blocks("static", 2), slices[0])
+    recursive = blocks("recursive", 1)
     assert recursive.shape == slices[0].shape and not torch.equal(recursive, slices[0])
-    mixed, record = run("mixed").blocks(1), run("mixed").text(1)
+    mixed, record = blocks("mixed", 1), loop.text(run("mixed"), 1)
     is_real = (mixed == slices[0]).all(1)
     assert record["synthetic_blocks"] == 12 and int(is_real.sum()) == 12
     # Equal models write equal texts: at generation 1 both conditions are told by the base model.
@@ -71,48 +74,73 @@ def test_sources_of_text(tiny):
 def test_mixed_at_its_ends_is_static_and_recursive(tiny):
     all_real = params.check({**tiny.model_dump(), "real_fraction": 1.0, "profile": "real"})
     none_real = params.check({**tiny.model_dump(), "real_fraction": 0.0, "profile": "unreal"})
-    static = loop.Run(all_real, "static", 1, say=quiet)
-    assert torch.equal(loop.Run(all_real, "mixed", 1, real=static.real, say=quiet).blocks(1), static.blocks(1))
-    recursive = loop.Run(none_real, "recursive", 1, real=static.real, say=quiet)
-    assert torch.equal(loop.Run(none_real, "mixed", 1, real=static.real, say=quiet).blocks(1), recursive.blocks(1))
+    real = runs.Run(tiny, "static", 1, say=quiet).real
+
+    def blocks(settings, condition):
+        return loop.blocks(runs.Run(settings, condition, 1, real=real, say=quiet), 1)
+
+    assert torch.equal(blocks(all_real, "mixed"), blocks(all_real, "static"))
+    assert torch.equal(blocks(none_real, "mixed"), blocks(none_real, "recursive"))
 
 
 def test_accumulate_draws_from_everything_so_far(tiny):
-    run = loop.Run(tiny, "accumulate", 1, say=quiet)
-    pools = {tuple(block) for block in run.real.slice(1, 0).tolist()}
-    for writer in range(2):
-        pools |= {tuple(block) for block in run._write(writer).tolist()}
-    assert {tuple(block) for block in run.blocks(2).tolist()} <= pools
-    assert 0 < run.text(2)["synthetic_blocks"] < tiny.blocks_per_generation
+    run = runs.Run(tiny, "accumulate", 1, say=quiet)
+    count = tiny.blocks_per_generation
+    for generation in (1, 2):
+        everything = torch.cat([run.real.slice(1, 0), *(loop.write(run, writer) for writer in range(generation))])
+        kept = seeding.generator(1, "accumulate", generation).permutation(len(everything))[:count]
+        assert torch.equal(loop.blocks(run, generation), everything[torch.from_numpy(kept)])
+        assert loop.text(run, generation)["synthetic_blocks"] == (kept >= count).sum() > 0
+
+
+def test_accumulate_samples_each_generation_once(tiny, monkeypatch):
+    sampled = []
+
+    def sample(*arguments, description, **options):
+        sampled.append(description)
+        return original(*arguments, description=description, **options)
+
+    original = generate.sample
+    monkeypatch.setattr(generate, "sample", sample)
+    run = runs.Run(tiny, "accumulate", 1, say=quiet)
+    loop.text(run, 3)
+    assert sampled == [f"accumulate {writer}: writing" for writer in range(3)]
+    # What is gone is sampled again, and nothing else is.
+    before = loop.blocks(run, 3)
+    for generation in (1, 3):
+        run.path(generation, "text.safetensors").unlink()
+    again = runs.Run(tiny, "accumulate", 1, real=run.real, say=quiet)
+    assert torch.equal(loop.blocks(again, 3), before)
+    assert sorted(sampled[3:]) == ["accumulate 0: writing", "accumulate 2: writing"]
 
 
 def test_restart_starts_from_the_base_model_and_carry_from_the_one_before(tiny):
-    real = loop.Run(tiny, "static", 1, say=quiet).real
-    carry = loop.Run(tiny, "static_carry", 1, real=real, say=quiet)
-    restart = loop.Run(tiny, "static_restart", 1, real=real, say=quiet)
-    assert carry.training(1)["model_sha256"] == restart.training(1)["model_sha256"]
+    real = runs.Run(tiny, "static", 1, say=quiet).real
+    carry = runs.Run(tiny, "static_carry", 1, real=real, say=quiet)
+    restart = runs.Run(tiny, "static_restart", 1, real=real, say=quiet)
+    assert loop.training(carry, 1)["model_sha256"] == loop.training(restart, 1)["model_sha256"]
     # Restarted on the same slice, generation 2 differs from generation 1 only in the order of its blocks.
-    assert carry.training(2)["training_loss"] < restart.training(2)["training_loss"]
+    assert loop.training(carry, 2)["training_loss"] < loop.training(restart, 2)["training_loss"]
 
 
 def test_openings_start_the_blocks(tiny):
     settings = params.check({**tiny.model_dump(), "prompting": "opening", "profile": "opening"})
-    run = loop.Run(settings, "recursive", 1, say=quiet)
-    assert run.blocks(1)[:, : settings.opening_tokens].tolist() == run.real.openings(1)
+    run = runs.Run(settings, "recursive", 1, say=quiet)
+    assert loop.blocks(run, 1)[:, : settings.opening_tokens].tolist() == run.real.openings(1)
 
 
 def test_incoherent_baseline_is_refused_before_anything_is_measured_on_it(tiny):
     strict = params.check({**tiny.model_dump(), "perplexity_bound": 1.5})
-    with pytest.raises(loop.IncoherentBaseline, match=r"held-out perplexity is .* above perplexity_bound 1\.5"):
-        loop.Run(strict, loop.BASELINE, 1, say=quiet).generation(0)
+    with pytest.raises(measure.IncoherentBaseline, match=r"held-out perplexity is .* above perplexity_bound 1\.5"):
+        measure.generation(runs.Run(strict, runs.BASELINE, 1, say=quiet), 0)
     assert not list(Path(os.environ["SPECTRAL_COLLAPSE_RESULTS"]).rglob("curvature.json"))
 
 
 def test_divergence_stops_with_what_was_computed_kept(tiny):
     wild = params.check({**tiny.model_dump(), "learning_rate": 1e30})
-    run = loop.Run(wild, "fresh", 1, say=quiet)
+    run = runs.Run(wild, "fresh", 1, say=quiet)
     with pytest.raises(ValueError, match="the loss is not finite; lower the learning rate"):
-        run.generation(1)
+        measure.generation(run, 1)
     assert run.path(0, "training.json").exists()
     assert json.loads(run.path(1, "diverged.json").read_text())["losses"]
 
@@ -121,17 +149,17 @@ def test_divergence_stops_with_what_was_computed_kept(tiny):
 
 
 def test_second_run_computes_nothing(tiny, monkeypatch):
-    first = loop.Run(tiny, "fresh", 1, say=quiet)
-    before = [first.generation(generation) for generation in range(2)]
-    monkeypatch.setattr(loop.Run, "_compute", lambda *_: pytest.fail("computed again"))
-    second = loop.Run(tiny, "fresh", 1, real=first.real, say=quiet)
-    assert [second.generation(generation) for generation in range(2)] == before
+    first = runs.Run(tiny, "fresh", 1, say=quiet)
+    before = [measure.generation(first, generation) for generation in range(2)]
+    monkeypatch.setattr(runs.Stage, "_record", lambda *_: pytest.fail("computed again"))
+    second = runs.Run(tiny, "fresh", 1, real=first.real, say=quiet)
+    assert [measure.generation(second, generation) for generation in range(2)] == before
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "lose the weights"])
 def test_damage_is_mended_with_a_message_and_the_same_numbers(tiny, damage):
-    run = loop.Run(tiny, "recursive", 1, say=quiet)
-    before = [run.generation(generation) for generation in range(2)]
+    run = runs.Run(tiny, "recursive", 1, say=quiet)
+    before = [measure.generation(run, generation) for generation in range(2)]
     victim = run.path(1, "training.json")
     if damage == "truncate":
         victim.write_bytes(victim.read_bytes()[:200])
@@ -141,19 +169,19 @@ def test_damage_is_mended_with_a_message_and_the_same_numbers(tiny, damage):
         run.path(1, name).unlink()
     run.path(1, "evaluation.json").unlink()
     said: list[str] = []
-    again = loop.Run(tiny, "recursive", 1, real=run.real, say=said.append)
-    assert [again.generation(generation) for generation in range(2)] == before
+    again = runs.Run(tiny, "recursive", 1, real=run.real, say=said.append)
+    assert [measure.generation(again, generation) for generation in range(2)] == before
     reasons = {"truncate": "truncated or not a record", "flip": "does not match its hash"}
     assert (damage not in reasons and not said) or any(reasons.get(damage, "") in line for line in said)
 
 
 def test_a_changed_parameter_remakes_what_depends_on_it_and_no_more(tiny):
-    run = loop.Run(tiny, "fresh", 1, say=quiet)
-    run.generation(1)
+    run = runs.Run(tiny, "fresh", 1, say=quiet)
+    measure.generation(run, 1)
     stamps = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.json")}
     said: list[str] = []
     changed = params.check({**tiny.model_dump(), "lanczos_probes": 3})
-    loop.Run(changed, "fresh", 1, real=run.real, say=said.append).generation(1)
+    measure.generation(runs.Run(changed, "fresh", 1, real=run.real, say=said.append), 1)
     touched = {path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
     assert touched == {"curvature.json"}
     assert len(said) == 1 and "lanczos_probes 2 -> 3" in said[0]
@@ -166,9 +194,9 @@ def test_table_names_a_missing_file(tiny):
 
 def test_table_has_a_row_for_every_cell(tiny):
     for name in ("recursive", "fresh"):
-        run = loop.Run(tiny, name, 1, say=quiet)
+        run = runs.Run(tiny, name, 1, say=quiet)
         for generation in range(3):
-            run.generation(generation)
+            measure.generation(run, generation)
     table = series.table(tiny, ["recursive", "fresh"], [1], ("training", "evaluation", "curvature"))
     assert len(table) == 6 and table["held_out_perplexity"].notna().all()
     base = table[table["generation"] == 0]
@@ -177,7 +205,7 @@ def test_table_has_a_row_for_every_cell(tiny):
 
 def test_any_checkpoint_goes_through_the_whole_loop(architecture, tiny_model, tiny, tmp_path, monkeypatch):
     """A local checkpoint of each architecture: trained, sampled, measured, and its weights found again."""
-    monkeypatch.setattr(loop, "prompt_bank", lambda _: [{"id": "a", "bucket": "neutral", "text": "Tom ran"}])
+    monkeypatch.setattr(measure, "prompt_bank", lambda _: [{"id": "a", "bucket": "neutral", "text": "Tom ran"}])
     texts = [f"Once upon a time, {name} ran home. {name} was glad." for name in ("Tom", "Mia", "Ben")] * 40
     tokenizer = models.train_tokenizer(texts, 290)
     tiny_model(architecture, len(tokenizer)).save_pretrained(tmp_path / "model")
@@ -188,24 +216,24 @@ def test_any_checkpoint_goes_through_the_whole_loop(architecture, tiny_model, ti
         **{"model": architecture, "baseline_epochs": 0, "baseline_blocks": 0, "block_tokens": 16, "story_tokens": 16},
         **{"held_out_blocks": 4, "curvature_blocks": 2, "blocks_per_generation": 12, "sampling_batch": 50},
     }
-    run = loop.Run(params.check({**tiny.model_dump(), **settings}), "recursive", 1, say=quiet)
-    before = [run.generation(generation) for generation in range(2)]
+    run = runs.Run(params.check({**tiny.model_dump(), **settings}), "recursive", 1, say=quiet)
+    before = [measure.generation(run, generation) for generation in range(2)]
     assert before[0]["training"]["steps"] == 0 and before[1]["training"]["steps"] == 2
     assert before[1]["curvature"]["lambda_max"] > 0
     # Another process: the weights on disk are the model that was trained.
-    again = loop.Run(run.params, "recursive", 1, real=run.real, say=quiet)
-    for name, tensor in again.load(1).state_dict().items():
-        assert torch.equal(tensor, run.load(1).state_dict()[name])
+    again = runs.Run(run.params, "recursive", 1, real=run.real, say=quiet)
+    for name, tensor in loop.load(again, 1).state_dict().items():
+        assert torch.equal(tensor, loop.load(run, 1).state_dict()[name])
 
 
 # ---- kill -9
 
 WORKER = """
 import sys
-from spectral_collapse import loop, params
-run = loop.Run(params.load("smoke", **{overrides!r}), "recursive", 1)
+from spectral_collapse import measure, params, runs
+run = runs.Run(params.load("smoke", **{overrides!r}), "recursive", 1)
 for generation in range(3):
-    run.generation(generation)
+    measure.generation(run, generation)
 """
 
 
@@ -255,8 +283,8 @@ def test_resumed_training_goes_on_from_its_saved_state(tmp_path):
 
 
 def test_record_holds_what_made_it(tiny):
-    run = loop.Run(tiny, "fresh", 1, say=quiet)
-    run.training(0)
+    run = runs.Run(tiny, "fresh", 1, say=quiet)
+    loop.training(run, 0)
     record = json.loads(run.path(0, "training.json").read_text())
     assert record["seed"] == 1 and record["generation"] == 0 and record["condition"] == "baseline"
     assert record["schema_version"] == provenance.SCHEMA_VERSION

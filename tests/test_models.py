@@ -137,6 +137,20 @@ def test_tokenizer_without_an_end_of_text_token_is_refused(checkpoint):
         models.load_tokenizer(settings)
 
 
+def test_tokenizer_larger_than_the_vocabulary_is_refused(checkpoint, tokenizer, architecture):
+    settings = checkpoint(architecture)
+    larger = models.load_tokenizer(settings)
+    larger.add_tokens(["<one>", "<more>"])
+    larger.save_pretrained(settings.checkpoint)
+    size = len(tokenizer)
+    with pytest.raises(ValueError) as caught:
+        models.initial_model(settings, models.load_tokenizer(settings), seed=1)
+    assert str(caught.value) == (
+        f"checkpoint {settings.checkpoint!r}: its tokenizer has {size + 2} entries and its model a vocabulary of "
+        f"{size}: give the folder the tokenizer that the model was trained with."
+    )
+
+
 def test_home_folder_is_expanded(checkpoint, monkeypatch):
     settings = checkpoint()
     monkeypatch.setenv("HOME", str(Path(settings.checkpoint).parent))

@@ -158,6 +158,15 @@ def test_file_that_is_no_mapping_is_named(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
+def test_key_that_stands_twice_is_refused(tmp_path, monkeypatch):
+    text = (paths.PARAMS / "smoke.yaml").read_text()
+    (tmp_path / "smoke.yaml").write_text(text + "layers: 2\n")
+    monkeypatch.setattr(paths, "PARAMS", tmp_path)
+    with pytest.raises(ValueError, match=r"smoke\.yaml: parameter 'layers' stands twice: delete one") as caught:
+        params.load("smoke")
+    assert "\n" not in str(caught.value)
+
+
 # ---- notebooks
 
 

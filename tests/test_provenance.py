@@ -111,6 +111,17 @@ def test_file_that_is_no_record_is_refused(record, content):
         read_result(record)
 
 
+@pytest.mark.parametrize("part", ["key", "result"])
+@pytest.mark.parametrize("value", [None, [], "text"])
+def test_record_with_an_empty_part_is_refused(record, part, value):
+    content = {**json.loads(record.read_text()), part: value}
+    content["result_sha256"] = provenance.text_hash(provenance.canonical(content["result"]))
+    record.write_text(json.dumps(content))
+    for key in (KEY, None):
+        with pytest.raises(StaleRecord, match="truncated or not a record"):
+            read_result(record, key)
+
+
 def test_other_schema_is_refused(record, monkeypatch):
     monkeypatch.setattr(provenance, "SCHEMA_VERSION", provenance.SCHEMA_VERSION + 1)
     with pytest.raises(StaleRecord, match=r"it follows schema 1, this is schema 2"):
@@ -220,8 +231,8 @@ def test_code_hash_follows_code_and_not_prose(tmp_path):
     assert len(hashes | {original}) == len(CHANGES) + 1
 
 
-def test_code_hash_of_a_method():
-    assert code_hash(loop.Run._compose) != code_hash(loop.Run._write)
+def test_code_hash_of_a_function():
+    assert code_hash(loop.write) != code_hash(loop.draw)
 
 
 def test_code_hash_takes_every_module(tmp_path):

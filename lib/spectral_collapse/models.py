@@ -148,6 +148,12 @@ def initial_model(params: Params, tokenizer: PreTrainedTokenizerBase, seed: int)
         )
         if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
             raise _unusable(params, f"the weights {missing[0]} are missing")
+        entries, vocabulary = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
+        if entries > vocabulary:
+            raise ValueError(
+                f"checkpoint {params.checkpoint!r}: its tokenizer has {entries} entries and its model a vocabulary of "
+                f"{vocabulary}: give the folder the tokenizer that the model was trained with."
+            )
     else:
         config = LlamaConfig(
             vocab_size=len(tokenizer),

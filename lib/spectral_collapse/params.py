@@ -174,9 +174,10 @@ def check(values: dict[str, Any], source: str = "parameters") -> Params:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, or a ValueError naming the file."""
+    """The mapping in a YAML file, or a ValueError naming the file, and the key if one stands twice."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
     except FileNotFoundError:
         names = sorted(file.stem for file in paths.PARAMS.glob("*.yaml"))
         raise ValueError(f"{path.name} is not in {path.parent}: the profiles there are {', '.join(names)}.") from None
@@ -184,6 +185,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not readable as YAML ({str(error).splitlines()[0]}).") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected lines of the form 'key: value'.")
+    keys = [key.value for key, _ in yaml.compose(text, Loader=yaml.SafeLoader).value]
+    if twice := [key for key in values if keys.count(key) > 1]:  # of which PyYAML keeps the last
+        raise ValueError(f"{path}: parameter {twice[0]!r} stands twice: delete one of the two lines.")
     return values
 
 

@@ -131,6 +131,8 @@ def read_result(path: Path, key: dict[str, Any] | None = None) -> dict[str, Any]
         record = json.loads(path.read_text(encoding="utf-8"))
         result, key_then = record["result"], record["key"]
         version, digest = record["schema_version"], record["result_sha256"]
+        if not (isinstance(result, dict) and isinstance(key_then, dict)):
+            raise TypeError
     except FileNotFoundError:
         raise
     except (ValueError, KeyError, TypeError):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import pandas as pd
 
 from . import paths, provenance
-from .loop import BASELINE, STAGES
 from .params import Params
+from .runs import BASELINE
 
 # Numbers of a stage that become columns as they are.
 _COLUMNS = {
@@ -38,8 +38,8 @@ def results(
 
     Raises ValueError naming the file where one is missing or damaged.
     """
-    if stage not in STAGES:
-        raise ValueError(f"unknown stage {stage!r}: the stages are {', '.join(STAGES)}.")
+    if stage not in _COLUMNS:
+        raise ValueError(f"stage {stage!r} has no numbers: those that have are {', '.join(_COLUMNS)}.")
     for condition in conditions or params.conditions:
         for seed in seeds or params.seeds:
             for generation in range(params.generations + 1):

@@ -1,0 +1,159 @@
+"""Runs and their stages: what is computed once, where its record is kept, and when it is made again."""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from . import corpora, models, paths, provenance
+from . import params as params_module
+from .params import Params
+
+BASELINE = "baseline"
+
+
+class Run:
+    """One condition at one seed: its folder, its real text, and what this process knows of its generations."""
+
+    def __init__(
+        self,
+        params: Params,
+        condition: str,
+        seed: int,
+        *,
+        real: corpora.RealText | None = None,
+        say: Callable[[str], None] = print,
+    ):
+        self.params, self.condition, self.seed, self.say = params, condition, seed, say
+        self.source, self.weights = params_module.split_condition(condition, params.weights)
+        self.folder = paths.run_folder(params.profile, params.model, condition, seed)
+        self.device = models.pick_device(params.device)
+        torch.set_num_threads(params.threads)
+        self._real = real
+        self.results: dict[tuple[str, int], dict] = {}
+        # The model in memory and the hash of its file: one at a time, kept by the base run for all generations.
+        self.loaded: tuple[str, PreTrainedModel] | None = None
+
+    @functools.cached_property
+    def real(self) -> corpora.RealText:
+        """The real text, tokenised; shared with the base run."""
+        return self._real or corpora.RealText(self.params)
+
+    @functools.cached_property
+    def base(self) -> "Run":
+        """The run that holds generation 0 of this seed: this one, if it is the baseline."""
+        if self.condition == BASELINE:
+            return self
+        return Run(self.params, BASELINE, self.seed, real=self.real, say=self.say)
+
+    def owner(self, generation: int) -> "Run":
+        """The run that a generation belongs to: the base run for generation 0, this one for the others."""
+        return self.base if generation == 0 else self
+
+    def path(self, generation: int, name: str) -> Path:
+        """File of a generation."""
+        return paths.generation_folder(self.owner(generation).folder, generation) / name
+
+
+@dataclass(eq=False)
+class Stage:
+    """A step of a generation, computed once: stage(run, generation) is its result, kept as the record <name>.json.
+
+    Later calls find it again, also those of another process. It is computed again, and `run.say` tells why, where
+    its record is damaged or was made from other parameters, code or inputs. Declared by `stage`.
+    """
+
+    compute: Callable[..., dict]
+    name: str
+    parameters: tuple[str, ...]
+    code: tuple[ModuleType | Callable, ...]
+    inputs: Callable[[Run, int], dict[str, Any]]
+    file: str | None
+
+    def __post_init__(self):
+        functools.update_wrapper(self, self.compute)
+
+    def __call__(self, run: Run, generation: int, *arguments: Any) -> dict:
+        """The result; `arguments` are what computing it needs and no number depends on."""
+        run = run.owner(generation)
+        if (self.name, generation) not in run.results:
+            run.results[self.name, generation] = self._result(run, generation, arguments)
+        return run.results[self.name, generation]
+
+    def artefact(self, run: Run, generation: int) -> Path:
+        """The stage's file, made again if it is gone or altered.
+
+        Raises ValueError if what is made again has another hash than the record says.
+        """
+        run, path = run.owner(generation), run.path(generation, self.file)
+        digest = f"{path.stem}_sha256"
+        recorded = self(run, generation)[digest]
+        if path.exists() and provenance.file_hash(path) == recorded:
+            return path
+        if path.exists():
+            run.say(f"{_shown(path)} does not match its record and is made again.")
+        if self.compute(run, generation)[digest] != recorded:
+            raise ValueError(
+                f"{path}: made again, it is not what its record says (another machine or library?): "
+                f"delete {run.folder} to start this run afresh."
+            )
+        return path
+
+    def _result(self, run: Run, generation: int, arguments: tuple) -> dict:
+        path = run.path(generation, f"{self.name}.json")
+        key = {
+            "parameters": {name: getattr(run.params, name) for name in self.parameters},
+            "code": provenance.code_hash(self.compute, *self.code),
+            "inputs": self.inputs(run, generation),
+        }
+        try:
+            return provenance.read_result(path, key)
+        except FileNotFoundError:
+            pass
+        except provenance.StaleRecord as reason:
+            run.say(f"{_shown(path)} is made again: {reason}.")
+        return self._record(run, generation, path, key, arguments)
+
+    def _record(self, run: Run, generation: int, path: Path, key: dict, arguments: tuple) -> dict:
+        started = time.perf_counter()
+        result = self.compute(run, generation, *arguments)
+        about = {
+            "profile": run.params.profile,
+            "model": run.params.model,
+            "condition": run.condition,
+            "seed": run.seed,
+            "generation": generation,
+            "stage": self.name,
+            "parameters": run.params.model_dump(exclude={"data_path", "held_out_path"}),
+        }
+        return provenance.write_record(
+            path, result, key=key, about=about, seconds=time.perf_counter() - started, device=str(run.device)
+        )
+
+
+def stage(
+    *,
+    parameters: tuple[str, ...],
+    code: tuple[ModuleType | Callable, ...],
+    inputs: Callable[[Run, int], dict[str, Any]],
+    file: str | None = None,
+    name: str | None = None,
+) -> Callable[[Callable[..., dict]], Stage]:
+    """Declares `compute(run, generation, ...)` as a Stage, named as the function unless `name` is given.
+
+    What its result depends on: `parameters` of the profile; `code`, the modules and functions that compute uses
+    (compute itself is always one); `inputs(run, generation)`, seeds and hashes of what earlier stages made. `run`
+    is always the run that the generation belongs to. A stage that writes `file` beside its record gives the file's
+    hash in its result, as <stem of file>_sha256.
+    """
+    return lambda compute: Stage(compute, name or compute.__name__, parameters, code, inputs, file)
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(paths.results_root())
