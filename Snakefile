@@ -23,7 +23,7 @@ MODEL = paths.model_folder(P.profile, P.model)
 GENERATED = paths.generated_folder(P.profile)
 # What every notebook depends on: without these an edit would leave "nothing to be done".
 SOURCES = [
-    f"params/{P.profile}.yaml",
+    *(str(file.relative_to(paths.ROOT)) for file in params.profile_files(P.profile)),
     f"params/prompts/{P.prompt_bank}.jsonl",
     *sorted(str(file.relative_to(paths.ROOT)) for file in (paths.ROOT / "lib" / "spectral_collapse").glob("*.py")),
 ]
@@ -55,6 +55,7 @@ wildcard_constraints:
 localrules:
     all,
     results,
+    estimators,
 
 
 rule all:
@@ -79,6 +80,29 @@ rule baseline:
     resources:
         mem_mb=8000,
         runtime=240,
+    shell:
+        EXECUTE + " -p seed {wildcards.seed}"
+
+
+# Apart from the paper's graph: its record, once made, is committed.
+rule estimators:
+    input:
+        flags("estimators", ["baseline"])[0],
+
+
+rule estimator_noise:
+    input:
+        SOURCES,
+        MODEL / "baseline" / "seed_{seed}" / "baseline.done",
+        notebook="notebooks/00_estimators.ipynb",
+    output:
+        touch(MODEL / "baseline" / "seed_{seed}" / "estimators.done"),
+    log:
+        MODEL / "baseline" / "seed_{seed}" / "00_estimators.ipynb",
+    threads: P.threads
+    resources:
+        mem_mb=8000,
+        runtime=720,
     shell:
         EXECUTE + " -p seed {wildcards.seed}"
 

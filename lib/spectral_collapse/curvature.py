@@ -122,7 +122,7 @@ def as_result(signature: Signature | PublishedSignature) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Nodes:
+class Nodes:
     """Nodes, weights and residuals of one run, the largest |node| first."""
 
     nodes: np.ndarray
@@ -130,7 +130,7 @@ class _Nodes:
     residuals: np.ndarray
 
     @classmethod
-    def of(cls, run: Quadrature, n: int, orthogonal: bool) -> "_Nodes":
+    def of(cls, run: Quadrature, n: int, orthogonal: bool = True) -> "Nodes":
         """The run's nodes; without reorthogonalisation its copies joined and its newest copies, whose weight no
         eigenvalue would have, left out."""
         nodes, weights, residuals = run.nodes, run.weights, run.residuals
@@ -161,7 +161,7 @@ def _influences(operator: HessianOperator, run: Quadrature, basis: Basis) -> dic
     """
     n = operator.n
     order = np.argsort(-np.abs(run.nodes))
-    count = _Nodes.of(run, n, orthogonal=True).outliers(n)
+    count = Nodes.of(run, n).outliers(n)
     S, out = run.vectors, order[:count]
     tridiagonal = np.diag(run.alphas) + np.diag(run.betas[:-1], 1) + np.diag(run.betas[:-1], -1)
     whole = np.eye(len(S))[0] * math.sqrt(n)
@@ -215,7 +215,7 @@ def signature_of_runs(
         raise ValueError("one probe gives no standard error: set lanczos_probes to 2 or more.")
     best = max(runs, key=lambda run: run.nodes[-1])
     lowest = min(runs, key=lambda run: run.nodes[0])
-    ranked = [_Nodes.of(run, n, basis != "none") for run in runs]
+    ranked = [Nodes.of(run, n, basis != "none") for run in runs]
     # As many in every run: a bulk that loses more eigenvalues in one run than in another is not one quantity.
     count = min(nodes.outliers(n) for nodes in ranked)
     rest = n - count
@@ -271,7 +271,8 @@ def signature_of_runs(
     head = ranked[0]
     smallest = abs(head.nodes[count - 1]) if count else math.nan
     edge = max(abs(q.nodes[count]) if len(q.nodes) > count else 0.0 for q in ranked)
-    below, above = cumulated_bounds(runs, np.array([-smallest, smallest, 0.0]) if count else np.zeros(3))
+    points = np.array([-smallest, smallest, 0.0]) if count else np.zeros(3)
+    below, above = cumulated_bounds([run.nodes for run in runs], [run.weights for run in runs], points)
     low, high = quantile_bracket(runs, 0.25), quantile_bracket(runs, 0.75)
     return Signature(
         parameters=n,

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -240,28 +240,32 @@ def merged(nodes: np.ndarray, weights: np.ndarray, tolerance: float) -> tuple[np
     return np.bincount(group, weights * nodes) / total, total
 
 
-def cumulated_bounds(quadratures: list[Quadrature], points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper bounds of F(x⁻) and F(x), the spectrum's distribution function seen by the probes.
+def cumulated_bounds(
+    nodes: Sequence[Sequence[float]], weights: Sequence[Sequence[float]], points: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lower bounds of F(x⁻) and upper bounds of F(x), the spectrum's distribution function seen by the probes.
+
+    nodes, weights: ascending nodes of every probe and their weights.
 
     Chebyshev–Markov–Stieltjes: Σ_{θ_i<θ_j} w_i ≤ F(θ_j⁻) ≤ F(θ_j) ≤ Σ_{θ_i≤θ_j} w_i; between nodes by
     monotony; averaged over probes. They carry the quadrature's error, not the probes'.
     Source: Szegő 1975, sec. 3.41; Golub & Meurant 2010, sec. 2.
     """
     below, above = np.zeros(len(points)), np.zeros(len(points))
-    for q in quadratures:
-        cumulated = np.concatenate([[0.0], np.cumsum(q.weights)])
+    for each, mass in zip(nodes, weights, strict=True):
+        cumulated = np.concatenate([[0.0], np.cumsum(mass)])
         # F(x) ≤ mass of the nodes up to the first one at or beyond x; F(x) ≥ mass of the nodes strictly
         # before the last one at or below x.
-        above += cumulated[np.minimum(np.searchsorted(q.nodes, points, side="left") + 1, len(q.nodes))]
-        below += cumulated[np.maximum(np.searchsorted(q.nodes, points, side="right") - 1, 0)]
-    return below / len(quadratures), above / len(quadratures)
+        above += cumulated[np.minimum(np.searchsorted(each, points, side="left") + 1, len(each))]
+        below += cumulated[np.maximum(np.searchsorted(each, points, side="right") - 1, 0)]
+    return below / len(nodes), above / len(nodes)
 
 
 def quantile_bracket(quadratures: list[Quadrature], level: float) -> tuple[float, float]:
     """Interval of nodes that contains the `level` quantile of the spectrum seen by the probes, by
     `cumulated_bounds`; −∞ or ∞ where no node bounds it."""
     points = np.unique(np.concatenate([q.nodes for q in quadratures]))
-    below, above = cumulated_bounds(quadratures, points)
+    below, above = cumulated_bounds([q.nodes for q in quadratures], [q.weights for q in quadratures], points)
     # The quantile lies above a point whose F is below `level`, and at or below one whose F is at least that.
     lower = points[above < level]
     upper = points[below >= level]

@@ -95,6 +95,10 @@ class Params(BaseModel):
         gt=0, description="GiB that curvature may take; fixed, because what is kept in which type follows from it"
     )
 
+    estimator_probes: int = Field(ge=2, description="probes of the study of the estimators' own noise")
+    estimator_batches: int = Field(ge=2, description="its batches of curvature_blocks held-out blocks each")
+    estimator_steps: list[Annotated[int, Field(ge=4)]] = Field(min_length=2, description="its numbers of Lanczos steps")
+
     # machine
     device: Literal["auto", "cpu", "cuda"]
     threads: int = Field(ge=1, description="CPU threads; fixed, because it changes the last digit of sums")
@@ -119,6 +123,8 @@ class Params(BaseModel):
             refuse("opening_tokens", f"must leave room in a block of {self.block_tokens} tokens.")
         if self.curvature_blocks > self.held_out_blocks:
             refuse("curvature_blocks", f"there are only {self.held_out_blocks} held_out_blocks.")
+        if self.estimator_batches * self.curvature_blocks > self.held_out_blocks:
+            refuse("estimator_batches", f"times curvature_blocks exceeds the {self.held_out_blocks} held_out_blocks.")
         if self.checkpoint is None and not (self.baseline_blocks and self.baseline_epochs):
             refuse(
                 "baseline_blocks",
@@ -191,10 +197,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _file(profile: str) -> Path:
+    return paths.PARAMS / f"{paths.path_name(profile)}.yaml"
+
+
+def profile_files(profile: str) -> list[Path]:
+    """The YAML file of a profile, after that of the profile it extends, if it has the key `extends`."""
+    parent = read_yaml(_file(profile)).get("extends")
+    if parent is None:
+        return [_file(profile)]
+    if not isinstance(parent, str) or "extends" in read_yaml(_file(parent)):
+        raise ValueError(f"{_file(profile)}: extends must name a profile that extends no other, not {parent!r}.")
+    return [_file(parent), _file(profile)]
+
+
+def _profile_values(profile: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for path in profile_files(profile):
+        values |= read_yaml(path)
+    values.pop("extends", None)
+    return values
+
+
 def load(profile: str, **overrides: Any) -> Params:
     """Parameters of `params/<profile>.yaml` with overrides."""
-    path = paths.PARAMS / f"{paths.path_name(profile)}.yaml"
-    values = {**read_yaml(path), **overrides}
+    path = _file(profile)
+    values = {**_profile_values(profile), **overrides}
     if values.get("profile") != profile:
         raise ValueError(f"{path}: its profile must be called {profile!r}, as the file is.")
     return check(values, path.name)
@@ -227,8 +255,9 @@ def collect(namespace: dict[str, Any]) -> Params:
     if not isinstance(profile, str):
         raise ValueError(f"parameter 'profile' must be a name such as 'default', not {profile!r}.")
     seed, condition = given.pop("seed", 0), given.pop("condition", CONDITIONS[0])
-    file = paths.PARAMS / f"{paths.path_name(profile)}.yaml"
-    params = check({**(read_yaml(file) if file.exists() else {}), **given}, f"notebook parameters, profile {profile!r}")
+    given.pop("extends", None)  # -f passes it on; the file says the same
+    known = _profile_values(profile) if _file(profile).exists() else {}
+    params = check({**known, **given}, f"notebook parameters, profile {profile!r}")
     if type(seed) is not int or seed < 0:
         raise ValueError(f"parameter 'seed' must be a whole number from 0 on, not {seed!r}.")
     if condition not in CONDITIONS:

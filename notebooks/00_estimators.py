@@ -1,0 +1,59 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 0 Estimators: how far do they move when nothing else does?
+#
+# Before a spectrum is compared between models, the estimator has to be compared with itself. One checkpoint, the base
+# model; what changes is what ought not to matter: the random probe, the batch of real text, and the number of
+# Lanczos steps. A width that jumps here cannot tell a collapse from a draw.
+#
+# - The **published** width is an interquartile range, interpolated between the nodes of one Lanczos run.
+# - **Ours** is $\sigma_{\mathrm{bulk}}$, the standard deviation of the spectrum without its converged outliers: two
+#   moments, which a quadrature has exactly after two steps, up to the noise of its probe.
+
+# %%
+from spectral_collapse import estimators, figures, params, runs
+
+# %% tags=["parameters"]
+profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
+seed = 1
+
+# %%
+settings = params.collect(globals())
+run = runs.Run(settings, runs.BASELINE, seed)
+results = [estimators.measured(batch)(run, 0) for batch in range(settings.estimator_batches)]
+frame = estimators.values(results, settings.estimator_steps)
+
+# %% tags=["nbval-check-output"]
+print("batches:", len(results), " probes:", {len(result["alphas"]) for result in results})
+print("steps:", settings.estimator_steps)
+
+# %% [markdown]
+# ## Each dot is one probe
+#
+# Relative to the quantity's median at the most steps, over all batches; one column of dots for each batch. All panels
+# share one logarithmic axis: the scatter of the dots is the estimator's noise, a drift from panel group to panel group
+# is its failure to converge.
+
+# %%
+figures.estimators(frame)
+
+# %% [markdown]
+# ## The same in numbers
+#
+# Coefficients of variation over probes and over batches at the fewest steps, and the median of each quantity at a
+# number of steps relative to its value at the most.
+
+# %%
+estimators.summary(frame).style.format(precision=3)
