@@ -58,33 +58,39 @@ print("prompts answered:", baseline["responses"]["prompts"])
 # %% [markdown]
 # ## The spectrum of generation 0
 #
-# The Hessian of the loss on the frozen held-out blocks, by Lanczos quadrature. Eigenvalues at the edges converge in
-# a few steps, each with a bound on its error; moments carry a standard error over probes. The interquartile range is
-# given as a bracket: a quantile lies between two nodes of the quadrature, and where the bracket is wide the width of
-# the bulk is *not identified*. The published estimator interpolates inside that bracket.
+# The Hessian of the loss on the frozen held-out blocks, by Lanczos quadrature. Each quantity comes with the error it
+# really has: an eigenvalue with a residual bound, a moment with its standard error over probes and over blocks of
+# text, a share or a quantile with a bracket.
 
 # %%
 spectrum = baseline["curvature"]
 figures.density([("generation 0", spectrum)])
 
 # %%
-rows = [
-    ("λ_max", spectrum["lambda_max"], spectrum["lambda_max_residual"], "residual bound"),
-    ("λ_min", spectrum["lambda_min"], spectrum["lambda_min_residual"], "residual bound"),
-    ("tr H / n", spectrum["mean_eigenvalue"], spectrum["mean_eigenvalue_standard_error"], "standard error"),
-    ("σ_bulk", spectrum["bulk_sigma"], spectrum["bulk_sigma_standard_error"], "standard error"),
-    (
-        "log(λ_max / σ_bulk)",
-        spectrum["log_spectral_ratio"],
-        spectrum["log_spectral_ratio_standard_error"],
-        "standard error",
-    ),
-]
-pd.DataFrame(rows, columns=["quantity", "estimate", "error", "kind of error"]).style.format(precision=5).hide()
+moments = ["mean_eigenvalue", "bulk_center", "bulk_sigma", "log_spectral_ratio", "effective_rank", "spectral_entropy"]
+errors = ["", "_probe_error", "_batch_error", "_interval"]
+rows = [[name, *(spectrum[name + error] for error in errors)] for name in moments]
+columns = ["quantity", "estimate", "s.e. over probes", "s.e. over blocks", "95 % interval"]
+pd.DataFrame(rows, columns=columns).style.format(precision=5, na_rep="–").hide()
 
 # %%
-low, high = spectrum["iqr_bracket"]
-print(f"interquartile range: between {low:.3g} and {high if high is not None else np.inf:.3g}")
+for name in ("lambda_max", "lambda_min"):
+    print(f"{name}: an eigenvalue lies within {spectrum[f'{name}_residual']:.2g} of {spectrum[name]:.5g}")
+count = spectrum["outlier_count_bracket"]
+print(f"outliers: {count[0]:.0f} to {count[1]:.0f}, {spectrum['outlier_separation']:.2g} bulk widths from the rest")
+
+# %% [markdown]
+# ## What is not identified
+#
+# The nodes bound the distribution function from both sides. Both quartiles lie somewhere along their red brackets, and
+# where those are wide the interquartile range is *not identified*: the published estimator interpolates in there.
+
+# %%
+figures.distribution(spectrum)
+
+# %%
+low, high = (np.inf if end is None else end for end in spectrum["iqr_bracket"])
+print(f"interquartile range: between {low:.3g} and {high:.3g}")
 print(f"published estimator, one probe: {spectrum['published_iqr']:.3g}, ratio {spectrum['published_ratio']:.3g}")
 
 # %% tags=["nbval-check-output"]

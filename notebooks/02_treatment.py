@@ -21,7 +21,7 @@
 # finished, and a run that was interrupted goes on where it stopped.
 
 # %%
-
+from IPython.display import display
 from spectral_collapse import figures, loop, measure, params, runs, series
 
 # %% tags=["parameters"]
@@ -72,3 +72,14 @@ figures.series(table, ["lambda_max", "bulk_sigma", "log_spectral_ratio", "log_pu
 # %%
 spectra = [(f"generation {g}", generations[g]["curvature"]) for g in (0, 1, settings.generations)]
 figures.density(spectra)
+
+# %% [markdown]
+# ## Where in the network?
+#
+# The same estimates for the Hessian's diagonal block of each part: the embedding, every layer's attention and MLP, the
+# head. Bars are standard errors over probes and blocks together. Generations share both, so that a difference between
+# them can be clearer than the bars.
+
+# %%
+if seed == settings.seeds[0]:  # one seed shows where in the network
+    display(figures.layers([(f"generation {g}", measure.layers(run, g)) for g in (0, settings.generations)]))

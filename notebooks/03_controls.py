@@ -24,6 +24,7 @@
 
 # %%
 import pandas as pd
+from IPython.display import display
 from spectral_collapse import figures, loop, measure, params, runs, series
 
 # %% tags=["parameters"]
@@ -54,6 +55,10 @@ figures.series(
 
 # %%
 figures.series(table, ["lambda_max", "bulk_sigma", "log_spectral_ratio", "log_published_ratio"], columns=2)
+
+# %%
+if seed == settings.seeds[0]:  # one seed shows where in the network
+    display(figures.layers([(f"generation {g}", measure.layers(run, g)) for g in (0, settings.generations)]))
 
 # %%
 columns = ["generation", "held_out_perplexity", "distinct_2", "lambda_max", "log_spectral_ratio"]

@@ -22,7 +22,7 @@
 
 # %%
 from IPython.display import display
-from spectral_collapse import figures, paper, params, series, statistics, tables
+from spectral_collapse import early_warning, estimators, figures, paper, params, series, statistics, tables
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; the runs of all its seeds and conditions must be there
@@ -35,6 +35,19 @@ output = paper.Output(settings.profile)
 
 # %% tags=["nbval-check-output"]
 print("cells:", len(table), " runs:", len(table.groupby(["condition", "seed"])), " metrics:", len(metrics))
+
+# %% [markdown]
+# ## First, the estimators
+#
+# Both estimators on one checkpoint, from the committed study of notebook 0: what moves is the probe, the batch of text
+# and the number of Lanczos steps. A quantity that scatters over decades here cannot carry the claims below.
+
+# %%
+noise = paper.estimator_noise()
+(pretrained,) = paper.committed("smollm2_offline", "curvature")
+output.table("estimators", tables.estimators(estimators.summary(noise)))
+output.table("pretrained", paper.pretrained(pretrained))
+output.figure("estimators", figures.estimators(noise))
 
 # %% [markdown]
 # ## The four series that matter
@@ -68,6 +81,24 @@ spectra = {
 shown = [("generation 0", spectra[settings.conditions[0], 0])]
 shown += [(f"{name}, generation {last}", spectra[name, last]) for name in settings.conditions]
 output.figure("density", figures.density(shown))
+
+# %% [markdown]
+# ## Where in the network, and is there an Icarus?
+#
+# The Hessian's diagonal block of each part of the network, for one seed. Then the Icarus pattern, a rise above the
+# control at generation 1 and a fall below it at the end, counted in the runs: what the control's own runs show of it
+# are false alarms.
+
+# %%
+parts = series.results(settings, "layers", seeds=[first], generations=(0, last))
+layers = {(name, generation): result for name, _, generation, result in parts}
+shown = [("generation 0", layers[settings.conditions[0], 0])]
+shown += [(f"{name}, generation {last}", layers[name, last]) for name in settings.conditions]
+output.figure("layers", figures.layers(shown))
+
+# %%
+output.table("icarus", tables.icarus(table, ["log_spectral_ratio", "log_published_ratio"]))
+early_warning.icarus_counts(table, "log_spectral_ratio")
 
 # %% [markdown]
 # ## SIGMA, text and training
@@ -150,7 +181,11 @@ output.table(
     "spectrum_baseline", paper.spectrum_baseline(series.results(settings, "curvature", settings.conditions[:1]))
 )
 output.table("published_hessian", tables.published_hessian())
-output.values(statistics.values(table) | paper.context(settings, series.results(settings, "training")))
+output.values(
+    statistics.values(table)
+    | paper.committed_values(noise, pretrained)
+    | paper.context(settings, series.results(settings, "training"))
+)
 
 # %% tags=["nbval-check-output"]
 print("\n".join(output.written))

@@ -6,10 +6,9 @@ import math
 import numpy as np
 import pandas as pd
 
-from . import corpora, curvature, hessian, lanczos, loop, paths, provenance, seeding
+from . import corpora, curvature, hessian, lanczos, loop, seeding
 from .lanczos import Quadrature
-from .params import Params
-from .runs import BASELINE, Run, Stage, stage
+from .runs import Run, Stage, stage
 from .seeding import stable_seed
 
 # What is compared: the published width against the moments that replace it, and λ_max, which both share.
@@ -48,19 +47,6 @@ def measured(batch: int) -> Stage:
         }
 
     return record
-
-
-def read(params: Params, seed: int) -> list[dict]:
-    """The records of all batches of a profile's base model. Raises ValueError naming one that is missing."""
-    folder = paths.generation_folder(paths.run_folder(params.profile, params.model, BASELINE, seed), 0)
-    results = []
-    for batch in range(params.estimator_batches):
-        path = folder / f"estimators_{batch}.json"
-        try:
-            results.append(provenance.read_result(path))
-        except (FileNotFoundError, provenance.StaleRecord) as reason:
-            raise ValueError(f"{path} cannot be used ({reason}): run notebooks/00_estimators.ipynb.") from None
-    return results
 
 
 def values(results: list[dict], steps: list[int]) -> pd.DataFrame:

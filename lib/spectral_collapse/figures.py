@@ -214,10 +214,11 @@ def estimators(frame: pd.DataFrame) -> Figure:
         for (number, batch), dots in part.groupby(["steps", "batch"]):
             place = steps.index(number) + 0.7 * (batches.index(batch) / max(1, len(batches) - 1) - 0.5)
             shade = COLOURS["recursive"] if name.startswith("published") else COLOURS["static"]
-            axes.semilogy([place] * len(dots), dots["value"], "o", color=shade, markersize=1.8, alpha=0.45, mew=0)
+            axes.semilogy([place] * len(dots), dots["value"], "o", color=shade, markersize=2.4, alpha=0.5, mew=0)
         axes.axhline(1, color="0.5", linewidth=0.6)
         axes.set_xticks(range(len(steps)), steps)
-        axes.set(title=LABELS[name], xlabel="Lanczos steps")
+        axes.set_title(LABELS[name].replace(", ", ",\n", 1))
+        axes.set_xlabel("Lanczos steps")
         axes.grid(axis="x", visible=False)
     np.atleast_1d(panels)[0].set_ylabel(f"value / median at {steps[-1]} steps")
     return figure

@@ -3,11 +3,13 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import figures, models, paths, provenance, statistics, tables
-from .params import Params
+from . import curvature, estimators, figures, models, paths, provenance, statistics, tables
+from .params import Params, load
+from .runs import BASELINE
 
 Results = Iterable[tuple[str, int, int, dict]]
 
@@ -57,34 +59,134 @@ def design(params: Params) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["Parameter", "Value", "Parameter ", "Value "])
 
 
-def spectrum_baseline(curvature: Results) -> pd.DataFrame:
+def _number(value: float | None) -> str:
+    """A number of a record, where infinity stands as null."""
+    return statistics.format_number(float("inf") if value is None else value)
+
+
+def _pair(result: dict, name: str, error: str) -> str:
+    return rf"{_number(result[name])} $\pm$ {_number(result[f'{name}_{error}'])}"
+
+
+def _bracket(result: dict, name: str) -> str:
+    low, high = map(_number, result[name])
+    return f"[{low}, {high}]"
+
+
+def _interval(result: dict, name: str) -> str:
+    return statistics.format_interval(statistics.Interval(result[name], *result[f"{name}_interval"]))
+
+
+def spectrum_baseline(spectra: Results) -> pd.DataFrame:
     """Spectra of the base models, a column a seed: estimates with their error, and the bracket of the IQR."""
-    number = statistics.format_number
 
     def cells(result: dict) -> dict[str, str]:
-        low, high = (number(float("inf") if end is None else end) for end in result["iqr_bracket"])
-
-        def pair(name: str, error: str) -> str:
-            return rf"{number(result[name])} $\pm$ {number(result[f'{name}_{error}'])}"
-
         return {
-            r"$\lambda_{\max}$ $\pm$ residual": pair("lambda_max", "residual"),
-            r"$\lambda_{\min}$ $\pm$ residual": pair("lambda_min", "residual"),
-            r"$\mathrm{tr}(H)/n$ $\pm$ s.e.": pair("mean_eigenvalue", "standard_error"),
-            r"$\sigma_{\mathrm{bulk}}$ $\pm$ s.e.": pair("bulk_sigma", "standard_error"),
-            r"$\log(\lambda_{\max}/\sigma_{\mathrm{bulk}})$ $\pm$ s.e.": pair("log_spectral_ratio", "standard_error"),
-            r"effective rank $(\mathrm{tr} H)^2/\mathrm{tr} H^2$": number(result["effective_rank"]),
-            "IQR, bracket": f"[{low}, {high}]",
-            "IQR, published estimator": number(result["published_iqr"]),
-            r"$\lambda_{\max}/$IQR, published estimator": number(result["published_ratio"]),
+            r"$\lambda_{\max}$ $\pm$ residual": _pair(result, "lambda_max", "residual"),
+            r"$\lambda_{\min}$ $\pm$ residual": _pair(result, "lambda_min", "residual"),
+            r"$\mathrm{tr}(H)/n$ $\pm$ s.e.": _pair(result, "mean_eigenvalue", "standard_error"),
+            r"$\sigma_{\mathrm{bulk}}$ $\pm$ s.e.": _pair(result, "bulk_sigma", "standard_error"),
+            r"\quad s.e.\ over probes alone": _number(result["bulk_sigma_probe_error"]),
+            r"$\log(\lambda_{\max}/\sigma_{\mathrm{bulk}})$ $\pm$ s.e.": _pair(
+                result, "log_spectral_ratio", "standard_error"
+            ),
+            r"effective rank $(\mathrm{tr} H)^2/\mathrm{tr} H^2$ $\pm$ s.e.": _pair(
+                result, "effective_rank", "standard_error"
+            ),
+            r"spectral entropy in nats $\pm$ s.e.": _pair(result, "spectral_entropy", "standard_error"),
+            "number of outliers, bracket": _bracket(result, "outlier_count_bracket"),
+            r"outlier separation, in $\sigma_{\mathrm{bulk}}$": _number(result["outlier_separation"]),
+            "share of negative eigenvalues, bracket": _bracket(result, "negative_mass_bracket"),
+            "IQR, bracket": _bracket(result, "iqr_bracket"),
+            "IQR, published estimator": _number(result["published_iqr"]),
+            r"$\lambda_{\max}/$IQR, published estimator": _number(result["published_ratio"]),
         }
 
-    columns = {f"seed {seed}": cells(result) for _, seed, generation, result in curvature if generation == 0}
+    columns = {f"seed {seed}": cells(result) for _, seed, generation, result in spectra if generation == 0}
     rows = [
         [tables.Raw(quantity), *(tables.Number(column[quantity]) for column in columns.values())]
         for quantity in next(iter(columns.values()))
     ]
     return pd.DataFrame(rows, columns=pd.Index(["Quantity", *columns], dtype=object), dtype=object)
+
+
+def committed(profile: str, *stages: str) -> list[dict]:
+    """Results of stages of a profile's base model, first seed, from the records that come with the project.
+
+    ValueError naming the file where one is missing or damaged.
+    """
+    params = load(profile)
+    run = paths.run_folder(params.profile, params.model, BASELINE, params.seeds[0], paths.COMMITTED)
+    results = []
+    for stage in stages:
+        path = paths.generation_folder(run, 0) / f"{stage}.json"
+        try:
+            results.append(provenance.read_result(path))
+        except (FileNotFoundError, provenance.StaleRecord) as reason:
+            raise ValueError(f"{path} cannot be used ({reason}): restore it from the repository.") from None
+    return results
+
+
+def estimator_noise() -> pd.DataFrame:
+    """`estimators.values` of the committed study of the profile `estimators`."""
+    params = load("estimators")
+    results = committed("estimators", *(f"estimators_{batch}" for batch in range(params.estimator_batches)))
+    return estimators.values(results, params.estimator_steps)
+
+
+def _published_widths(result: dict) -> list[float]:
+    """The published width of every probe of a curvature result."""
+    return [
+        curvature.interpolated_iqr(np.asarray(nodes), np.asarray(weights))
+        for nodes, weights in zip(result["nodes"], result["weights"], strict=True)
+    ]
+
+
+def pretrained(result: dict) -> pd.DataFrame:
+    """Both estimators on a pretrained model, a column a probe; what the probes share stands in the first."""
+    widths = _published_widths(result)
+    ratios = [curvature.published_ratio(result["published_lambda_max"], width) for width in widths]
+    shared = [
+        (r"$\lambda_{\max}$, published: power iteration", _number(result["published_lambda_max"])),
+        (r"$\lambda_{\max}$ $\pm$ residual", _pair(result, "lambda_max", "residual")),
+        (r"$\lambda_{\max}$ $\pm$ s.e.\ over blocks", _pair(result, "lambda_max", "batch_error")),
+        (r"$\lambda_{\min}$ $\pm$ residual", _pair(result, "lambda_min", "residual")),
+        (r"$\mathrm{tr}(H)/n$", _interval(result, "mean_eigenvalue")),
+        (r"$\sigma_{\mathrm{bulk}}$", _interval(result, "bulk_sigma")),
+        (r"$\log(\lambda_{\max}/\sigma_{\mathrm{bulk}})$", _interval(result, "log_spectral_ratio")),
+        ("IQR, bracket", _bracket(result, "iqr_bracket")),
+    ]
+    blank = [""] * (len(widths) - 1)
+    rows = [
+        ["IQR, published", *(tables.Number(_number(width)) for width in widths)],
+        [tables.Raw(r"$\lambda_{\max}/$IQR, published"), *(tables.Number(_number(ratio)) for ratio in ratios)],
+        *([tables.Raw(name), tables.Number(value), *blank] for name, value in shared),
+    ]
+    headings = ["Quantity", *(f"probe {probe + 1}" for probe in range(len(widths)))]
+    return pd.DataFrame(rows, columns=pd.Index(headings, dtype=object), dtype=object)
+
+
+def committed_values(noise: pd.DataFrame, result: dict) -> dict[str, str]:
+    """Numbers of the committed studies: noise.<quantity>.<column of the summary>, and pretrained.<quantity>."""
+    text = {}
+    for name, column in estimators.summary(noise).items():
+        show = statistics.format_percent if name.startswith("cv") else statistics.format_number
+        text |= {f"noise.{quantity}.{name}": show(value) for quantity, value in column.items()}
+    widths = _published_widths(result)
+    return text | {
+        "noise.probes": str(noise["probe"].nunique()),
+        "noise.batches": str(noise["batch"].nunique()),
+        "noise.fewest": str(noise["steps"].min()),
+        "noise.most": str(noise["steps"].max()),
+        "pretrained.parameters": f"{result['parameters'] / 1e6:.0f} million",
+        "pretrained.probes": str(result["probes"]),
+        "pretrained.steps": str(result["steps"]),
+        "pretrained.blocks": str(result["blocks"]),
+        "pretrained.iqr.least": _number(min(widths)),
+        "pretrained.iqr.most": _number(max(widths)),
+        "pretrained.iqr.bracket": _bracket(result, "iqr_bracket"),
+        "pretrained.log_spectral_ratio": _interval(result, "log_spectral_ratio"),
+    }
 
 
 def context(params: Params, training: Results) -> dict[str, str]:

@@ -7,7 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = ROOT / "params"
 PROMPTS = PARAMS / "prompts"
-PUBLISHED = ROOT / "results" / "published"
+# Records that come with the project: the seeds' own figures, and studies too long for every reader to repeat.
+COMMITTED = ROOT / "results"
+PUBLISHED = COMMITTED / "published"
 
 
 def results_root() -> Path:
@@ -32,14 +34,14 @@ def path_name(text: str) -> str:
     return text
 
 
-def model_folder(profile: str, model: str) -> Path:
-    """`results/<profile>/<model>`."""
-    return results_root() / path_name(profile) / path_name(model)
+def model_folder(profile: str, model: str, root: Path | None = None) -> Path:
+    """`results/<profile>/<model>`, under `results_root()` unless another root is given."""
+    return (root or results_root()) / path_name(profile) / path_name(model)
 
 
-def run_folder(profile: str, model: str, condition: str, seed: int) -> Path:
+def run_folder(profile: str, model: str, condition: str, seed: int, root: Path | None = None) -> Path:
     """`results/<profile>/<model>/<condition>/seed_<seed>`; the base model's condition is `baseline`."""
-    return model_folder(profile, model) / path_name(condition) / f"seed_{seed}"
+    return model_folder(profile, model, root) / path_name(condition) / f"seed_{seed}"
 
 
 def generation_folder(run: Path, generation: int) -> Path:

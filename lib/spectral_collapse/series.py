@@ -1,7 +1,7 @@
 """From records to the tidy table: one row for each model, condition, seed and generation."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pandas as pd
 
@@ -32,17 +32,19 @@ _COLUMNS = {
 
 
 def results(
-    params: Params, stage: str, conditions: list[str] | None = None, seeds: list[int] | None = None
+    params: Params,
+    stage: str,
+    conditions: list[str] | None = None,
+    seeds: list[int] | None = None,
+    generations: Iterable[int] | None = None,
 ) -> Iterator[tuple[str, int, int, dict]]:
     """(condition, seed, generation, result) of a stage for the profile's runs, generation 0 from the base run.
 
     Raises ValueError naming the file where one is missing or damaged.
     """
-    if stage not in _COLUMNS:
-        raise ValueError(f"stage {stage!r} has no numbers: those that have are {', '.join(_COLUMNS)}.")
     for condition in conditions or params.conditions:
         for seed in seeds or params.seeds:
-            for generation in range(params.generations + 1):
+            for generation in generations or range(params.generations + 1):
                 owner = BASELINE if generation == 0 else condition
                 run = paths.run_folder(params.profile, params.model, owner, seed)
                 path = paths.generation_folder(run, generation) / f"{stage}.json"

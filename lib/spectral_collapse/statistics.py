@@ -314,6 +314,11 @@ def format_number(x: float) -> str:
     return f"${text}$" if x < 0 else text
 
 
+def format_percent(share: float) -> str:
+    r"""A share in percent with two significant digits from one on, `4.5\,\%`; `--` where there is none."""
+    return rf"{100 * share:.{0 if abs(share) >= 0.0995 else 1}f}\,\%" if np.isfinite(share) else "--"
+
+
 def format_interval(interval: Interval) -> str:
     """`12.3 [11.1, 13.5]`."""
     estimate, low, high = map(format_number, interval)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import paths, provenance, statistics
+from . import early_warning, paths, provenance, statistics
 from .statistics import (
     CONTROL,
     TREATMENT,
@@ -206,6 +206,31 @@ def effect_sizes(table: pd.DataFrame, metrics: Sequence[str] | None = None, cont
             rows.append([label(metric), condition, *intervals, size.g_z])
     headings = [Raw(r"$d_{\mathrm{av}}$"), Raw(r"$d_{\mathrm{z}}$"), Raw(r"$g_{\mathrm{z}}$")]
     return _frame(rows, ["Metric", "Condition", *headings])
+
+
+def icarus(table: pd.DataFrame, metrics: Sequence[str], control: str = CONTROL) -> pd.DataFrame:
+    """Metric and condition: runs that could be judged, and how many rise, fall, and do both."""
+    rows = []
+    for metric in metrics:
+        for row in early_warning.icarus_counts(table, metric, control).itertuples():
+            name = f"{row.condition} (false alarms)" if row.condition == control else row.condition
+            rows.append([label(metric), name, *(Number(str(n)) for n in (row.runs, row.rise, row.fall, row.icarus))])
+    return _frame(rows, ["Metric", "Condition", "Runs", "Rise", "Fall", "Both"])
+
+
+def estimators(summary: pd.DataFrame) -> pd.DataFrame:
+    """`estimators.summary`, a row a quantity: variation over probes and batches, and ratios to the most steps."""
+    steps = [name for name in summary.columns if name.startswith("at_")]
+    rows = [
+        [
+            label(row.Index),
+            *(Number(statistics.format_percent(getattr(row, name))) for name in ("cv_probes", "cv_batches")),
+            *(Number(statistics.format_number(getattr(row, name))) for name in steps),
+        ]
+        for row in summary.itertuples()
+    ]
+    headings = [f"{name.removeprefix('at_')} steps" for name in steps]
+    return _frame(rows, ["Quantity", "CV, probes", "CV, batches", *headings])
 
 
 def correlations(
