@@ -157,7 +157,7 @@ def _influences(operator: HessianOperator, run: Quadrature, basis: Basis) -> dic
     With H = Σ_b H_b / B: for λ_max it is uᵀH_b u, u its Ritz vector (Hellmann–Feynman); for the moments of a
     probe v it is vᵀH_b v / n and 2 (Hv)ᵀH_b v / n; for those of the bulk the same with the outliers projected
     out of v, since the derivative of Σ λ_i² is 2 Σ λ_i uᵢᵀH_b uᵢ. Only means over b of the squared deviations
-    are used, so that constants do not matter. Source: Jaeckel 1972 (infinitesimal jackknife).
+    are used, so that constants do not matter. Source: Efron 1982, ch. 6 (infinitesimal jackknife).
     """
     n = operator.n
     order = np.argsort(-np.abs(run.nodes))

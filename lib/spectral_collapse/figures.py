@@ -189,7 +189,7 @@ def distribution(result: dict) -> Figure:
     axes.fill_between(points, below, above, color=COLOURS["static"], alpha=0.3, linewidth=0, label="proved band")
     for each, mass in zip(nodes, weights, strict=True):
         axes.plot(each, np.cumsum(mass), color="0.3", linewidth=0.7)
-    axes.plot([], [], color="0.3", linewidth=0.7, label="cumulated weights, each probe")
+    axes.plot([], [], color="0.3", linewidth=0.7, label="interpolated as published, each probe")
     for level in (0.25, 0.75):
         low, high = points[above < level], points[below >= level]
         ends = [low[-1] if len(low) else points[0], high[0] if len(high) else points[-1]]
@@ -197,7 +197,7 @@ def distribution(result: dict) -> Figure:
     axes.plot([], [], "|-", color=COLOURS["recursive"], linewidth=1.2, label="bracket of a quartile")
     axes.set_xscale("symlog", linthresh=max(1e-12, 1e-3 * result["lambda_max"]))
     axes.set(xlabel=r"eigenvalue $\lambda$ (linear around 0, logarithmic beyond)", ylabel="share below", ylim=(0, 1))
-    axes.legend(loc="lower right", fontsize=7)
+    axes.legend(loc="upper left", fontsize=7)
     return figure
 
 
