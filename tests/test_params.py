@@ -118,7 +118,7 @@ def test_impossible_combination_is_refused(key, changes):
     "changes",
     [
         {"prompting": "context", "opening_tokens": 32},
-        {"curvature_blocks": 32},
+        {"curvature_blocks": 16},
         {
             "checkpoint": "somewhere",
             "baseline_blocks": 0,
@@ -253,3 +253,27 @@ def test_suffix_of_a_condition_fixes_its_weights(weights):
     assert params.split_condition("recursive", weights) == ("recursive", weights)
     assert params.split_condition("mixed_carry", weights) == ("mixed", "carry")
     assert params.split_condition("mixed_restart", weights) == ("mixed", "restart")
+
+
+def test_a_profile_takes_the_rest_from_the_one_it_extends():
+    parent, child = params.load("default"), params.load("estimators")
+    assert child.model_dump(exclude={"profile", "seeds"}) == parent.model_dump(exclude={"profile", "seeds"})
+    assert (child.profile, child.seeds) == ("estimators", [1])
+    assert [file.stem for file in params.profile_files("estimators")] == ["default", "estimators"]
+    namespace = {"In": ["profile = 'x'"], **params.read_yaml(paths.PARAMS / "estimators.yaml")}
+    assert params.collect(namespace | {"profile": "estimators"}) == child
+
+
+def test_extending_an_extension_or_nothing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "PARAMS", tmp_path)
+    (tmp_path / "a.yaml").write_text("profile: a\nextends: b\n")
+    (tmp_path / "b.yaml").write_text("profile: b\nextends: a\n")
+    (tmp_path / "c.yaml").write_text("profile: c\nextends: 7\n")
+    for profile in "ac":
+        with pytest.raises(ValueError, match="extends must name a profile that extends no other"):
+            params.load(profile)
+
+
+def test_batches_of_the_study_must_fit_into_the_held_out_text():
+    with pytest.raises(ValueError, match="estimator_batches"):
+        params.load("default", estimator_batches=25)
