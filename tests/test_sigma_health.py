@@ -28,7 +28,9 @@ def test_a_changed_observed_set_is_one_sentence():
     for other in (("a/0", "b/1", "b/0"), ("a/0", "b/0"), ("a/0b/0", "b/1")):
         with pytest.raises(ValueError, match=r"^the observed set changed between checkpoints \(hash"):
             frozen.check(ObservedSet(other).sha256)
-    with pytest.raises(ValueError, match=r"^the observed set changed between checkpoints: 1 of 3 blocks are missing, 'b/1'"):
+    with pytest.raises(
+        ValueError, match=r"^the observed set changed between checkpoints: 1 of 3 blocks are missing, 'b/1'"
+    ):
         frozen.select(["a/0", "b/0"], np.zeros((2, 4)))
     with pytest.raises(ValueError, match="names a block twice"):
         ObservedSet(("a/0", "a/0"))

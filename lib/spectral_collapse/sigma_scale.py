@@ -66,12 +66,12 @@ def distributed_gram(
     chunks of embeddings. The merges form one fixed tree, so that the result does not depend on which worker was
     faster; the work of a worker that dies is done again by another. Needs the extra `scale` (dask).
     """
+    if not partitions:
+        return GramAccumulator(dim)
     try:
         from distributed import Client
     except ImportError:
         raise ValueError("dask is missing: install spectral-collapse[scale] for partitions on many workers.") from None
-    if not partitions:
-        return GramAccumulator(dim)
     client = scheduler if isinstance(scheduler, Client) else Client(scheduler)
     try:
         parts = [client.submit(_partition, load, part, dim, rho, pure=False) for part in partitions]
