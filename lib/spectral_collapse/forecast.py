@@ -46,7 +46,7 @@ def fit_dynamics(series: Sequence[float] | np.ndarray) -> Dynamics:
     """Least-squares fit of x(t+1) = K x(t) + b to a series (T,) or (T, k), generation by generation.
 
     Minimum-norm where the series does not determine K (a constant series gives K = 0). ValueError for fewer than
-    k + 3 generations. Source: Schmid 2010 (DMD); Williams, Kevrekidis and Rowley 2015 (the constant observable).
+    k + 3 generations. Source: Schmid 2010 (J. Fluid Mech. 656), with the constant as an observable.
     """
     values = _columns(series)
     if len(values) < values.shape[1] + 3:
