@@ -14,6 +14,8 @@ from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dpotrf
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
+from .text_metrics import distinct_n as distinct_n  # the surface proxies of SIGMA, part of its public names
+from .text_metrics import hashed_ngram_hhi as hashed_ngram_hhi
 from .text_metrics import words
 
 CHUNK = 4096  # rows converted to float64 at a time: bounds the memory, and is long enough for the BLAS
