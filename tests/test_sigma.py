@@ -38,6 +38,13 @@ def test_logdet_is_the_determinants_and_that_of_the_dual(count, delta):
     dual = np.linalg.svd(rows, compute_uv=False) ** 2
     exact = np.log(dual + delta).sum() + (30 - len(dual)) * math.log(delta)
     assert found == pytest.approx(exact, abs=1e-5)
+    # From the rows themselves the dual is used below m, and is the exact value to rounding however small δ.
+    assert regularized_logdet(rows, delta) == pytest.approx(exact, rel=1e-12, abs=1e-9)
+
+
+def test_a_square_matrix_of_rows_is_not_taken_for_a_gram_matrix():
+    rows = unit_rows(np.random.default_rng(9), 30, 30)
+    assert regularized_logdet(rows, 1e-3) == pytest.approx(regularized_logdet(rows.T @ rows, 1e-3), abs=1e-8)
 
 
 @pytest.mark.parametrize("bad", [-np.eye(3), np.diag([1.0, np.nan, 1.0]), np.diag([1.0, np.inf, 1.0])])
@@ -71,6 +78,27 @@ def test_chunks_and_merged_parts_give_the_whole():
         assert accumulator.n == 100
         np.testing.assert_allclose(accumulator.gram, sum(np.outer(v, v) for v in rows), atol=1e-12)
     assert GramAccumulator(12).update(rows.astype(np.float32)).gram.dtype == np.float64
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_partition_merged_in_any_order_is_the_whole(seed, monkeypatch):
+    monkeypatch.setattr(sigma, "CHUNK", 7)  # chunks within an update as well
+    rng = np.random.default_rng(seed)
+    rows = unit_rows(rng, 300, 20) * 10.0 ** rng.uniform(-3, 3)
+    whole = rows.T @ rows
+    cuts = np.sort(rng.integers(0, 301, size=rng.integers(1, 12)))
+    parts = [GramAccumulator(20).update(part) for part in np.split(rows[rng.permutation(300)], cuts)]
+    while len(parts) > 1:  # a random tree
+        left, right = (parts.pop(rng.integers(len(parts))) for _ in range(2))
+        parts.append(left.merge(right))
+    assert parts[0].n == 300
+    assert np.linalg.norm(parts[0].gram - whole) <= 1e-10 * np.linalg.norm(whole)
+    np.testing.assert_array_equal(parts[0].gram, parts[0].gram.T)
+
+
+def test_accumulators_of_different_dimensions_do_not_merge():
+    with pytest.raises(ValueError, match="dimensions 3 and 4 cannot be merged"):
+        GramAccumulator(3).merge(GramAccumulator(4))
 
 
 def test_rows_that_would_spoil_the_sum_are_refused_and_leave_it_as_it_was():
@@ -154,6 +182,126 @@ def test_theorem_1_holds_on_both_sides():
         assert lower <= whole + 1e-8
         assert whole <= upper + 1e-8
         assert largest <= unobserved + 1e-9
+
+
+def random_pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """PSD A and B (m, m) of any rank and anisotropy; B often has little to do with A."""
+    m = int(rng.integers(1, 20))
+    pair = []
+    for _ in range(2):
+        rank = int(rng.integers(0, m + 1))
+        basis, _ = np.linalg.qr(rng.normal(size=(m, m)))
+        eigenvalues = 10.0 ** rng.uniform(-4, 3, size=m) * (np.arange(m) < rank)
+        pair.append((basis * eigenvalues) @ basis.T)
+    return pair[0], pair[1]
+
+
+def test_water_filling_lies_between_the_truth_and_ky_fan_and_is_reached():
+    rng = np.random.default_rng(10)
+    gains = []
+    for _ in range(500):
+        seen, rest = random_pair(rng)
+        delta, budget = 10.0 ** rng.uniform(-6, 0), np.trace(rest) * rng.choice([1.0, 1.0, 2.0])
+        sharp = sigma.water_filling(seen, budget, delta)
+        slack = 1e-9 * (1 + abs(sharp))
+        assert regularized_logdet(seen + rest, delta) <= sharp + slack
+        gains.append(regularized_logdet(seen, delta + budget) - sharp)
+        assert gains[-1] >= -slack
+        # The B that reaches it: water poured on the smallest eigenvalues of A up to a common level.
+        eigenvalues, vectors = np.linalg.eigh(seen)
+        low, high = eigenvalues[0], eigenvalues[-1] + budget + 1
+        for _ in range(200):
+            level = (low + high) / 2
+            low, high = (level, high) if np.maximum(level - eigenvalues, 0).sum() < budget else (low, level)
+        poured = (vectors * np.maximum(high - eigenvalues, 0)) @ vectors.T
+        assert np.trace(poured) == pytest.approx(budget, rel=1e-9, abs=1e-9)
+        assert regularized_logdet(seen + poured, delta) == pytest.approx(sharp, abs=1e-7 * (1 + abs(sharp)))
+    assert max(gains) > 10
+
+
+def test_water_filling_in_closed_form():
+    assert sigma.water_filling(np.diag([1.0, 3.0]), 0.0, 0.5) == pytest.approx(math.log(1.5 * 3.5))
+    assert sigma.water_filling(np.diag([1.0, 3.0]), 1.0, 0.5) == pytest.approx(math.log(2.5 * 3.5))
+    assert sigma.water_filling(np.diag([1.0, 3.0]), 4.0, 0.5) == pytest.approx(2 * math.log(4.5))
+    # Isotropic A: the whole budget spread evenly, while Ky Fan spends it in every direction.
+    assert sigma.water_filling(2 * np.eye(5), 10.0, 1e-9) == pytest.approx(5 * math.log(4))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+def test_the_largest_eigenvalues_are_enough_for_water_filling(spread, monkeypatch):
+    rng = np.random.default_rng(11)
+    rows = rng.normal(size=(500, 300)) * np.exp(spread * rng.normal(size=300))
+    block = rows.T @ rows
+    for budget in np.trace(block) * np.array([2.5, 30.0, 1e6]):
+        monkeypatch.setattr(sigma, "LANCZOS_FROM", 256)
+        partial = sigma.water_filling(block, budget, 1e-3)
+        monkeypatch.setattr(sigma, "LANCZOS_FROM", 10_000)
+        assert partial == pytest.approx(sigma.water_filling(block, budget, 1e-3), abs=1e-7)
+
+
+def test_design_example_track_one_as_published_says_nothing_and_the_sharp_one_does():
+    rng = np.random.default_rng(12)
+    seen, rest = unit_rows(rng, 800, M), unit_rows(rng, 800, M)
+    sizes = (800, 1600)
+    truth = regularized_logdet(gram(seen) + gram(rest), 1e-3) - M * math.log(1600)
+    ky_fan = sigma.track_one(gram(seen), *sizes, rho=1.0, delta=1e-3)
+    sharp = sigma.track_one(gram(seen), *sizes, rho=1.0, delta=1e-3, envelope="water_filling")
+    assert truth < sharp < ky_fan
+    assert sharp - truth < 0.5 * (ky_fan - truth)
+
+
+def test_envelopes_and_matrices_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="ky_fan or water_filling, not 'weyl'"):
+        sigma.track_one(np.eye(3), 3, 4, 1.0, 1e-3, envelope="weyl")
+    with pytest.raises(ValueError, match="it is not PSD"):
+        sigma.water_filling(-np.eye(3), 1.0, 1e-3)
+    with pytest.raises(ValueError, match="not finite"):
+        sigma.water_filling(np.full((3, 3), np.nan), 1.0, 1e-3)
+    for delta, budget in ((0.0, 1.0), (1e-3, -1.0), (math.nan, 1.0)):
+        with pytest.raises(ValueError, match="delta must be positive and the budget at least 0"):
+            sigma.water_filling(np.eye(3), budget, delta)
+
+
+def test_theorem_1_bounds_from_the_eigenvalue_and_from_the_budget():
+    rng = np.random.default_rng(13)
+    for _ in range(200):
+        seen, rest = random_pair(rng)
+        largest = max(0.0, np.linalg.eigvalsh(rest)[-1])
+        exact = sigma.deterministic_bounds(seen, 1e-3, lambda_max=largest)
+        budget = sigma.deterministic_bounds(seen, 1e-3, budget=np.trace(rest))
+        whole = regularized_logdet(seen + rest, 1e-3)
+        assert exact.lower <= whole + 1e-6 and whole <= exact.upper + 1e-6
+        assert exact.lower == budget.lower and exact.upper <= budget.upper + 1e-6
+    isotropic = sigma.deterministic_bounds(np.diag([1.0, 2.0]), 1e-9, lambda_max=3.0)
+    assert isotropic.upper == pytest.approx(np.log([4.0, 5.0]).sum())  # reached by B = 3 I
+    for given in ({}, {"lambda_max": 1.0, "budget": 1.0}):
+        with pytest.raises(ValueError, match="give either lambda_max"):
+            sigma.deterministic_bounds(np.eye(2), 1e-3, **given)
+
+
+def test_overestimation_ratio_is_that_of_the_bound():
+    second_moment = np.diag([4.0, 1.0, 0.5])
+    gamma, n = 0.25, 1000
+    bound = sigma.deterministic_bounds(gamma * n * second_moment, 1e-12, lambda_max=(1 - gamma) * n * 4.0).upper
+    truth = regularized_logdet(n * second_moment, 1e-12)
+    assert sigma.overestimation_ratio(second_moment, gamma) == pytest.approx(bound - truth)
+    assert sigma.overestimation_ratio(3 * np.eye(4), 0.1) == pytest.approx(0, abs=1e-12)
+    assert sigma.overestimation_ratio(second_moment, 1.0) == 0
+    with pytest.raises(ValueError, match="positive definite"):
+        sigma.overestimation_ratio(np.diag([1.0, 0.0]), 0.5)
+
+
+def test_drift_slope_and_agreement():
+    assert sigma.drift([3.0, 1.0, 4.0]).tolist() == [0.0, -2.0, 1.0]
+    values = np.array([1.0, 4.0, 2.0, 0.0])
+    assert sigma.ols_slope(values) == pytest.approx(np.polyfit(np.arange(4), values, 1)[0])
+    assert sigma.ols_slope(values, [0, 2, 5, 9]) == pytest.approx(np.polyfit([0, 2, 5, 9], values, 1)[0])
+    with pytest.raises(ValueError, match="two generations or more"):
+        sigma.ols_slope([1.0])
+    falling, dipping = [0.0, -1.0, -3.0], [0.0, -8.0, -4.0, -2.0, -1.0]  # the second ends low but its slope is up
+    assert sigma.track_agreement(falling, [0.0, -0.1, -0.2])
+    assert sigma.ols_slope(dipping) > 0
+    assert not sigma.track_agreement(dipping, falling)
 
 
 def test_empty_blocks_and_totals_below_the_block_are_refused():

@@ -1,11 +1,25 @@
-"""SIGMA: log-determinant tracks of the Gram matrix of sentence embeddings (arXiv 2601.03385)."""
+"""SIGMA: log-determinant tracks of the Gram matrix of sentence embeddings (arXiv 2601.03385).
+
+A = Σ v vᵀ over the observed embeddings v ∈ R^m (n_A of them), B the same over the unobserved n_B, G = A + B,
+n = n_A + n_B. Estimates and intervals are in `sigma_inference`, checks of the input in `sigma_health`.
+"""
 
 import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.linalg
+from scipy.linalg.blas import dsyrk
+from scipy.linalg.lapack import dpotrf
+from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
+from .text_metrics import distinct_n as distinct_n  # the surface proxies of SIGMA, part of its public names
+from .text_metrics import hashed_ngram_hhi as hashed_ngram_hhi
 from .text_metrics import words
+
+CHUNK = 4096  # rows converted to float64 at a time: bounds the memory, and is long enough for the BLAS
+LANCZOS_FROM = 256  # below this m all eigenvalues cost less than finding the largest few
 
 
 class GramAccumulator:
@@ -14,68 +28,218 @@ class GramAccumulator:
     Memory O(m²) whatever the number of embeddings; two accumulators over different embeddings merge.
     """
 
-    def __init__(self, dimension: int):
-        self.gram = np.zeros((dimension, dimension))
+    def __init__(self, dim: int):
+        self._lower = np.zeros((dim, dim), order="F")  # the lower triangle: half the work of the full product
         self.n = 0
 
+    @property
+    def dim(self) -> int:
+        """The dimension m of the embeddings."""
+        return len(self._lower)
+
+    @property
+    def gram(self) -> np.ndarray:
+        """A, float64 (m, m), a fresh copy."""
+        upper = np.triu(self._lower.T)  # C-ordered
+        return upper + np.triu(upper, 1).T
+
     def update(self, embeddings: np.ndarray, rho: float = math.inf) -> "GramAccumulator":
-        """Adds rows (k, m). Raises ValueError on a non-finite row or one with ‖v‖² above `rho`."""
-        rows = np.asarray(embeddings, dtype=np.float64)
-        if rows.ndim != 2 or rows.shape[1] != len(self.gram):
-            raise ValueError(f"embeddings have shape {rows.shape}; rows of length {len(self.gram)} are expected.")
-        if not np.isfinite(rows).all():
-            bad = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
-            raise ValueError(f"embedding {bad} is not finite: look at the text it was made from.")
-        energy = (rows**2).sum(1)
-        if (energy > rho * (1 + 1e-6)).any():
-            raise ValueError(
-                f"an embedding has squared norm {energy.max():.4g}, above the energy budget rho = {rho:g}: "
-                "Track I would not be a bound; normalise the embeddings."
-            )
-        self.gram += rows.T @ rows
+        """Adds rows (k, m). ValueError for a non-finite row or one with ‖v‖² > `rho`; then nothing is added."""
+        rows = np.asarray(embeddings)
+        if rows.ndim != 2 or rows.shape[1] != self.dim:
+            raise ValueError(f"embeddings have shape {rows.shape}; rows of length {self.dim} are expected.")
+        lower = self._lower.copy(order="F")
+        for start in range(0, len(rows), CHUNK):
+            chunk = np.asarray(rows[start : start + CHUNK], dtype=np.float64, order="C")
+            energy = np.einsum("ij,ij->i", chunk, chunk)
+            if not np.isfinite(energy).all():
+                bad = start + int(np.flatnonzero(~np.isfinite(energy))[0])
+                raise ValueError(f"embedding {bad} is not finite: look at the text it was made from.")
+            if (energy > rho * (1 + 1e-6)).any():
+                raise ValueError(
+                    f"an embedding has squared norm {energy.max():.4g}, above the energy budget rho = {rho:g}: "
+                    "Track I would not be a bound; normalise the embeddings."
+                )
+            lower = dsyrk(1.0, chunk.T, beta=1.0, c=lower, lower=1, overwrite_c=1)
+        self._lower = lower
         self.n += len(rows)
         return self
 
     def merge(self, other: "GramAccumulator") -> "GramAccumulator":
         """Adds what another accumulator of the same dimension has seen."""
-        if len(other.gram) != len(self.gram):
-            raise ValueError(f"accumulators of dimensions {len(self.gram)} and {len(other.gram)} cannot be merged.")
-        self.gram += other.gram
+        if other.dim != self.dim:
+            raise ValueError(f"accumulators of dimensions {self.dim} and {other.dim} cannot be merged.")
+        self._lower += other._lower
         self.n += other.n
         return self
 
 
-def regularized_logdet(gram: np.ndarray, delta: float) -> float:
-    """logdet_δ(A) = log det(A + δI) of a symmetric PSD matrix (m, m), by Cholesky in float64.
+def cholesky_logdet(gram: np.ndarray, shift: float = 0.0) -> float:
+    """log det(A + shift·I) of a symmetric A (m, m), by Cholesky in float64, m³/3 flops.
 
-    Raises ValueError where A + δI is not positive definite (A not PSD, or δ ≤ 0).
+    Raises ValueError where A + shift·I is not positive definite and finite.
+    """
+    shifted = np.array(gram, dtype=np.float64, order="C")
+    diagonal = np.einsum("ii->i", shifted)  # a view
+    diagonal += shift
+    _, failed = dpotrf(shifted.T, lower=1, clean=0, overwrite_a=1)  # in place: the transpose is Fortran-ordered
+    value = math.nan if failed else 2 * np.log(diagonal).sum()
+    if not math.isfinite(value):
+        raise ValueError("the Gram matrix plus delta is not positive definite and finite.")
+    return float(value)
+
+
+def _positive(delta: float) -> float:
+    if not delta > 0:
+        raise ValueError(f"delta must be positive, not {delta}.")
+    return delta
+
+
+def regularized_logdet(gram_or_embeddings: np.ndarray, delta: float) -> float:
+    """logdet_δ(A) = log det(A + δI) from A (m, m) or from the rows (n_A, m) it is the Gram matrix of.
+
+    A symmetric square matrix is read as A, any other as rows. Fewer rows than columns go through the dual
+    log det(K + δI) + (m − n_A) log δ, K the (n_A, n_A) matrix of inner products.
+    ValueError for δ ≤ 0 and where A + δI is not positive definite and finite.
+    """
+    matrix = np.asarray(gram_or_embeddings, dtype=np.float64)
+    rows, m = matrix.shape
+    if not np.isfinite(matrix).all():
+        raise ValueError("the Gram matrix plus delta is not positive definite and finite.")
+    if rows == m and np.abs(matrix - matrix.T).max() <= 1e-9 * np.abs(matrix).max():
+        return cholesky_logdet(matrix, _positive(delta))
+    if rows < m:
+        return cholesky_logdet(matrix @ matrix.T, _positive(delta)) + (m - rows) * math.log(delta)
+    return cholesky_logdet(matrix.T @ matrix, _positive(delta))
+
+
+# Bounds
+
+
+class Bounds(NamedTuple):
+    lower: float
+    upper: float
+
+
+def deterministic_bounds(
+    gram: np.ndarray, delta: float, *, lambda_max: float | None = None, budget: float | None = None
+) -> Bounds:
+    """logdet_δ(A) ≤ logdet_δ(G) ≤ Σ_i log(λ_i(A) + δ + λ_max(B)), from λ_max(B) or a budget τ ≥ λ_max(B).
+
+    ValueError unless exactly one of the two is given, and that non-negative. SIGMA, Theorem 1.
+    """
+    if (lambda_max is None) == (budget is None):
+        raise ValueError("give either lambda_max, the largest eigenvalue of B, or a budget above it.")
+    spread = lambda_max if budget is None else budget
+    if not spread >= 0:
+        raise ValueError(f"the largest eigenvalue of B and its budget are at least 0, not {spread}.")
+    return Bounds(cholesky_logdet(gram, _positive(delta)), cholesky_logdet(gram, delta + spread))
+
+
+def overestimation_ratio(second_moment: np.ndarray, observed_share: float) -> float:
+    """*Logarithm* of Π_i (γ + (1 − γ) λ_max(Σ)/λ_i(Σ)), by which the upper bound exceeds det(nΣ); γ = n_A/n.
+
+    The product itself overflows in the dimensions of sentence embeddings. 0 only for isotropic Σ (or γ = 1).
+    ValueError for a singular Σ or γ outside [0, 1]. SIGMA eq. 3.8.
+    """
+    eigenvalues = np.linalg.eigvalsh(second_moment)
+    if not 0 <= observed_share <= 1 or eigenvalues[0] <= 0:
+        raise ValueError("the ratio needs a share between 0 and 1 and a positive definite second-moment matrix.")
+    return float(np.log(observed_share + (1 - observed_share) * eigenvalues[-1] / eigenvalues).sum())
+
+
+def water_filling(gram: np.ndarray, budget: float, delta: float) -> float:
+    """max of log det(A + δI + B) over B ⪰ 0 with tr B ≤ τ: Σ_i log max(λ_i + δ, μ), Σ_i (μ − λ_i − δ)₊ = τ.
+
+    The sharpest envelope that A and the budget τ allow, never above Ky Fan's log det(A + (δ + τ)I). Only the
+    eigenvalues above the water level μ enter, the others by their sum alone. Where m is large and the budget
+    leaves few of them, Lanczos finds those; eigenvalues it underestimated or missed could only raise the envelope.
+    ValueError for δ ≤ 0, τ < 0 and a matrix that is not PSD and finite. Proof: appendix, sharp envelope.
     """
     matrix = np.asarray(gram, dtype=np.float64)
-    if delta <= 0:
-        raise ValueError(f"delta must be positive, not {delta}.")
-    try:
-        factor = scipy.linalg.cholesky(matrix + delta * np.eye(len(matrix)), lower=True)
-    except (scipy.linalg.LinAlgError, ValueError):
-        raise ValueError("the Gram matrix plus delta is not positive definite and finite.") from None
-    return float(2 * np.log(np.diag(factor)).sum())
+    m = len(matrix)
+    if not (delta > 0 and budget >= 0):
+        raise ValueError(f"delta must be positive and the budget at least 0, not {delta} and {budget}.")
+    if not np.isfinite(matrix).all():
+        raise ValueError("the Gram matrix is not finite.")
+    if m >= LANCZOS_FROM and budget > 2 * np.trace(matrix):
+        energy = np.trace(matrix) + m * delta + budget
+        for count in (8, 32):
+            try:
+                start = np.random.default_rng(0).normal(size=m)
+                tops = eigsh(matrix, count, which="LA", v0=start, return_eigenvectors=False)[::-1] + delta
+            except ArpackNoConvergence:
+                break
+            # level[j]: the water level when the j largest eigenvalues stand above it
+            level = (energy - np.append(0, np.cumsum(tops[:-1]))) / (m - np.arange(count))
+            if (dry := np.flatnonzero(tops <= level)).size:
+                above = dry[0]
+                return float(np.log(tops[:above]).sum() + (m - above) * math.log(level[above]))
+    eigenvalues = scipy.linalg.eigvalsh(matrix, check_finite=False)
+    if eigenvalues[0] < -1e-9 * max(eigenvalues[-1], delta):
+        raise ValueError(f"the Gram matrix has the eigenvalue {eigenvalues[0]:.3g}: it is not PSD.")
+    shifted = np.maximum(eigenvalues, 0) + delta  # ascending
+    sums, counts = np.cumsum(shifted), np.arange(1, m + 1)
+    wet = max(1, int(np.searchsorted(counts * shifted - sums, budget, side="right")))
+    return float(np.log(np.maximum(shifted, (budget + sums[wet - 1]) / wet)).sum())
 
 
-def track_one(gram: np.ndarray, n_observed: int, n_total: int, *, rho: float, delta: float) -> float:
-    """Track I, D_KF = log det(A + (δ + τ)I) − m log n with the budget τ = ρ (n − n_A) ≥ λ_max(B).
+# Tracks
 
-    An upper envelope of log det(G + δI) − m log n, whatever the unobserved embeddings. SIGMA eq. 3.16.
+Envelope = Literal["ky_fan", "water_filling"]
+
+
+def track_one(
+    gram: np.ndarray, n_observed: int, n_total: int, rho: float, delta: float, envelope: Envelope = "ky_fan"
+) -> float:
+    """Track I: an upper envelope of logdet_δ(G) − m log n, whatever the unobserved embeddings of ‖v‖² ≤ ρ.
+
+    With the budget τ = ρ (n − n_A), `ky_fan` is the published D_KF = log det(A + (δ + τ)I) − m log n
+    (SIGMA eq. 3.16), `water_filling` the sharp one. ValueError for impossible sizes.
     """
     if n_total < n_observed or n_observed < 1:
         raise ValueError(f"n_total {n_total} must be at least n_observed {n_observed}, and that at least 1.")
-    tau = rho * (n_total - n_observed)
-    return regularized_logdet(gram, delta + tau) - len(gram) * math.log(n_total)
+    budget = rho * (n_total - n_observed)
+    match envelope:
+        case "ky_fan":
+            value = cholesky_logdet(gram, _positive(delta) + budget)
+        case "water_filling":
+            value = water_filling(gram, budget, delta)
+        case _:
+            raise ValueError(f"the envelope is ky_fan or water_filling, not {envelope!r}.")
+    return value - len(gram) * math.log(n_total)
 
 
-def track_two(gram: np.ndarray, n_observed: int, *, delta: float) -> float:
+def track_two(gram: np.ndarray, n_observed: int, delta: float) -> float:
     """Track II, D_LLN = log det(A + δI) − m log n_A, the size-corrected log-volume. SIGMA eq. 3.17."""
     if n_observed < 1:
         raise ValueError("no embedding was observed: the responses are empty.")
-    return regularized_logdet(gram, delta) - len(gram) * math.log(n_observed)
+    return cholesky_logdet(gram, _positive(delta)) - len(gram) * math.log(n_observed)
+
+
+def drift(values: Sequence[float]) -> np.ndarray:
+    """value(t) − value(0) of a track over generations 0, 1, …, shape as `values`. SIGMA eq. 3.18."""
+    values = np.asarray(values, dtype=np.float64)
+    return values - values[0]
+
+
+def ols_slope(values: Sequence[float], generations: Sequence[float] | None = None) -> float:
+    """Least-squares slope per generation, generation 0 included; generations 0, 1, … by default.
+
+    ValueError for fewer than two generations.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    times = np.arange(len(values)) if generations is None else np.asarray(generations, dtype=np.float64)
+    if len(values) < 2 or len(values) != len(times):
+        raise ValueError(f"a slope needs two generations or more: {len(values)} values, {len(times)} generations.")
+    times = times - times.mean()
+    return float(times @ values / (times @ times))
+
+
+def track_agreement(track_one_drift: Sequence[float], track_two_drift: Sequence[float]) -> bool:
+    """Whether final drift and slope have one sign in both tracks (SIGMA, Table 1: S1 yes, S2 no)."""
+    signs = {np.sign(x) for track in (track_one_drift, track_two_drift) for x in (track[-1], ols_slope(track))}
+    return len(signs) == 1
 
 
 def split_blocks(text: str, block_words: int) -> list[str]:

@@ -1,0 +1,126 @@
+"""What a Gram matrix is made from: the frozen observed set, the encoder's dead directions, checks of embeddings."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .provenance import canonical, text_hash
+
+
+@dataclass(frozen=True)
+class ObservedSet:
+    """The blocks that are embedded at every checkpoint of a run, by id: frozen once, checked each time.
+
+    `ids` are strings such as "stories-017/2" (prompt and block); `sha256` is their hash, kept in the record.
+    """
+
+    ids: tuple[str, ...]
+
+    def __post_init__(self):
+        if len(set(self.ids)) != len(self.ids):
+            raise ValueError("the observed set names a block twice: every id stands once.")
+
+    @property
+    def sha256(self) -> str:
+        return text_hash(canonical(list(self.ids)))
+
+    def check(self, recorded_sha256: str) -> None:
+        """ValueError unless the recorded hash is this set's."""
+        if recorded_sha256 != self.sha256:
+            raise ValueError(
+                f"the observed set changed between checkpoints (hash {recorded_sha256[:12]}… then, {self.sha256[:12]}… "
+                "now): a drift would mix two sets; measure all checkpoints on one."
+            )
+
+    def select(self, ids: Sequence[str], embeddings: np.ndarray) -> np.ndarray:
+        """The set's rows of `embeddings` (k, m), whose rows are named by `ids`, in the set's order.
+
+        ValueError where a block of the set is missing or named twice.
+        """
+        place = {name: row for row, name in enumerate(ids)}
+        if len(place) != len(ids) or len(ids) != len(embeddings):
+            raise ValueError(f"{len(embeddings)} embeddings need as many different ids: {len(place)} of {len(ids)}.")
+        if missing := [name for name in self.ids if name not in place]:
+            raise ValueError(
+                f"the observed set changed between checkpoints: {len(missing)} of {len(self.ids)} blocks are missing, "
+                f"{missing[0]!r} first; freeze the set to blocks that every checkpoint has."
+            )
+        return np.asarray(embeddings)[[place[name] for name in self.ids]]
+
+
+@dataclass(frozen=True)
+class LiveSpace:
+    """The directions in which an encoder's embeddings move: `basis` (m, m_eff), orthonormal columns.
+
+    `dead_coordinates` are the coordinates that are zero on the reference set.
+    """
+
+    basis: np.ndarray
+    dead_coordinates: tuple[int, ...]
+
+    @property
+    def dim(self) -> int:
+        return self.basis.shape[0]
+
+    @property
+    def m_eff(self) -> int:
+        return self.basis.shape[1]
+
+    def project(self, embeddings: np.ndarray) -> np.ndarray:
+        """Embeddings (k, m) in the live directions, (k, m_eff)."""
+        return np.asarray(embeddings) @ self.basis
+
+    def project_gram(self, gram: np.ndarray) -> np.ndarray:
+        """The Gram matrix of the projected embeddings, (m_eff, m_eff)."""
+        return self.basis.T @ gram @ self.basis
+
+    def hidden_by_delta(self, n_observed: int, delta: float) -> float:
+        """What the dead directions add to Track II when they are kept: (m − m_eff) log(δ/n_A).
+
+        A property of δ and n_A alone; its first part cancels in a drift, its second only for equal n_A.
+        """
+        return (self.dim - self.m_eff) * math.log(delta / n_observed)
+
+
+def live_space(reference: np.ndarray, tolerance: float = 1e-9) -> LiveSpace:
+    """The live directions of an encoder, from embeddings (k, m) of a broad reference set.
+
+    A direction is dead where its energy is below `tolerance` times the mean energy of a direction. Where the
+    dead directions are whole coordinates, the basis only leaves those out. ValueError for fewer than 2 m rows:
+    directions would look dead for want of data.
+    """
+    rows = np.asarray(reference, dtype=np.float64)
+    count, m = rows.shape
+    if count < 2 * m:
+        raise ValueError(f"{count} reference embeddings are too few to tell dead directions of {m}: give {2 * m}.")
+    gram = rows.T @ rows
+    floor = tolerance * np.trace(gram) / m
+    dead = np.flatnonzero(np.diag(gram) <= floor)
+    eigenvalues, vectors = np.linalg.eigh(gram)
+    live = vectors[:, eigenvalues > floor]
+    if live.shape[1] == m - len(dead):
+        live = np.delete(np.eye(m), dead, axis=1)
+    return LiveSpace(live, tuple(map(int, dead)))
+
+
+def health_checks(embeddings: np.ndarray, rho: float, delta: float) -> list[str]:
+    """One sentence for each thing that makes the tracks of these embeddings (n_A, m) misleading; [] if sound."""
+    rows = np.asarray(embeddings, dtype=np.float64)
+    count, m = rows.shape
+    energy = (rows**2).sum(1)
+    found = []
+    if over := int((energy > rho * (1 + 1e-6)).sum()):
+        found.append(
+            f"{over} of {count} embeddings exceed the energy budget rho = {rho:g} (largest squared norm "
+            f"{energy.max():.4g}): Track I spikes and bounds nothing; normalise them."
+        )
+    if count < m:
+        found.append(
+            f"{count} embeddings span at most {count} of {m} dimensions: {m - count} log delta = "
+            f"{(m - count) * math.log(delta):.1f} dominates both tracks; observe more blocks or shrink."
+        )
+    if ((rows - rows.mean(0)) ** 2).sum() <= 1e-10 * energy.sum():
+        found.append("all embeddings are the same vector: both tracks stay flat whatever the model does.")
+    return found

@@ -1,0 +1,136 @@
+"""`make bench`, SIGMA: accumulation against numpy's GEMM, tracks against Cholesky and full spectra, and their error."""
+
+import json
+import math
+import time
+import tracemalloc
+
+import mpmath
+import numpy as np
+from spectral_collapse import sigma, sigma_scale
+from timing import paired
+
+DELTA = 1e-3
+WIDTHS = (384, 1024, 2048, 4096)  # MiniLM … the embedding width of 7B models
+COUNTS = (10_000, 100_000, 1_000_000, 10_000_000)
+
+
+def embeddings(count: int, m: int, seed: int = 0) -> np.ndarray:
+    """Unit rows (count, m), float32, with a common direction and a decaying spectrum, as of a sentence encoder."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((count, m), dtype=np.float32) * np.geomspace(1, 0.02, m, dtype=np.float32)
+    rows += 0.3 * rng.standard_normal(m, dtype=np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def accumulation(m: int) -> dict:
+    """Rows per second of `update` on float32 rows, against numpy's products of the same rows, float64 already."""
+    rows = embeddings(max(2 * m, 16_384 * 384 // m), m)
+    double = rows.astype(np.float64)
+    other = double.copy()  # a second operand: numpy would call the half as expensive SYRK on one
+    ours, gemm, syrk = paired(
+        lambda: sigma.GramAccumulator(m).update(rows, rho=1.0), lambda: double.T @ other, lambda: double.T @ double
+    )
+    return {
+        "m": m,
+        "rows": len(rows),
+        "embeddings_per_second": len(rows) / ours,
+        "gemm_gflops": 2 * m * m * len(rows) / gemm / 1e9,
+        "fraction_of_gemm": gemm / ours,
+        "fraction_of_numpy_syrk": syrk / ours,
+    }
+
+
+def tracks(m: int) -> dict:
+    """Both tracks of a checkpoint, n_A = 2.6 m and n = 20 n_A, in units of one Cholesky factorisation and of m³."""
+    count = round(2.6 * m)
+    rows = embeddings(count, m).astype(np.float64)
+    gram, other = rows.T @ rows, rows.copy()
+
+    def both(envelope):
+        sigma.track_one(gram, count, 20 * count, 1.0, DELTA, envelope)
+        sigma.track_two(gram, count, DELTA)
+
+    calls = [
+        lambda: sigma.cholesky_logdet(gram, DELTA),
+        lambda: both("ky_fan"),
+        lambda: both("water_filling"),
+        lambda: rows.T @ other,
+        lambda: np.linalg.slogdet(rows.T @ rows + DELTA * np.eye(m)),
+        lambda: np.linalg.eigvalsh(rows.T @ rows),
+    ]
+    cholesky, ky_fan, water, gemm, full_slogdet, full_eigen = paired(*calls)
+    cubes = 3 * m**3 / (2 * m * m * count / gemm)  # seconds of 3 m³ flops at the GEMM's rate
+    return {
+        "m": m,
+        "cholesky_seconds": cholesky,
+        "ky_fan_over_cholesky": ky_fan / cholesky,
+        "water_filling_over_cholesky": water / cholesky,
+        "ky_fan_over_3m3_gemm_flops": ky_fan / cubes,
+        "water_filling_over_3m3_gemm_flops": water / cubes,
+        "full_slogdet_over_ky_fan": full_slogdet / ky_fan,
+        "full_eigendecomposition_over_ky_fan": full_eigen / ky_fan,
+    }
+
+
+def stream(count: int, m: int = 384) -> dict:
+    """`count` embeddings through the accumulator from an iterator of one chunk, once, with the peak memory."""
+    chunk = embeddings(sigma_scale.ROWS, m)
+    sizes = [sigma_scale.ROWS] * (count // sigma_scale.ROWS) + [count % sigma_scale.ROWS]
+    tracemalloc.start()
+    start = time.perf_counter()
+    sigma_scale.stream((chunk[:size] for size in sizes), m, 1.0)
+    seconds = time.perf_counter() - start
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return {"n": count, "m": m, "embeddings_per_second": count / seconds, "peak_memory_mib": peak / 2**20}
+
+
+def exactness(m: int, digits: int = 50) -> dict:
+    """Relative error of both tracks against 50-digit arithmetic on the same rows, and the numerical rank.
+
+    Three coordinates are dead, as MiniLM's are.
+    """
+    count = 3 * m
+    rows = embeddings(count, m)
+    rows[:, [m // 3, m // 2, m - 2]] = 0
+    gram = sigma.GramAccumulator(m).update(rows).gram
+    with mpmath.workdps(digits):
+        exact = mpmath.matrix(rows.astype(np.float64).tolist())
+        exact = exact.T * exact
+        errors = []
+        for shift, found in (
+            (DELTA, sigma.track_two(gram, count, DELTA) + m * math.log(count)),
+            (DELTA + count, sigma.track_one(gram, count, 2 * count, 1.0, DELTA) + m * math.log(2 * count)),
+        ):
+            factor = mpmath.cholesky(exact + shift * mpmath.eye(m))
+            truth = 2 * sum(mpmath.log(factor[i, i]) for i in range(m))
+            errors.append(float(abs(found - truth) / abs(truth)))
+    eigenvalues = np.linalg.eigvalsh(gram)
+    rank = int((eigenvalues > m * np.finfo(np.float64).eps * eigenvalues[-1]).sum())
+    return {
+        "m": m,
+        "digits": digits,
+        "track_two_relative_error": errors[0],
+        "track_one_relative_error": errors[1],
+        "numerical_rank": rank,
+    }
+
+
+def main(widths: tuple[int, ...] = WIDTHS, counts: tuple[int, ...] = COUNTS) -> dict:
+    """All measurements; `gram_fraction_of_gemm` at MiniLM's width, `tracks_over_cholesky` at the widest."""
+    rates = [accumulation(m) for m in widths]
+    costs = [tracks(m) for m in widths]
+    return {
+        "gram_fraction_of_gemm": rates[0]["fraction_of_gemm"],
+        "tracks_over_cholesky": costs[-1]["ky_fan_over_cholesky"],
+        "tracks_over_cholesky_water_filling": costs[-1]["water_filling_over_cholesky"],
+        "accumulation": rates,
+        "tracks": costs,
+        "stream": [stream(count) for count in counts],
+        "exactness": [exactness(m) for m in (32, 64, 96)],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(), indent=1))

@@ -1,0 +1,257 @@
+"""Estimates of log det G and of drifts: closed forms, and coverage in simulations."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from spectral_collapse import sigma
+from spectral_collapse import sigma_inference as inference
+from spectral_collapse.sigma_inference import bootstrap_drift, logdet_estimate, prompt_influences
+
+DELTA = 1e-3
+
+
+def wishart(rng: np.random.Generator, m: int, n: int) -> np.ndarray:
+    """Gram matrix of n standard normal columns in m dimensions, by Bartlett's decomposition."""
+    factor = np.tril(rng.normal(size=(m, m)), -1)
+    np.fill_diagonal(factor, np.sqrt(rng.chisquare(n - np.arange(m))))
+    return factor @ factor.T
+
+
+def student(rng: np.random.Generator, count: int, m: int, freedom: float) -> np.ndarray:
+    """Rows of the multivariate t distribution with second moments I."""
+    return rng.normal(size=(count, m)) * np.sqrt((freedom - 2) / rng.chisquare(freedom, size=(count, 1)))
+
+
+# Leverages and their variance
+
+
+def test_leverages_are_the_diagonal_of_the_hat_matrix(monkeypatch):
+    monkeypatch.setattr(inference, "CHUNK", 7)
+    rows = np.random.default_rng(0).normal(size=(40, 6))
+    found = inference.leverages(rows)
+    np.testing.assert_allclose(found, np.diag(rows @ np.linalg.inv(rows.T @ rows) @ rows.T))
+    assert found.sum() == pytest.approx(6)
+    gram = rows.T @ rows
+    for j in (0, 39):  # log det A falls by −log(1 − h) when an embedding is left out
+        rest = sigma.cholesky_logdet(gram - np.outer(rows[j], rows[j]))
+        assert sigma.cholesky_logdet(gram) - rest == pytest.approx(-math.log(1 - found[j]))
+    with pytest.raises(ValueError, match=r"^the Gram matrix of 5 embeddings is singular in 6 dimensions"):
+        inference.leverages(rows[:5])
+
+
+def test_mahalanobis_variance_with_the_true_second_moment_and_plugged_in():
+    rng = np.random.default_rng(1)
+    scale = np.geomspace(1, 9, 5)
+    rows = rng.normal(size=(200_000, 5)) * scale
+    assert inference.mahalanobis_variance(rows, np.diag(scale**2)) == pytest.approx(10, rel=0.05)  # 2m
+    few = rows[:15]
+    plug_in = inference.mahalanobis_variance(few)
+    assert plug_in == pytest.approx(np.var(15 * inference.leverages(few), ddof=1))
+    assert plug_in < 10
+    assert inference.mahalanobis_variance(rows) == pytest.approx(10, rel=0.05)
+
+
+def test_required_sample_size_is_the_published_rule():
+    assert inference.required_sample_size(math.sqrt(768), 1.0) == math.ceil(norm.ppf(0.975) ** 2 * 768)
+    assert inference.required_sample_size(2.0, 0.5, level=0.9) == math.ceil((norm.ppf(0.95) * 4) ** 2)
+    with pytest.raises(ValueError, match="give no sample size"):
+        inference.required_sample_size(1.0, 0.0)
+
+
+# log det G
+
+
+def test_wishart_moments_are_those_of_simulated_determinants():
+    rng = np.random.default_rng(2)
+    drawn = []
+    for _ in range(4000):
+        seen, rest = wishart(rng, 8, 12), wishart(rng, 8, 30)
+        drawn.append(sigma.cholesky_logdet(seen + rest) - sigma.cholesky_logdet(seen))
+    mean, variance = inference.wishart_moments(8, 12, 42)
+    assert np.mean(drawn) == pytest.approx(mean, abs=4 * math.sqrt(variance / 4000))
+    assert np.var(drawn) == pytest.approx(variance, rel=0.1)
+
+
+def test_the_plug_in_misses_by_81_7_and_the_correction_does_not():
+    """Design section 5: m = 384, n_A = 1000, n = 20000, where Theorem 3's half-width is 1.7."""
+    m, observed, total = 384, 1000, 20_000
+    rng = np.random.default_rng(3)
+    errors, corrected = [], []
+    for _ in range(20):
+        seen, rest = wishart(rng, m, observed), wishart(rng, m, total - observed)
+        truth = sigma.cholesky_logdet(seen + rest)
+        plug_in = logdet_estimate(seen, observed, total, "none")
+        assert plug_in.high - plug_in.estimate == pytest.approx(1.7, abs=0.06)
+        errors.append(truth - plug_in.estimate)
+        corrected.append(truth - logdet_estimate(seen, observed, total, "wishart").estimate)
+    assert np.mean(errors) == pytest.approx(81.7, abs=1.0)
+    assert np.mean(corrected) == pytest.approx(0, abs=1.0)
+    mean, _ = inference.wishart_moments(m, observed, total)
+    assert mean - m * math.log(total / observed) == pytest.approx(82.07, abs=0.01)  # its exact expectation
+
+
+def test_nothing_unobserved_leaves_nothing_to_estimate():
+    rows = np.random.default_rng(4).normal(size=(30, 5))
+    exact = sigma.cholesky_logdet(rows.T @ rows)
+    scores = inference.leverages(rows)
+    for correction in ("none", "wishart", "leverage"):
+        found = logdet_estimate(rows.T @ rows, 30, 30, correction, leverages=scores)
+        assert found == pytest.approx((exact, exact, exact, 0), abs=1e-6)
+
+
+def test_the_level_sets_the_width():
+    gram = wishart(np.random.default_rng(5), 5, 30)
+    wide, narrow = (logdet_estimate(gram, 30, 90, level=level) for level in (0.99, 0.5))
+    assert wide.estimate == narrow.estimate
+    ratio = (wide.high - wide.low) / (narrow.high - narrow.low)
+    assert ratio == pytest.approx(norm.ppf(0.995) / norm.ppf(0.75))
+    assert wide.high - wide.estimate == pytest.approx(norm.ppf(0.995) * wide.standard_error)
+
+
+def coverage(draw, m: int, observed: int, replicates: int) -> dict[str, tuple[float, float]]:
+    """Mean error and coverage of 95 % intervals for n → ∞, where log det G − m log n is log det Σ = 0."""
+    total, found = 1e12, {"none": [], "wishart": [], "leverage": []}
+    for seed in range(replicates):
+        rows = draw(np.random.default_rng(seed), observed, m)
+        scores = inference.leverages(rows)
+        for correction, errors in found.items():
+            e = logdet_estimate(rows.T @ rows, observed, total, correction, leverages=scores)
+            truth = m * math.log(total)
+            errors.append((e.estimate - truth, e.low <= truth <= e.high))
+    return {name: tuple(np.mean(errors, axis=0)) for name, errors in found.items()}
+
+
+def test_gaussian_columns_are_covered_by_both_corrections_and_never_by_the_plug_in():
+    found = coverage(lambda rng, count, m: rng.normal(size=(count, m)), 32, 83, 400)
+    assert found["none"][1] < 0.01
+    for correction in ("wishart", "leverage"):
+        error, covered = found[correction]
+        assert abs(error) < 0.2  # ± 1.0 / √400
+        assert 0.92 <= covered <= 0.98
+
+
+def test_heavy_tails_need_the_leverages():
+    found = coverage(lambda rng, count, m: student(rng, count, m, 5), 32, 160, 400)
+    assert found["wishart"][0] < -2 and found["wishart"][1] < 0.4
+    assert abs(found["leverage"][0]) < 0.7 and 0.91 <= found["leverage"][1] <= 0.98
+
+
+def test_columns_of_one_length_are_known_better_than_gaussian_ones():
+    def sphere(rng, count, m):
+        rows = rng.normal(size=(count, m))
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True) * math.sqrt(m)
+
+    found = coverage(sphere, 32, 160, 300)
+    assert abs(found["leverage"][0]) < 0.05 and 0.92 <= found["leverage"][1] <= 0.99
+    assert found["wishart"][1] == 1  # far too wide
+
+
+def test_estimates_that_cannot_be_made_are_refused():
+    gram = np.eye(4)
+    for observed, total in ((3, 10), (10, 9)):
+        with pytest.raises(ValueError, match=rf"not 4, {observed} and {total}"):
+            logdet_estimate(gram, observed, total)
+    with pytest.raises(ValueError, match="leverages of all 8 > m = 4"):
+        logdet_estimate(gram, 8, 10, "leverage")
+    with pytest.raises(ValueError, match="wishart, leverage or none, not 'jackknife'"):
+        logdet_estimate(gram, 8, 10, "jackknife")
+    with pytest.raises(ValueError, match="not positive definite"):
+        logdet_estimate(np.diag([1.0, 1.0, 0.0]), 8, 10)
+
+
+# Shrinkage
+
+
+def test_shrinkage_is_nearer_the_truth_than_delta_where_columns_are_few():
+    scale = np.geomspace(1, 0.3, 40)
+    truth = 2 * np.log(scale).sum()
+    errors = []
+    for seed in range(20):
+        rows = np.random.default_rng(seed).normal(size=(44, 40)) * scale
+        regularised = sigma.track_two(rows.T @ rows, 44, DELTA)
+        errors.append((inference.shrunk_logdet(rows) - truth, regularised - truth))
+    shrunk, regularised = np.abs(np.mean(errors, axis=0))
+    assert shrunk < regularised / 2
+
+
+# Drifts
+
+
+def responses(seed: int, m: int, prompts: int = 60, blocks: int = 3, contraction: float = 1.0):
+    """Two checkpoints on the same prompts: blocks of one prompt alike, prompts alike at both, the second contracted."""
+    rng = np.random.default_rng(seed)
+    topic = rng.normal(size=(prompts, 1, m))
+    checkpoints = []
+    for scale in (1.0, contraction):
+        answer = topic + rng.normal(size=(prompts, 1, m))
+        rows = answer / 2 + rng.normal(size=(prompts, blocks, m)) * math.sqrt(0.5)
+        rows = (rows * np.linspace(1, scale, m)).reshape(-1, m)
+        checkpoints.append((rows, np.repeat(np.arange(prompts), blocks)))
+    return checkpoints
+
+
+def second_track(gram, n):
+    return sigma.track_two(gram, n, DELTA)
+
+
+def test_influences_are_the_jackknifes():
+    rows, prompts = responses(0, 4, prompts=12, blocks=2)[0]
+    value, influences = prompt_influences(rows, prompts, range(13), second_track)  # prompt 12 gave no block
+    assert value == second_track(rows.T @ rows, 24)
+    left_out = [second_track(rows[prompts != p].T @ rows[prompts != p], np.sum(prompts != p)) for p in range(13)]
+    jackknife = 12 / 13 * np.sum((left_out - np.mean(left_out)) ** 2)
+    assert influences.sum() == pytest.approx(0, abs=1e-9)
+    assert np.mean(influences**2) / 13 == pytest.approx(jackknife)
+
+
+@pytest.mark.parametrize("contraction", [1.0, 0.6])
+def test_drift_bands_cover_and_the_test_holds_its_level(contraction):
+    tables = [
+        bootstrap_drift(responses(seed, 12, contraction=contraction), second_track, resamples=400, seed=seed).iloc[1]
+        for seed in range(200)
+    ]
+    drifts, low, high, p = (np.array([t[name] for t in tables]) for name in ("drift", "low", "high", "p_value"))
+    truth = 2 * np.log(np.linspace(1, contraction, 12)).sum()
+    assert drifts.mean() == pytest.approx(truth, abs=0.15)
+    assert 0.9 <= np.mean((low <= truth) & (truth <= high)) <= 0.99
+    if contraction == 1:
+        assert np.mean(p < 0.05) < 0.09
+    else:
+        assert np.mean(p < 0.05) > 0.95
+
+
+def test_pairing_narrows_the_band_and_the_first_checkpoint_has_no_drift():
+    rows, prompts = responses(1, 12)[0]
+    later = rows * np.linspace(1, 0.7, 12) + 0.3 * np.random.default_rng(0).normal(size=rows.shape)
+    paired = bootstrap_drift([(rows, prompts), (later, prompts)], second_track)
+    shuffled = np.random.default_rng(0).permutation(60)[prompts]
+    unpaired = bootstrap_drift([(rows, prompts), (later, shuffled)], second_track)
+    assert paired.drift[1] == pytest.approx(unpaired.drift[1])
+    assert paired.standard_error[1] < 0.8 * unpaired.standard_error[1]
+    first = paired.iloc[0]
+    assert first.drift == first.low == first.high == 0 and math.isnan(first.p_value)
+    again = bootstrap_drift([(rows, prompts)] * 2, second_track).iloc[1]
+    assert again.drift == again.high == 0 and again.p_value == 1
+
+
+def test_resampled_columns_would_be_another_quantity():
+    """Why influences are resampled: the log-determinant of a resample of prompts is far below the sample's."""
+    rows, prompts = responses(3, 40)[0]
+    value, rng = second_track(rows.T @ rows, len(rows)), np.random.default_rng(0)
+    drawn = []
+    for _ in range(100):
+        weights = rng.multinomial(60, np.full(60, 1 / 60))[prompts]
+        drawn.append(second_track((rows * weights[:, None]).T @ rows, weights.sum()))
+    assert max(drawn) < value - 2
+    [band] = np.diff(np.quantile(drawn, [0.025, 0.975]))
+    assert value - np.mean(drawn) > band  # further off than its own band is wide
+
+
+def test_too_few_prompts_and_unnamed_rows_are_refused():
+    rows, prompts = responses(0, 4, prompts=9)[0]
+    with pytest.raises(ValueError, match="a bootstrap over 9 prompts says nothing"):
+        bootstrap_drift([(rows, prompts)] * 2, second_track)
+    with pytest.raises(ValueError, match="27 embeddings need as many prompt ids, not 26"):
+        prompt_influences(rows, prompts[1:], range(9), second_track)
