@@ -21,8 +21,20 @@
 # does.
 
 # %%
+import pandas as pd
 from IPython.display import display
-from spectral_collapse import early_warning, estimators, figures, paper, params, series, statistics, tables
+from spectral_collapse import (
+    early_warning,
+    estimators,
+    figures,
+    paper,
+    params,
+    paths,
+    series,
+    sigma_reports,
+    statistics,
+    tables,
+)
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; the runs of all its seeds and conditions must be there
@@ -102,9 +114,26 @@ early_warning.icarus_counts(table, "log_spectral_ratio")
 
 # %% [markdown]
 # ## SIGMA, text and training
+#
+# Every run's track has its own band, from a bootstrap over prompts. One-step forecasts of the tracks are scored against
+# the naive one, that nothing changes.
 
 # %%
-output.figure("sigma_tracks", figures.sigma_tracks(table))
+drifts = series.drifts(settings)
+output.figure("sigma_tracks", figures.sigma_tracks(drifts))
+
+# %%
+points = pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv")
+treated = drifts[drifts["condition"] == settings.conditions[0]]
+output.figure("sigma_published", figures.sigma_published(points, treated))
+
+# %%
+output.figure("sigma_buckets", figures.sigma_buckets(series.bucket_drifts(settings)))
+output.table("sigma_drifts", tables.sigma_drifts(drifts))
+output.table("forecasts", tables.forecasts(table, ["track_two_drift", "track_one_sharp_drift", "track_one_drift"]))
+covered = paper.sigma_coverage()
+if covered is not None:
+    output.table("sigma_coverage", sigma_reports.coverage_table(covered))
 
 # %%
 text = [
@@ -166,6 +195,7 @@ signals = [
     "bulk_sigma",
     "track_two_drift",
     "track_one_drift",
+    "track_one_sharp_drift",
 ]
 outcomes = ["held_out_perplexity", "distinct_2", "repetition_4", "tail_coverage"]
 outcomes = [name for name in outcomes if name in metrics]
@@ -184,6 +214,7 @@ output.table("published_hessian", tables.published_hessian())
 output.values(
     statistics.values(table)
     | paper.committed_values(noise, pretrained)
+    | paper.sigma_values(series.results(settings, "sigma"), drifts, covered)
     | paper.context(settings, series.results(settings, "training"))
 )
 

@@ -21,10 +21,10 @@ def declared():
     """A stage that counts what it computes: (stage, computed, inputs)."""
     computed, inputs = [], {"seed": 1}
 
-    def compute(run, generation, word="none"):
+    def compute(run, generation):
         """Doc."""
         computed.append((run.condition, generation))
-        provenance.write_text(run.path(generation, "words.txt"), inputs.get("word", word))
+        provenance.write_text(run.path(generation, "words.txt"), inputs.get("word", "none"))
         return {"words_sha256": provenance.file_hash(run.path(generation, "words.txt")), "layers": run.params.layers}
 
     stage = runs.stage(
@@ -43,7 +43,7 @@ def test_stage_is_computed_once_by_all_processes(run, declared):
     first = run()
     result = stage(first, 1)
     assert result["layers"] == 2
-    assert result is stage(first, 1) and result == stage(run(), 1, "another argument")
+    assert result is stage(first, 1) and result == stage(run(), 1)
     assert computed == [("fresh", 1)] and run.said == []
 
 

@@ -1,8 +1,12 @@
 """The measurements of a generation: its text, its responses, its curvature, their Gram matrix."""
 
+import functools
 import json
-from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
 
 from . import (
     corpora,
@@ -14,6 +18,9 @@ from . import (
     paths,
     provenance,
     seeding,
+    sigma_drift,
+    sigma_health,
+    sigma_inference,
     storyworld,
     text_metrics,
     train,
@@ -152,39 +159,125 @@ def layers(run: Run, generation: int) -> dict:
     }
 
 
+# ---- SIGMA
+
+sentence_encoder = functools.cache(models.Encoder)  # loaded only if something is left to embed
+REFERENCE_BLOCKS = 200  # of storyworld: with the prompts of all banks more than twice the encoder's dimension
+
+
+@functools.cache
+def _live_space(embed: models.Encoder) -> sigma_health.LiveSpace:
+    """The encoder's live directions, found on the same text for every profile: all prompt banks, and storyworld."""
+    prompts = [prompt["text"] for bank in sorted(paths.PROMPTS.glob("*.jsonl")) for prompt in prompt_bank(bank.stem)]
+    stories = storyworld.generate_stories(REFERENCE_BLOCKS, stable_seed("storyworld", "encoder"))
+    return sigma_health.live_space(embed([*prompts, *stories]).numpy())
+
+
 @stage(
-    parameters=("response_block_words", "sigma_delta", "sigma_rho", "blocks_per_generation", "threads"),
-    code=(sigma_module, models, text_metrics),
+    parameters=("response_block_words", "sigma_rho", "threads"),
+    code=(_live_space, sigma_module, sigma_health, models, storyworld, text_metrics),
     inputs=lambda run, generation: {
         "responses": responses(run, generation)["responses_sha256"],
         "encoder": models.Encoder.sha256,
     },
+    file="embeddings.safetensors",
 )
-def sigma(run: Run, generation: int, encoder: Callable[[], models.Encoder]) -> dict:
-    """Both SIGMA tracks and the surface proxy of the responses; drifts are taken when series are read."""
-    params, embed = run.params, encoder()
-    texts = [line["response"] for line in read_responses(run, generation)]
-    blocks = [block for text in texts for block in sigma_module.split_blocks(text, params.response_block_words)]
-    if not blocks:
+def embeddings(run: Run, generation: int) -> dict:
+    """Embeds the responses, block by block, in the encoder's live directions.
+
+    The observed set is the prompt bank; the record of generation 0 holds its ids, the others their hash.
+    Raises ValueError for an embedding beyond the energy cap ρ, and where there is no block.
+    """
+    params, embed = run.params, sentence_encoder()
+    lines = read_responses(run, generation)
+    observed = sigma_health.ObservedSet(tuple(line["id"] for line in lines))
+    pieces = [sigma_module.split_blocks(line["response"], params.response_block_words) for line in lines]
+    texts = [text for piece in pieces for text in piece]
+    if not texts:
         raise ValueError(f"{run.folder}: no response fills half a block of {params.response_block_words} words.")
-    gram = sigma_module.GramAccumulator(embed.dimension)
-    gram.update(embed(blocks).numpy(), rho=params.sigma_rho)
-    # What the model wrote and nobody embedded: as many blocks as a generation trains on.
-    total = gram.n + params.blocks_per_generation
-    delta, rho = params.sigma_delta, params.sigma_rho
+    rows, space = embed(texts).numpy(), _live_space(embed)
+    sigma_module.GramAccumulator(space.dim).update(rows, rho=params.sigma_rho)  # refuses what exceeds the cap
+    tensors = {
+        "embeddings": torch.from_numpy(space.project(rows).astype(np.float32)),
+        "prompts": torch.tensor([index for index, piece in enumerate(pieces) for _ in piece]),
+        "blocks": torch.tensor([index for piece in pieces for index in range(len(piece))]),
+    }
+    path = run.path(generation, "embeddings.safetensors")
+    provenance.write_atomically(path, lambda temporary: save_file(tensors, temporary))
     return {
-        "observed_blocks": gram.n,
+        "embeddings_sha256": provenance.file_hash(path),
+        "observed_sha256": observed.sha256,
+        **({"observed_ids": list(observed.ids)} if generation == 0 else {}),
+        "dimension": space.dim,
+        "live_dimensions": space.m_eff,
+        "dead_coordinates": list(space.dead_coordinates),
+    }
+
+
+def read_embeddings(run: Run, generation: int) -> sigma_drift.Observed:
+    """The embedded blocks of a checkpoint, checked against the observed set that generation 0 froze."""
+    frozen = sigma_health.ObservedSet(tuple(embeddings(run, 0)["observed_ids"]))
+    frozen.check(embeddings(run, generation)["observed_sha256"])
+    tensors = load_file(embeddings.artefact(run, generation))
+    rows, prompts, blocks = (tensors[name].numpy() for name in ("embeddings", "prompts", "blocks"))
+    return sigma_drift.Observed(rows.astype(np.float64), prompts, blocks)
+
+
+def _logdet(rows: np.ndarray, gram: np.ndarray, total: int) -> dict[str, list[float] | None]:
+    """log det G as [estimate, low, high], plug-in and corrected; None where the rows (n_A, m) are too few."""
+    count, m = rows.shape
+    if count <= m:
+        return {"logdet_plug_in": None, "logdet_corrected": None}
+    leverages = sigma_inference.leverages(rows, gram)
+    return {
+        name: list(sigma_inference.logdet_estimate(gram, count, total, correction, leverages=leverages)[:3])
+        for name, correction in (("logdet_plug_in", "none"), ("logdet_corrected", "leverage"))
+    }
+
+
+def _sigma_inputs(run: Run, generation: int) -> dict[str, Any]:
+    return {
+        "generation_0": embeddings(run, 0)["embeddings_sha256"],
+        "embeddings": embeddings(run, generation)["embeddings_sha256"],
+        "responses": responses(run, generation)["responses_sha256"],
+        "seed": run.seed,
+    }
+
+
+@stage(
+    parameters=("sigma_delta", "sigma_rho", "blocks_per_generation"),
+    code=(read_embeddings, _logdet, sigma_module, sigma_drift, sigma_health, sigma_inference, seeding, text_metrics),
+    inputs=_sigma_inputs,
+)
+def sigma(run: Run, generation: int) -> dict:
+    """Both SIGMA tracks, their drifts from generation 0 with bands, and the surface proxies of the responses."""
+    # What the model wrote and nobody embedded: as many blocks as a generation trains on.
+    budget = sigma_drift.Budget(run.params.blocks_per_generation, run.params.sigma_rho, run.params.sigma_delta)
+    unobserved, rho, delta = budget
+    first, last = read_embeddings(run, 0), read_embeddings(run, generation)
+    gram, count = last.rows.T @ last.rows, len(last.rows)
+    total = count + unobserved
+    lines = read_responses(run, generation)
+    texts = [line["response"] for line in lines]
+    return {
+        "observed_blocks": count,
         "total_blocks": total,
-        "dimension": embed.dimension,
-        "track_one": sigma_module.track_one(gram.gram, gram.n, total, rho=rho, delta=delta),
-        "track_two": sigma_module.track_two(gram.gram, gram.n, delta=delta),
+        "dimension": embeddings(run, generation)["dimension"],
+        "live_dimensions": last.rows.shape[1],
+        "health": sigma_health.health_checks(last.rows, rho, delta),
+        "track_one": sigma_module.track_one(gram, count, total, rho, delta),
+        "track_one_sharp": sigma_module.track_one(gram, count, total, rho, delta, "water_filling"),
+        "track_two": sigma_module.track_two(gram, count, delta),
+        **_logdet(last.rows, gram, total),
+        "drifts": sigma_drift.drifts(first, last, budget, run.seed),
+        "bucket_drifts": sigma_drift.bucket_drifts(first, last, [line["bucket"] for line in lines], budget, run.seed),
         "hashed_ngram_hhi": text_metrics.hashed_ngram_hhi(texts),
         "response_distinct_2": text_metrics.distinct_n(texts, 2),
     }
 
 
 def generation(run: Run, generation: int) -> dict[str, dict]:
-    """Trains and measures one generation (embedding excepted, which `sigma` does); the stages' results.
+    """Trains and measures one generation (embedding excepted, which notebook 4 does); the stages' results.
 
     Raises IncoherentBaseline where the base model is not worth measuring.
     """

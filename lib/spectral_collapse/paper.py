@@ -189,6 +189,49 @@ def committed_values(noise: pd.DataFrame, result: dict) -> dict[str, str]:
     }
 
 
+def sigma_coverage() -> pd.DataFrame | None:
+    """The committed study of SIGMA's intervals (`sigma_reports`): a row a cell and correction; None where it is absent.
+
+    ValueError where the table is not the one that the study's record describes.
+    """
+    folder = paths.COMMITTED / "sigma_coverage"
+    if not (folder / "study.json").exists():
+        return None
+    recorded = provenance.read_result(folder / "study.json")["coverage_csv_sha256"]
+    if provenance.file_hash(folder / "coverage.csv") != recorded:
+        raise ValueError(f"{folder / 'coverage.csv'} does not match its record: restore both from the repository.")
+    return pd.read_csv(folder / "coverage.csv")
+
+
+def sigma_values(results: Results, drifts: pd.DataFrame, covered: pd.DataFrame | None) -> dict[str, str]:
+    """Values of SIGMA's set-up, of the runs whose drift is not 0, and of the coverage study.
+
+    sigma.dimension, sigma.live, sigma.blocks.{least,most} of a checkpoint, sigma.checkpoints and sigma.warned, those
+    with a message of the health checks; moved.<track>.<condition>, "2 of 3" runs whose last drift has p < 0.05;
+    coverage.<correction>.{least,most} over columns and n_A/m in the encoder's dimension.
+    """
+    found = {(owner if generation else BASELINE, seed, generation): r for owner, seed, generation, r in results}
+    counts = [result["observed_blocks"] for result in found.values()]
+    one = next(iter(found.values()))
+    text = {
+        "sigma.dimension": str(one["dimension"]),
+        "sigma.live": str(one["live_dimensions"]),
+        "sigma.blocks.least": str(min(counts)),
+        "sigma.blocks.most": str(max(counts)),
+        "sigma.checkpoints": str(len(found)),
+        "sigma.warned": str(sum(bool(result["health"]) for result in found.values())),
+    }
+    last = drifts[drifts["generation"] == drifts["generation"].max()]
+    for (condition, track), runs in last.groupby(["condition", "track"]):
+        text[f"moved.{track}.{condition}"] = f"{(runs['p_value'] < 0.05).sum()} of {len(runs)}"
+    if covered is not None:
+        cells = covered[covered["m"] == one["dimension"]]
+        for correction, shares in cells.groupby("correction")["coverage"]:
+            text[f"coverage.{correction}.least"] = statistics.format_percent(shares.min())
+            text[f"coverage.{correction}.most"] = statistics.format_percent(shares.max())
+    return text
+
+
 def context(params: Params, training: Results) -> dict[str, str]:
     """Values of the set-up: profile, commit, versions, model size, and every parameter."""
     git, versions = provenance.git_state(), provenance.environment(str(models.pick_device(params.device)))

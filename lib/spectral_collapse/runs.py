@@ -69,7 +69,7 @@ class Stage:
     its record is damaged or was made from other parameters, code or inputs. Declared by `stage`.
     """
 
-    compute: Callable[..., dict]
+    compute: Callable[[Run, int], dict]
     name: str
     parameters: tuple[str, ...]
     code: tuple[ModuleType | Callable, ...]
@@ -79,11 +79,11 @@ class Stage:
     def __post_init__(self):
         functools.update_wrapper(self, self.compute)
 
-    def __call__(self, run: Run, generation: int, *arguments: Any) -> dict:
-        """The result; `arguments` are what computing it needs and no number depends on."""
+    def __call__(self, run: Run, generation: int) -> dict:
+        """The result."""
         run = run.owner(generation)
         if (self.name, generation) not in run.results:
-            run.results[self.name, generation] = self._result(run, generation, arguments)
+            run.results[self.name, generation] = self._result(run, generation)
         return run.results[self.name, generation]
 
     def artefact(self, run: Run, generation: int) -> Path:
@@ -105,7 +105,7 @@ class Stage:
             )
         return path
 
-    def _result(self, run: Run, generation: int, arguments: tuple) -> dict:
+    def _result(self, run: Run, generation: int) -> dict:
         path = run.path(generation, f"{self.name}.json")
         key = {
             "parameters": {name: getattr(run.params, name) for name in self.parameters},
@@ -118,11 +118,11 @@ class Stage:
             pass
         except provenance.StaleRecord as reason:
             run.say(f"{_shown(path)} is made again: {reason}.")
-        return self._record(run, generation, path, key, arguments)
+        return self._record(run, generation, path, key)
 
-    def _record(self, run: Run, generation: int, path: Path, key: dict, arguments: tuple) -> dict:
+    def _record(self, run: Run, generation: int, path: Path, key: dict) -> dict:
         started = time.perf_counter()
-        result = self.compute(run, generation, *arguments)
+        result = self.compute(run, generation)
         about = {
             "profile": run.params.profile,
             "model": run.params.model,
@@ -144,8 +144,8 @@ def stage(
     inputs: Callable[[Run, int], dict[str, Any]],
     file: str | None = None,
     name: str | None = None,
-) -> Callable[[Callable[..., dict]], Stage]:
-    """Declares `compute(run, generation, ...)` as a Stage, named as the function unless `name` is given.
+) -> Callable[[Callable[[Run, int], dict]], Stage]:
+    """Declares `compute(run, generation)` as a Stage, named as the function unless `name` is given.
 
     What its result depends on: `parameters` of the profile; `code`, the modules and functions that compute uses
     (compute itself is always one); `inputs(run, generation)`, seeds and hashes of what earlier stages made. `run`

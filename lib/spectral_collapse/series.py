@@ -1,13 +1,14 @@
 """From records to the tidy table: one row for each model, condition, seed and generation."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
 from . import paths, provenance
 from .params import Params
 from .runs import BASELINE
+from .sigma_drift import TRACKS
 
 # Numbers of a stage that become columns as they are.
 _COLUMNS = {
@@ -27,7 +28,7 @@ _COLUMNS = {
         ),
         *("published_iqr",),
     ),
-    "sigma": ("hashed_ngram_hhi",),
+    "sigma": ("hashed_ngram_hhi", "response_distinct_2"),
 }
 
 
@@ -83,22 +84,36 @@ def table(
             if stage == "curvature":
                 row["log_published_ratio"] = log_published_ratio(result)
             if stage == "sigma":
-                row |= {name: result[name] for name in ("track_one", "track_two")}
+                row |= {f"{track}_drift": result["drifts"][track]["drift"] for track in TRACKS}
     frame = pd.DataFrame(
         [
             {"model": params.model, "condition": condition, "seed": seed, "generation": generation, **row}
             for (condition, seed, generation), row in rows.items()
         ]
     )
-    if "sigma" in stages:
-        for track in ("track_one", "track_two"):
-            frame[f"{track}_drift"] = _drift(frame, track)
-            frame = frame.drop(columns=track)
     metrics = [name for name in frame if name not in ("model", "condition", "seed", "generation")]
     # JSON has no NaN: an undefined value arrives as None.
     return frame.astype(dict.fromkeys(metrics, float))
 
 
-def _drift(frame: pd.DataFrame, column: str) -> pd.Series:
-    start: Callable[[pd.Series], pd.Series] = lambda series: series - series.iloc[0]  # noqa: E731
-    return frame.sort_values("generation").groupby(["condition", "seed"])[column].transform(start)
+def drifts(params: Params, conditions: list[str] | None = None, seeds: list[int] | None = None) -> pd.DataFrame:
+    """Drift of every SIGMA track of the profile's runs with its band: condition, seed, generation, track, drift, low,
+    high, standard_error, p_value (of drift ≠ 0). The band is the bootstrap's over prompts, within the run."""
+    rows = [
+        {"condition": condition, "seed": seed, "generation": generation, "track": track, **result["drifts"][track]}
+        for condition, seed, generation, result in results(params, "sigma", conditions, seeds)
+        for track in TRACKS
+    ]
+    frame = pd.DataFrame(rows)
+    return frame.astype(dict.fromkeys(frame.columns[4:], float))
+
+
+def bucket_drifts(params: Params, conditions: list[str] | None = None, seeds: list[int] | None = None) -> pd.DataFrame:
+    """Track II's drift in every prompt bucket, as `drifts`, with columns bucket and blocks for track."""
+    rows = [
+        {"condition": condition, "seed": seed, "generation": generation, "bucket": bucket, **found}
+        for condition, seed, generation, result in results(params, "sigma", conditions, seeds)
+        for bucket, found in result["bucket_drifts"].items()
+    ]
+    frame = pd.DataFrame(rows)
+    return frame.astype(dict.fromkeys(frame.columns[4:], float))

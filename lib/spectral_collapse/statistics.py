@@ -16,6 +16,8 @@ import pingouin
 from scipy import special, stats
 from statsmodels.stats.power import TTestPower
 
+from . import forecast
+
 DESIGN = ("condition", "seed", "generation")
 EFFECTS = ("condition", "generation", "interaction")
 CONTROL, TREATMENT = "fresh", "recursive"
@@ -254,6 +256,24 @@ def within_run_spearman(table: pd.DataFrame, metrics: Sequence[str], condition: 
         mean, low, high = mean_interval(rhos)
         rows.append((first, second, mean, np.clip(low, -1, 1), np.clip(high, -1, 1), len(rhos)))
     return pd.DataFrame(rows, columns=["metric_a", "metric_b", "rho", "low", "high", "runs"])
+
+
+def forecasts(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Linear dynamics of a metric run by run (`forecast.fit_dynamics`), scored one generation ahead.
+
+    Columns condition, seed; rate, the factor by which the distance to the fixed point changes a generation;
+    fixed_point (NaN where the rate is 1 or more); model_rmse and naive_rmse over the held-out generations, the naive
+    forecast being the last value. All NaN for runs of fewer than five generations.
+    """
+    rows = []
+    for (condition, seed), run in table.sort_values("generation").groupby(["condition", "seed"], sort=False):
+        values = run[metric].to_numpy(float)
+        numbers = [np.nan] * 4
+        if len(values) >= 5:
+            dynamics, score = forecast.fit_dynamics(values), forecast.score_forecast(values)
+            numbers = [dynamics.rate, dynamics.fixed_point[0], score.model_rmse[0], score.naive_rmse[0]]
+        rows.append((condition, seed, *numbers))
+    return pd.DataFrame(rows, columns=["condition", "seed", "rate", "fixed_point", "model_rmse", "naive_rmse"])
 
 
 def detectable_effect(n: int, alpha: float = 0.05, power: float = 0.8) -> float:

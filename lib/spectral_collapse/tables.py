@@ -44,8 +44,10 @@ LABELS = {
     "published_iqr_pooled": "IQR, published, 4 probes",
     "spectral_sigma": r"$\sigma$ of the spectrum",
     "track_one_drift": "Track I drift",
+    "track_one_sharp_drift": "Track I drift, sharp",
     "track_two_drift": "Track II drift",
     "hashed_ngram_hhi": "Hashed n-gram HHI",
+    "response_distinct_2": "Distinct-2, responses",
     "spectral_variance": "Spectral variance",
     "effective_rank": "Effective rank",
 }
@@ -249,6 +251,40 @@ def correlations(
     }
     rows = [[label(row), *(cells.get((row, column), Number("--")) for column in against)] for row in metrics]
     return _frame(rows, ["Metric", *map(label, against)])
+
+
+def sigma_drifts(drifts: pd.DataFrame) -> pd.DataFrame:
+    """Condition and track at the last generation: drift of every run with its band, and in how many it is not 0.
+
+    A run counts where its bootstrap's p is below 0.05, without correction for the number of runs.
+    """
+    last = drifts[drifts["generation"] == drifts["generation"].max()]
+    seeds = sorted(last["seed"].unique())
+    rows = []
+    for (condition, track), runs in last.groupby(["condition", "track"], sort=False):
+        runs = runs.set_index("seed").loc[seeds]
+        cells = [Number(format_interval(Interval(run.drift, run.low, run.high))) for run in runs.itertuples()]
+        found = Number(f"{(runs['p_value'] < 0.05).sum()} of {len(runs)}")
+        rows.append([condition, label(f"{track}_drift"), *cells, found])
+    return _frame(rows, ["Condition", "Track", *(f"seed {seed}" for seed in seeds), Raw("$p<0.05$")])
+
+
+def forecasts(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Metric and condition: rate, fixed point and skill of `statistics.forecasts`, means over the runs that have them.
+
+    The skill is that of all runs' held-out generations together.
+    """
+    rows = []
+    for metric in metrics:
+        for condition, runs in statistics.forecasts(table, metric).groupby("condition", sort=False):
+            model, naive = (float(np.sqrt((runs[name] ** 2).mean())) for name in ("model_rmse", "naive_rmse"))
+            skill = 1 - (model / naive) ** 2 if naive > 0 else np.nan
+            limits = Number(f"{runs['fixed_point'].notna().sum()} of {len(runs)}")
+            numbers = (runs["rate"].mean(), runs["fixed_point"].mean(), model, naive, skill)
+            rows.append([label(metric), condition, *(Number(format_number(x)) for x in numbers[:1]), limits])
+            rows[-1] += [Number(format_number(x)) for x in numbers[1:]]
+    headings = ["Metric", "Condition", "Rate", "With a limit", "Limit", "RMSE", "RMSE, naive", "Skill"]
+    return _frame(rows, headings)
 
 
 def published_hessian(folder: Path = paths.PUBLISHED) -> pd.DataFrame:

@@ -1,0 +1,129 @@
+"""SIGMA's tracks between two checkpoints: drifts with a band and a test, of the whole prompt bank and by bucket.
+
+Leaving a prompt's few blocks V out of A is a small determinant: det(M − VVᵀ) = det M · det(I − VᵀM⁻¹V), with
+M = A + δI for Track II and A + (δ + τ)I for Track I. The water-filled envelope has it in the eigenvectors above the
+water, and below it the water level falls by tr VVᵀ; what V has in both at once is left out, so that its influences are
+exact to first order, those of the other tracks exact.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .seeding import generator
+
+TRACKS = ("track_two", "track_one", "track_one_sharp")
+LEVEL = 0.95
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A checkpoint's embeddings (n_A, m); of each, its prompt's place in the bank and its own in the response."""
+
+    rows: np.ndarray
+    prompts: np.ndarray
+    blocks: np.ndarray
+
+    def select(self, chosen: np.ndarray) -> "Observed":
+        """The rows under a mask (n_A,)."""
+        return Observed(self.rows[chosen], self.prompts[chosen], self.blocks[chosen])
+
+    @property
+    def ids(self) -> np.ndarray:
+        """One number for each (prompt, block)."""
+        return self.prompts * 2**20 + self.blocks
+
+
+def common(first: Observed, last: Observed) -> tuple[Observed, Observed]:
+    """Both checkpoints without the blocks that only one of them has."""
+    return first.select(np.isin(first.ids, last.ids)), last.select(np.isin(last.ids, first.ids))
+
+
+class Budget(NamedTuple):
+    """The tracks' constants: n_B unobserved embeddings of ‖v‖² ≤ ρ, and δ."""
+
+    unobserved: int
+    rho: float
+    delta: float
+
+
+def influences(observed: Observed, universe: np.ndarray, track: str, budget: Budget) -> tuple[float, np.ndarray]:
+    """A track's value, and how far each prompt of `universe` (P,) pulls it, by leaving out its blocks; shape (P,).
+
+    The influences sum to zero. As `sigma_inference.prompt_influences`, without a factorisation for each prompt.
+    """
+    if track not in TRACKS:
+        raise ValueError(f"the tracks are {', '.join(TRACKS)}, not {track!r}.")
+    unobserved = 0 if track == "track_two" else budget.unobserved
+    rows, m = observed.rows, observed.rows.shape[1]
+    total, tau = len(rows) + unobserved, budget.rho * unobserved
+    eigenvalues, vectors = np.linalg.eigh(rows.T @ rows)
+    shifted, wet, level = np.maximum(eigenvalues, 0) + budget.delta, 0, 1.0
+    if track == "track_one":
+        shifted += tau
+    if track == "track_one_sharp":
+        # Filling too few or too many eigenvalues gives a higher level than the right number of them.
+        levels = (tau + np.cumsum(shifted)) / np.arange(1, m + 1)
+        wet, level = int(levels.argmin()) + 1, levels.min()
+    value = np.log(shifted[wet:]).sum() + wet * math.log(level) - m * math.log(total)
+    coordinates = rows @ vectors
+    below, above = (coordinates[:, :wet] ** 2).sum(1), coordinates[:, wet:] / np.sqrt(shifted[wet:])
+    without = np.empty(len(universe))
+    for place, prompt in enumerate(universe):
+        own = observed.prompts == prompt
+        change = np.linalg.slogdet(np.eye(own.sum()) - above[own] @ above[own].T).logabsdet
+        change += wet * math.log1p(-below[own].sum() / (wet * level)) if wet else 0.0
+        without[place] = value + change - m * math.log1p(-own.sum() / total)
+    size = len(universe)
+    return float(value), math.sqrt(size * (size - 1)) * (without.mean() - without)
+
+
+def drift(first: Observed, last: Observed, track: str, budget: Budget, seed: int = 0) -> dict[str, float]:
+    """Drift of a track with its band at nominal 95 %, standard error and p-value of drift ≠ 0.
+
+    By a bootstrap over prompts, paired between the checkpoints, of the prompts' influences, as in
+    `sigma_inference.bootstrap_drift`. The band is NaN below 10 prompts, the p-value where nothing moves.
+    """
+    universe = np.union1d(first.prompts, last.prompts)
+    (start, pull_first), (end, pull_last) = (influences(each, universe, track, budget) for each in (first, last))
+    moved, pull, count = end - start, pull_last - pull_first, len(universe)
+    if count < 10:
+        return {"drift": moved, "low": math.nan, "high": math.nan, "standard_error": math.nan, "p_value": math.nan}
+    weights = generator("bootstrap_drift", seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    errors = np.abs(weights @ pull / count)
+    half = float(np.quantile(errors, LEVEL))
+    p_value = (1 + np.count_nonzero(errors >= abs(moved))) / (1 + RESAMPLES) if np.any(pull) else math.nan
+    return {
+        "drift": moved,
+        "low": moved - half,
+        "high": moved + half,
+        "standard_error": float(np.sqrt((pull**2).mean() / count)),
+        "p_value": float(p_value),
+    }
+
+
+def drifts(first: Observed, last: Observed, budget: Budget, seed: int = 0) -> dict[str, dict[str, float]]:
+    """`drift` of every track."""
+    return {track: drift(first, last, track, budget, seed) for track in TRACKS}
+
+
+def bucket_drifts(
+    first: Observed, last: Observed, buckets: Sequence[str], budget: Budget, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Track II's `drift` in each bucket, with its number of blocks; `buckets` names that of each prompt of the bank.
+
+    A bucket has fewer blocks than dimensions, so that each block more is log δ more: only blocks that both
+    checkpoints have are counted.
+    """
+    labels = np.asarray(buckets)
+    both = common(first, last)
+    found = {}
+    for bucket in dict.fromkeys(buckets):
+        parts = [each.select(labels[each.prompts] == bucket) for each in both]
+        if len(parts[0].rows):
+            found[bucket] = {**drift(*parts, "track_two", budget, seed), "blocks": len(parts[0].rows)}
+    return found

@@ -1,0 +1,165 @@
+"""SIGMA in the experiment: what is embedded, what the record says, and what a drift is taken of."""
+
+import json
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from spectral_collapse import figures, measure, models, paper, params, paths, runs, series, sigma, statistics, tables
+from test_loop import TINY, quiet
+
+
+class WordEncoder:
+    """Unit vectors from sums of random vectors of the words; coordinate 3 is dead, as some of MiniLM's are."""
+
+    sha256 = models.Encoder.sha256
+    dimension = 12
+
+    def __init__(self, scale: float = 1.0):
+        self.scale = scale
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        rows = np.array(
+            [
+                sum(np.random.default_rng(zlib.crc32(word.encode())).normal(size=12) for word in text.split())
+                for text in texts
+            ]
+        )
+        rows[:, 3] = 0
+        return torch.from_numpy(self.scale * rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A tiny profile, whose generations 0 and 1 of two conditions and seeds are there and measured."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(tmp_path_factory.mktemp("results")))
+        encoder = WordEncoder()
+        patch.setattr(measure, "sentence_encoder", lambda: encoder)
+        chosen = params.load("smoke", **TINY | {"generations": 1, "conditions": ["recursive", "fresh"]})
+        real = None
+        for seed in chosen.seeds:
+            for condition in chosen.conditions:
+                run = runs.Run(chosen, condition, seed, real=real, say=quiet)
+                real = run.real
+                for generation in range(2):
+                    measure.evaluation(run, generation)
+                    measure.sigma(run, generation)
+        yield chosen, real
+
+
+@pytest.fixture
+def run(tiny):
+    chosen, real = tiny
+    return lambda condition="recursive", seed=1, **changes: runs.Run(
+        chosen.model_copy(update=changes), condition, seed, real=real, say=quiet
+    )
+
+
+def test_tracks_are_those_of_the_file_in_the_live_dimensions(run):
+    result, found = measure.sigma(run(), 1), measure.read_embeddings(run(), 1)
+    assert (result["dimension"], result["live_dimensions"]) == (12, 11)
+    assert measure.embeddings(run(), 1)["dead_coordinates"] == [3]
+    gram, count = found.rows.T @ found.rows, len(found.rows)
+    assert result["observed_blocks"] == count and result["total_blocks"] == count + 24
+    assert result["track_two"] == pytest.approx(sigma.track_two(gram, count, 1e-3), rel=1e-12)
+    for name, envelope in (("track_one", "ky_fan"), ("track_one_sharp", "water_filling")):
+        expected = sigma.track_one(gram, count, count + 24, 1.0, 1e-3, envelope)
+        assert result[name] == pytest.approx(expected, rel=1e-12)
+    assert result["track_two"] - result["track_one_sharp"] < 0 < result["track_one"] - result["track_one_sharp"]
+
+
+def test_estimates_of_logdet_come_with_intervals_and_the_corrected_one_is_higher(run):
+    result = measure.sigma(run(), 1)
+    for name in ("logdet_plug_in", "logdet_corrected"):
+        estimate, low, high = result[name]
+        assert low < estimate < high
+    assert result["logdet_plug_in"][0] < result["logdet_corrected"][0]
+    assert measure._logdet(np.eye(4), np.eye(4), 8) == {"logdet_plug_in": None, "logdet_corrected": None}
+
+
+def test_drift_is_the_difference_of_the_tracks_with_a_band(run):
+    first, last = measure.sigma(run(), 0), measure.sigma(run(), 1)
+    for track, found in last["drifts"].items():
+        assert found["drift"] == pytest.approx(last[track] - first[track], abs=1e-9)
+        assert found["low"] < found["drift"] < found["high"] and 0 < found["p_value"] <= 1
+    assert {found["drift"] for found in first["drifts"].values()} == {0}
+    assert set(last["bucket_drifts"]) == {line["bucket"] for line in measure.prompt_bank("stories")}
+
+
+def test_generation_0_freezes_the_observed_set_and_every_checkpoint_is_checked(run):
+    ids = measure.embeddings(run(), 0)["observed_ids"]
+    assert ids == [prompt["id"] for prompt in measure.prompt_bank("stories")]
+    assert "observed_ids" not in measure.embeddings(run(), 1)
+    other = run()
+    measure.embeddings(other, 1)
+    other.results["embeddings", 1] = {**other.results["embeddings", 1], "observed_sha256": "0" * 64}
+    with pytest.raises(ValueError, match="the observed set changed between checkpoints"):
+        measure.read_embeddings(other, 1)
+
+
+def test_health_messages_are_in_the_record(run, monkeypatch):
+    assert measure.sigma(run(), 1)["health"] == []
+    whole = measure.read_embeddings
+    monkeypatch.setattr(measure, "read_embeddings", lambda *which: whole(*which).select(slice(8)))
+    result = measure.sigma.compute(run(), 1)
+    assert result["health"][0].startswith("8 embeddings span at most 8 of 11 dimensions: 3 log delta = -20.7")
+    assert result["logdet_corrected"] is None and np.isfinite(result["drifts"]["track_two"]["drift"])
+
+
+def test_energy_beyond_the_cap_is_refused(run, monkeypatch):
+    monkeypatch.setattr(measure, "sentence_encoder", lambda: WordEncoder(1.1))
+    with pytest.raises(ValueError, match="above the energy budget rho"):
+        measure.embeddings.compute(run(), 1)
+
+
+def test_lost_embeddings_are_made_again(run):
+    path = measure.embeddings.artefact(run(), 1)
+    before = path.read_bytes()
+    path.unlink()
+    assert len(measure.read_embeddings(run(), 1).rows) and path.read_bytes() == before
+
+
+def test_series_have_drifts_bands_and_no_other_columns_of_the_tracks(tiny):
+    table = series.table(tiny[0], stages=("evaluation", "sigma"))
+    names = {name for name in table if "track" in name}
+    assert names == {"track_one_drift", "track_two_drift", "track_one_sharp_drift"}
+    drifts = series.drifts(tiny[0])
+    assert len(drifts) == 3 * len(table) and np.isfinite(drifts[["drift", "low", "high"]]).all(None)
+    wide = drifts[drifts["track"] == "track_one_sharp"].set_index(["condition", "seed", "generation"])["drift"]
+    expected = table.set_index(["condition", "seed", "generation"])["track_one_sharp_drift"]
+    assert (wide.sort_index() == expected.sort_index()).all()
+    buckets = series.bucket_drifts(tiny[0])
+    assert set(buckets["bucket"]) == {line["bucket"] for line in measure.prompt_bank("stories")}
+
+
+def test_pictures_tables_and_values(tiny, tmp_path):
+    table, drifts = series.table(tiny[0], stages=("evaluation", "sigma")), series.drifts(tiny[0])
+    points = tables.pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv")
+    figures.save(figures.sigma_tracks(drifts), tmp_path / "tracks.pdf")
+    figures.save(figures.sigma_buckets(series.bucket_drifts(tiny[0])), tmp_path / "buckets.pdf")
+    shown = figures.sigma_published(points, drifts[drifts["condition"] == "recursive"])
+    # The gap between the published tracks falls on whole numbers of blocks (design, section 5).
+    counts = shown.axes[1].lines[0].get_ydata()
+    np.testing.assert_allclose(counts, np.round(counts), atol=1e-4)
+    assert set(np.round(counts[1:])) == {998, 999, 1000} and counts[0] == 977
+    assert list(tables.sigma_drifts(drifts).iloc[0])[:2] == ["recursive", tables.label("track_two_drift")]
+    frame = tables.forecasts(table, ["track_two_drift"])  # too short for a fit, and said so
+    assert list(frame["Rate"]) == ["--", "--"]
+    values = paper.sigma_values(series.results(tiny[0], "sigma"), drifts, None)
+    assert values["sigma.live"] == "11" and values["sigma.checkpoints"] == "6"
+    assert values["moved.track_two.recursive"].endswith(" of 2")
+    json.dumps(values)
+
+
+def test_forecast_finds_a_fixed_point_and_its_rate():
+    rows = [
+        {"condition": "recursive", "seed": seed, "generation": t, "x": -10 * seed * (1 - 0.5**t)}
+        for seed in (1, 2)
+        for t in range(8)
+    ]
+    found = statistics.forecasts(tables.pd.DataFrame(rows), "x")
+    np.testing.assert_allclose(found["rate"], 0.5, rtol=1e-8)
+    np.testing.assert_allclose(found["fixed_point"], [-10, -20], rtol=1e-8)
+    assert (found["model_rmse"] < 1e-6).all() and (found["naive_rmse"] > 0.05).all()
