@@ -2,9 +2,11 @@
 
 import dataclasses
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +17,7 @@ from transformers import PreTrainedModel
 from . import hessian
 from .hessian import HessianOperator
 from .lanczos import Basis, Quadrature, Storage, cumulated_bounds, dot, merged, probe_runs, quantile_bracket
+from .provenance import canonical, write_text
 from .seeding import generator, stable_seed
 
 # A node is one eigenvalue if it has converged to this part of itself, and carries less than SINGLE/n of the
@@ -337,6 +340,15 @@ def plan(
     )
 
 
+def _finished_probes(state: Path, identity: str) -> list[dict]:
+    """What a state file holds of this very measurement, otherwise nothing."""
+    try:
+        content = json.loads(state.read_text(encoding="utf-8"))
+        return content["probes"] if content["identity"] == identity else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def spectral_signature(
     model: PreTrainedModel,
     batch: torch.Tensor,
@@ -348,13 +360,17 @@ def spectral_signature(
     parameters: list[str] | None = None,
     memory_budget: int | None = None,
     batch_errors: bool = True,
+    state: Path | None = None,
+    identity: str = "",
 ) -> Signature:
     """Signature of the mean loss on blocks of token ids (B, T): `probes` Lanczos runs of `steps` products.
 
     parameters: names to differentiate in (see `hessian.parameter_blocks`), all trainable ones if None.
     memory_budget: bytes on the model's device, four fifths of what is free if None; what is kept and what is
     made anew follows from it (`plan`). batch_errors: the noise of the blocks, by the infinitesimal jackknife,
-    for a gradient and ten more per probe; it needs a basis, and more than one block.
+    for a gradient and ten more per probe; it needs a basis, and more than one block. state: a file for what every
+    finished probe gave, marked with `identity`; a later call with the same identity goes on with the next probe. The
+    caller removes it in the end.
     """
     operator = hessian.operator_class(kind)(model, batch, parameters=parameters)
     together = 1 if operator.device.type == "cpu" else probes
@@ -363,11 +379,16 @@ def spectral_signature(
     operator.micro_batch, storage = plan(
         memory_budget or budgets[0], budgets[1], operator, min(steps, operator.n), block_bytes, together
     )
-    runs, influences = [], []
-    for run, basis in probe_runs(operator, steps, probes, seed, storage):
-        runs.append(run)
+    finished = _finished_probes(state, identity) if state else []
+    for run, basis in probe_runs(operator, steps, probes, seed, storage, done=len(finished)):
+        influence = {}
         if batch_errors and basis and operator.blocks > 1:
-            influences.append(_influences(operator, run, basis))
+            influence = {name: part.tolist() for name, part in _influences(operator, run, basis).items()}
+        finished.append({"alphas": run.alphas.tolist(), "betas": run.betas.tolist(), "influence": influence})
+        if state:
+            write_text(state, canonical({"identity": identity, "probes": finished}))
+    runs = [Quadrature(np.array(probe["alphas"]), np.array(probe["betas"])) for probe in finished]
+    influences = [{k: np.array(v) for k, v in probe["influence"].items()} for probe in finished if probe["influence"]]
     kept = str(storage.dtype).removeprefix("torch.") if storage else "none"
     return signature_of_runs(runs, operator.n, influences, basis=kept)
 

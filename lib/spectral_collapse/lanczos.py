@@ -203,15 +203,15 @@ def lanczos(matvec: Matvec, start: torch.Tensor, steps: int, *, storage: Kept = 
 
 
 def probe_runs(
-    operator, steps: int, probes: int, seed: int, storage: Kept = "full"
+    operator, steps: int, probes: int, seed: int, storage: Kept = "full", done: int = 0
 ) -> Iterator[tuple[Quadrature, Basis | None]]:
     """One Lanczos run after another from independent Rademacher probes, each with its basis, in order.
 
-    On an accelerator all runs go in step and their bases are kept together.
+    The first `done` of them are left out. On an accelerator all runs go in step and their bases are kept together.
     """
     n = operator.shape[0]
     runs = []
-    for probe in range(probes):
+    for probe in range(done, probes):
         start = rademacher(n, seed, "probe", probe, device=operator.device)
         start = start.to(getattr(operator, "torch_dtype", start.dtype))
         runs.append(recurrence(start, min(steps, n), _at_hand(start) if storage == "full" else storage))
