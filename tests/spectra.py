@@ -1,25 +1,70 @@
-"""What the curvature tests share: operators of known spectrum, random vectors, the moments of a bulk."""
+"""What the curvature tests share: operators of known spectrum, tiny language models, signatures of operators."""
 
 import math
 
 import numpy as np
 import torch
 from spectral_collapse import curvature
+from spectral_collapse.lanczos import probe_runs
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+VOCABULARY = 13
+WIDTH = 8
+ROTARY = {"hidden_size": WIDTH, "intermediate_size": 12, "initializer_range": 0.5}
+# `_pdrop` and `dropout` are there to be switched off.
+GPT2 = {"n_embd": WIDTH, "n_inner": 12, "resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}
+OPT = {"hidden_size": WIDTH, "word_embed_proj_dim": WIDTH, "ffn_dim": 12, "dropout": 0.3, "init_std": 0.5}
+ARCHITECTURES = {
+    "gpt2": (GPT2LMHeadModel, GPT2Config, GPT2 | {"initializer_range": 0.5}),
+    "opt": (OPTForCausalLM, OPTConfig, OPT),
+    "llama": (LlamaForCausalLM, LlamaConfig, ROTARY | {"num_key_value_heads": 2}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, ROTARY | {"num_key_value_heads": 1}),
+}
+
+
+def tiny(name: str, dtype: torch.dtype = torch.float64, **changes) -> PreTrainedModel:
+    """A model of one layer and 500 to 800 parameters, with large random weights and tied embeddings."""
+    model_class, config_class, shape = ARCHITECTURES[name]
+    common = {"vocab_size": VOCABULARY, "num_hidden_layers": 1, "num_attention_heads": 2, "bos_token_id": 0}
+    common |= {"max_position_embeddings": 8, "eos_token_id": 0, "tie_word_embeddings": True}
+    common |= {"attn_implementation": "eager"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        # Drawn in float32, so that every type starts from the same numbers.
+        return model_class(config_class(**common | shape | changes)).to(dtype).eval()
+
+
+def frozen_blocks(count: int = 5, length: int = 7) -> torch.Tensor:
+    """Token ids (count, length), among them the one that OPT pads with."""
+    blocks = torch.from_numpy(np.random.default_rng(5).integers(0, VOCABULARY, size=(count, length)))
+    blocks[:, 2] = 1
+    return blocks
 
 
 def vectors(n: int, count: int, seed: int = 0) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).normal(size=(count, n))).float()
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(count, n)))
 
 
 class Rotated:
-    """Operator H = Q diag(λ) Qᵀ with a random orthogonal Q, float32."""
+    """Operator H = Q diag(λ) Qᵀ with a random orthogonal Q, in the type of the vectors it is given."""
 
     device = "cpu"
 
     def __init__(self, eigenvalues: np.ndarray, seed: int = 0):
         self.n = len(eigenvalues)
+        self.shape = (self.n, self.n)
         self.eigenvalues = np.sort(eigenvalues)
-        rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(self.n, self.n)))[0]
+        rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=self.shape))[0]
         self.rotation = torch.from_numpy(rotation)
         self.dense = self.rotation * torch.from_numpy(self.eigenvalues) @ self.rotation.T
         self.single = self.dense.float()
@@ -27,15 +72,40 @@ class Rotated:
     def matvec(self, vector: torch.Tensor) -> torch.Tensor:
         return (self.dense if vector.dtype == torch.float64 else self.single) @ vector
 
+    matmat = matvec
+
     def measure(self, start: torch.Tensor) -> np.ndarray:
         """Weights (n,) that `start` gives to the eigenvalues."""
         components = self.rotation.T @ start.double()
         return (components**2 / (components**2).sum()).numpy()
 
 
-def signature_of(operator, steps: int, probes: int, seed: int) -> curvature.Signature:
-    """Signature from fresh Lanczos runs."""
-    return curvature.spectral_signature(curvature.spectral_density(operator, steps, probes, seed), operator.n)
+class MeanOfBlocks:
+    """Operator H = Σ_b H_b / B of symmetric matrices (B, n, n), with the forms that errors over blocks need."""
+
+    device, torch_dtype = "cpu", torch.float64
+
+    def __init__(self, matrices: torch.Tensor):
+        self.matrices, self.mean = matrices, matrices.mean(0)
+        self.blocks, self.n = matrices.shape[:2]
+        self.shape = (self.n, self.n)
+
+    def matvec(self, vector: torch.Tensor) -> torch.Tensor:
+        return self.mean @ vector
+
+    def block_forms(self, left: list[torch.Tensor], right: list[torch.Tensor]) -> np.ndarray:
+        forms = [torch.stack(list(vectors)) @ (self.matrices @ r).T for vectors, r in zip(left, right, strict=True)]
+        return torch.cat(forms).T.numpy()
+
+
+def signature_of(operator, steps: int, probes: int, seed: int, storage="full") -> curvature.Signature:
+    """Signature of an operator, as `spectral_signature` makes it of a model's."""
+    runs, influences = [], []
+    for run, basis in probe_runs(operator, steps, probes, seed, storage):
+        runs.append(run)
+        if hasattr(operator, "block_forms"):
+            influences.append(curvature._influences(operator, run, basis))
+    return curvature.signature_of_runs(runs, operator.shape[0], influences, basis="float32" if storage else "none")
 
 
 def without_largest(eigenvalues: np.ndarray, count: int) -> np.ndarray:
@@ -45,10 +115,13 @@ def without_largest(eigenvalues: np.ndarray, count: int) -> np.ndarray:
 def truths(eigenvalues: np.ndarray, outliers: int) -> dict[str, float]:
     """What a signature estimates, with as many outliers left out of the bulk."""
     bulk = without_largest(eigenvalues, outliers)
+    share = np.abs(eigenvalues) / np.abs(eigenvalues).sum()
     return {
         "mean_eigenvalue": eigenvalues.mean(),
         "spectral_variance": eigenvalues.var(),
         "bulk_center": bulk.mean(),
         "bulk_sigma": bulk.std(),
-        "log_spectral_ratio": math.log(eigenvalues[-1] / bulk.std()),
+        "log_spectral_ratio": math.log(eigenvalues.max() / bulk.std()),
+        "effective_rank": eigenvalues.sum() ** 2 / (eigenvalues**2).sum(),
+        "spectral_entropy": -(share * np.log(share + 1e-300)).sum(),
     }

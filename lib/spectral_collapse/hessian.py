@@ -185,6 +185,8 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
     ):
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         chosen = list(named) if parameters is None else parameters
+        if not named or not chosen:
+            raise ValueError("no parameter to differentiate in: none is trainable, or none was named.")
         if unknown := sorted(set(chosen) - set(named)):
             raise ValueError(
                 f"{unknown[0]!r} is no trainable parameter of this model; the first is {next(iter(named))!r}."
@@ -391,14 +393,19 @@ class GaussNewtonOperator(HessianOperator):
 def _checked(tokens: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
     """The blocks, if they can be measured with the model."""
     if tokens.ndim != 2 or tokens.dtype.is_floating_point or len(tokens) == 0 or tokens.shape[1] < 2:
-        raise ValueError(f"blocks must be token ids of shape (B, T), B ≥ 1 and T ≥ 2, not {tuple(tokens.shape)}.")
+        raise ValueError(
+            "blocks must be token ids, whole numbers of shape (B, T), B ≥ 1 and T ≥ 2, "
+            f"not {tokens.dtype} of shape {tuple(tokens.shape)}."
+        )
     vocabulary = model.get_input_embeddings().num_embeddings
-    if tokens.min() < 0 or tokens.max() >= vocabulary:
-        raise ValueError(f"token {int(tokens.max())} is beyond the model's vocabulary of {vocabulary}.")
+    if len(beyond := tokens[(tokens < 0) | (tokens >= vocabulary)]):
+        raise ValueError(f"token {int(beyond[0])} is beyond the model's vocabulary of {vocabulary}.")
+    if model.get_output_embeddings() is None:
+        raise ValueError(f"the model has no output head: load {type(model).__name__} as a causal language model.")
     attention = getattr(model.config, "_attn_implementation", "eager")
     if attention not in ("eager", "sdpa"):
         raise ValueError(f"attention {attention!r} has no second derivative: load with attn_implementation='eager'.")
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+    if model.get_output_embeddings().bias is not None:
         raise ValueError(f"the output head of {type(model).__name__} has a bias: it cannot be measured here.")
     return tokens.long()
 
