@@ -131,14 +131,15 @@ class _Nodes:
 
     @classmethod
     def of(cls, run: Quadrature, n: int, orthogonal: bool) -> "_Nodes":
-        """The run's nodes; without reorthogonalisation its copies joined and its newest copies, whose weight no
-        eigenvalue would have, left out."""
+        """The run's nodes; without reorthogonalisation its copies joined and its newest copies left out: those of
+        next to no weight that may belong to the eigenvalue of a neighbour."""
         nodes, weights, residuals = run.nodes, run.weights, run.residuals
         if not orthogonal:
             nodes, weights = merged(run.nodes, run.weights, 1e-4)
             nearest = np.abs(run.nodes[:, None] - nodes).argmin(1)
             residuals = np.array([run.residuals[nearest == index].min() for index in range(len(nodes))])
-            real = weights > 1e-4 / n
+            apart = np.diff(nodes, prepend=-np.inf, append=np.inf)
+            real = (weights > 1e-4 / n) | (residuals < np.minimum(apart[1:], apart[:-1]))
             nodes, weights, residuals = nodes[real], weights[real], residuals[real]
         order = np.argsort(-np.abs(nodes))
         return cls(nodes[order], weights[order], residuals[order])
@@ -320,7 +321,7 @@ def plan(
     kinds = [Storage(device, dtype), Storage(device, torch.float16)]
     if torch.device(device).type != "cpu":
         kinds += [Storage("cpu", dtype), Storage("cpu", torch.float16)]
-    blocks = max(1, len(operator._own))
+    blocks = operator.share
     for needed, storage in itertools.product((blocks * block_bytes, block_bytes), [*kinds, None]):
         size = together * storage.bytes(steps, operator.n) if storage else 0
         here = size if storage and storage.device == device else 0
@@ -358,10 +359,12 @@ def spectral_signature(
     operator = hessian.operator_class(kind)(model, batch, parameters=parameters)
     together = 1 if operator.device.type == "cpu" else probes
     budgets = [int(0.8 * hessian.available_memory(device)) for device in (operator.device, "cpu")]
+    if memory_budget is not None:
+        budgets[0] = memory_budget
     block_bytes = int(hessian.WORKING_SHARE * operator.graph_bytes())
-    operator.micro_batch, storage = plan(
-        memory_budget or budgets[0], budgets[1], operator, min(steps, operator.n), block_bytes, together
-    )
+    # Ranks whose bases differed in type would sum the products of different vectors.
+    *budgets, block_bytes = operator.least(*budgets, block_bytes)
+    operator.micro_batch, storage = plan(*budgets, operator, min(steps, operator.n), block_bytes, together)
     runs, influences = [], []
     for run, basis in probe_runs(operator, steps, probes, seed, storage):
         runs.append(run)
@@ -405,7 +408,8 @@ def published_ratio(lambda_max: float, width: float) -> float:
 def power_iteration(operator: HessianOperator, iterations: int, seed: int, tolerance: float = 1e-3) -> float:
     """Eigenvalue of largest |λ| as the published pipeline finds it.
 
-    From a Gaussian start, v ← Hv/(‖Hv‖ + 1e-6) until vᵀHv changes by less than `tolerance` of itself.
+    From a Gaussian start, v ← Hv/(‖Hv‖ + 1e-6) until vᵀHv changes by less than `tolerance` of itself; the value
+    before that last change is the result.
     Source: Yao et al. 2020 (PyHessian), whose constants these are.
     """
     draw = generator(seed, "power iteration").standard_normal(operator.n, dtype=np.float32)
@@ -414,10 +418,11 @@ def power_iteration(operator: HessianOperator, iterations: int, seed: int, toler
     found = math.nan
     for _ in range(iterations):
         product = operator.matvec(vector)
-        before, found = found, dot(product, vector)
-        vector = product / (math.sqrt(dot(product, product)) + 1e-6)
-        if abs(found - before) / (abs(before) + 1e-6) < tolerance:
+        value = dot(product, vector)
+        if abs(value - found) / (abs(found) + 1e-6) < tolerance:
             break
+        found = value
+        vector = product / (math.sqrt(dot(product, product)) + 1e-6)
     return found
 
 
