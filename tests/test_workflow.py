@@ -79,6 +79,13 @@ def test_graph_of_the_default_profile(empty_results, profile):
     assert job_counts(done.stdout + done.stderr) == expected
 
 
+def test_graph_of_the_estimators_study(empty_results):
+    done = snakemake("-n", "--config", "profile=estimators", "--", "estimators")
+    assert done.returncode == 0, done.stderr
+    assert job_counts(done.stdout + done.stderr) == {"baseline": 1, "estimator_noise": 1, "estimators": 1}
+    assert "params/default.yaml" in done.stdout + done.stderr  # the profile that it extends
+
+
 def test_wrong_parameter_stops_the_workflow_before_anything_runs(empty_results):
     done = snakemake("-n", "--config", "profile=smoke", "generatons=3")
     assert done.returncode != 0

@@ -1,6 +1,7 @@
 """Products with the Hessian and with the Gauss–Newton matrix of a causal language model's mean loss."""
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,8 @@ WORKING_SHARE = 1.5
 
 
 def available_memory(device: torch.device | str) -> int:
-    """Bytes that can be taken now on a device; on the CPU within the limit of the container, if there is one."""
+    """Bytes that can be taken now on a device; on the CPU within the limit of the container, if there is one, and
+    a fair part of them where a launcher runs several processes on this machine."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -32,7 +34,7 @@ def available_memory(device: torch.device | str) -> int:
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     with contextlib.suppress(OSError, ValueError):  # no such limit
         free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return max(free, 0)
+    return max(free, 0) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def mean_loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
@@ -168,7 +170,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
     float32: a curvature of bfloat16 arithmetic would be that of its rounding. The model itself is not changed.
 
     Under an initialised `torch.distributed` every rank passes the same blocks and works on its share; products
-    are summed over ranks and equal on all of them.
+    are summed over ranks and equal on all of them. Budgets of memory are those of one rank.
 
     Vectors are float tensors (n,) or numpy arrays: a `scipy.sparse.linalg.LinearOperator`, float64 for a
     model of that type and else float32. `model` must end in a linear head without bias on its last hidden state.
@@ -185,6 +187,8 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
     ):
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         chosen = list(named) if parameters is None else parameters
+        if not named or not chosen:
+            raise ValueError("no parameter to differentiate in: none is trainable, or none was named.")
         if unknown := sorted(set(chosen) - set(named)):
             raise ValueError(
                 f"{unknown[0]!r} is no trainable parameter of this model; the first is {next(iter(named))!r}."
@@ -209,10 +213,12 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             rank, world = distributed.get_rank(), distributed.get_world_size()
         self._shared = world > 1
         self._own = range(rank, self.blocks, world)
-        self._tokens = tokens[rank::world]
+        self._tokens = tokens[rank::world]  # none where there are fewer blocks than ranks
+        self._first = tokens[:1]
+        self.share = -(-self.blocks // world)
         self.micro_batch = micro_batch
         self._kept: tuple | None = None
-        self._require_linear_head(tokens[:1])
+        self._require_linear_head(self._first)
 
     # ---- one batch: hidden states, gradient, product
 
@@ -270,8 +276,10 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             total = self._apply(self._kept, pieces, keep=True, batched=batched)
         else:
             total = torch.zeros((*pieces[0].shape[:batched], self.n), dtype=self.torch_dtype, device=self.device)
-            for tokens in self._tokens.split(self.micro_batch or 1):
-                total += self._apply(self._linearise(tokens), pieces, keep=False, batched=batched)
+            size = self.micro_batch or 1
+            for start in range(0, len(self._tokens), size):
+                graph = self._linearise(self._tokens[start : start + size])
+                total += self._apply(graph, pieces, keep=False, batched=batched)
         total /= self._predictions
         if self._shared:
             distributed.all_reduce(total)
@@ -310,8 +318,8 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         a matrix (i, n). Costs a gradient and two more for every r, block by block with a graph of its own."""
         pairs = sum(map(len, left))
         forms = torch.zeros(self.blocks, pairs, dtype=torch.float64)
-        for index, tokens in zip(self._own, self._tokens.split(1), strict=True):
-            graph, found = self._linearise(tokens), []
+        for index, block in zip(self._own, self._tokens, strict=True):
+            graph, found = self._linearise(block[None]), []
             for vectors, r in zip(left, right, strict=True):
                 product = self._apply(graph, self._pieces(r), keep=True)
                 found += [dot(vector, product) for vector in vectors]
@@ -332,12 +340,20 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             return tensor.detach()
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            graph = self._linearise(self._tokens[:1])
+            graph = self._linearise(self._first)
         for parameter in [*self._base.values(), self._weight]:
             sizes.pop(parameter.untyped_storage().data_ptr(), None)
         del graph
-        logits = min(self._rows, len(self._tokens[:1, 1:].flatten())) * len(self._weight) * self._weight.itemsize
+        logits = min(self._rows, self._first[:, 1:].numel()) * len(self._weight) * self._weight.itemsize
         return sum(sizes.values()) + logits
+
+    def least(self, *values: int) -> list[int]:
+        """The smallest of all ranks' values, so that what is decided by them is decided alike everywhere."""
+        if not self._shared:
+            return list(values)
+        agreed = torch.tensor(values, device=self.device)
+        distributed.all_reduce(agreed, op=distributed.ReduceOp.MIN)
+        return agreed.tolist()
 
     def release(self) -> None:
         """Frees the retained graph; the next product builds it again."""
@@ -391,14 +407,19 @@ class GaussNewtonOperator(HessianOperator):
 def _checked(tokens: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
     """The blocks, if they can be measured with the model."""
     if tokens.ndim != 2 or tokens.dtype.is_floating_point or len(tokens) == 0 or tokens.shape[1] < 2:
-        raise ValueError(f"blocks must be token ids of shape (B, T), B ≥ 1 and T ≥ 2, not {tuple(tokens.shape)}.")
+        raise ValueError(
+            "blocks must be token ids, whole numbers of shape (B, T), B ≥ 1 and T ≥ 2, "
+            f"not {tokens.dtype} of shape {tuple(tokens.shape)}."
+        )
     vocabulary = model.get_input_embeddings().num_embeddings
-    if tokens.min() < 0 or tokens.max() >= vocabulary:
-        raise ValueError(f"token {int(tokens.max())} is beyond the model's vocabulary of {vocabulary}.")
+    if len(beyond := tokens[(tokens < 0) | (tokens >= vocabulary)]):
+        raise ValueError(f"token {int(beyond[0])} is beyond the model's vocabulary of {vocabulary}.")
+    if model.get_output_embeddings() is None:
+        raise ValueError(f"the model has no output head: load {type(model).__name__} as a causal language model.")
     attention = getattr(model.config, "_attn_implementation", "eager")
     if attention not in ("eager", "sdpa"):
         raise ValueError(f"attention {attention!r} has no second derivative: load with attn_implementation='eager'.")
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+    if model.get_output_embeddings().bias is not None:
         raise ValueError(f"the output head of {type(model).__name__} has a bias: it cannot be measured here.")
     return tokens.long()
 

@@ -132,7 +132,9 @@ def curvature(run: Run, generation: int) -> dict:
     """Our spectral signature and the published one, of the Hessian on the frozen held-out blocks."""
     options = _spectrum_options(run)
     model, batch = loop.load(run, generation), run.real.held_out[: run.params.curvature_blocks]
-    ours = curvature_module.spectral_signature(model, batch, **options)
+    state = run.path(generation, "curvature_state.json")
+    identity = provenance.text_hash(provenance.canonical([_model_inputs(run, generation), options, len(batch)]))
+    ours = curvature_module.spectral_signature(model, batch, **options, state=state, identity=identity)
     # The published width is read off the first of the same runs: the estimators differ, not their data.
     published = curvature_module.published_signature(
         model,
@@ -143,6 +145,7 @@ def curvature(run: Run, generation: int) -> dict:
         seed=options["seed"],
         memory_budget=options["memory_budget"],
     )
+    state.unlink(missing_ok=True)
     return curvature_module.as_result(ours) | curvature_module.as_result(published)
 
 

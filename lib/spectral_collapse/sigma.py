@@ -167,7 +167,8 @@ def water_filling(gram: np.ndarray, budget: float, delta: float) -> float:
         for count in (8, 32):
             try:
                 start = np.random.default_rng(0).normal(size=m)
-                tops = eigsh(matrix, count, which="LA", v0=start, return_eigenvectors=False)[::-1] + delta
+                # an eigenvalue's error is the square of its vector's: 1e-6 leaves rounding
+                tops = eigsh(matrix, count, which="LA", v0=start, tol=1e-6, return_eigenvectors=False)[::-1] + delta
             except ArpackNoConvergence:
                 break
             # level[j]: the water level when the j largest eigenvalues stand above it

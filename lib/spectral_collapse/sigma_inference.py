@@ -125,7 +125,8 @@ def logdet_estimate(
               xᵀΣ⁻¹x spreads otherwise than χ²_m: heavy tails, and sentence embeddings in many dimensions.
     leverage  adds what the leverages h_j (n_A,) say beyond the Gaussian: V(n) − V(n_A) over the odds
               h_j/(1 − h_j), less the same for Gaussian odds; the variance likewise, with its own standard error
-              added. For columns r·u, u Gaussian, r² of any distribution with a second moment. Needs n_A > m.
+              added. For columns r·u, u Gaussian, r² of any distribution with a second moment. Needs n_A > m; falls
+              short of the level for heavy tails and only tens of columns.
 
     ValueError for sizes outside m ≤ n_A ≤ n and for a singular A.
     """

@@ -41,7 +41,7 @@ LABELS = {
     "log_spectral_ratio": r"$\log(\lambda_{\max}/\sigma_{\mathrm{bulk}})$",
     "log_published_ratio": r"$\log(\lambda_{\max}/\mathrm{IQR})$, published",
     "published_iqr": "IQR, published estimator",
-    "published_iqr_pooled": "IQR, published, 4 probes",
+    "published_iqr_pooled": "IQR, published, pooled",
     "spectral_sigma": r"$\sigma$ of the spectrum",
     "track_one_drift": "Track I drift",
     "track_one_sharp_drift": "Track I drift, sharp",
