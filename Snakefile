@@ -30,8 +30,8 @@ SOURCES = [
 # Studies whose records come with the project and stand in every paper.
 COMMITTED = sorted(
     str(file.relative_to(paths.ROOT))
-    for profile in ("estimators", "smollm2_offline")
-    for file in (paths.COMMITTED / profile).rglob("*.json")
+    for study in ("estimators", "smollm2_offline", "sigma_coverage")
+    for file in (paths.COMMITTED / study).rglob("*.json")
 )
 PARAMETERS = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
 # Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that.
@@ -188,3 +188,17 @@ rule pdf:
         runtime=15,
     shell:
         f"{shlex.quote(sys.executable)} -m spectral_collapse.pdf {P.profile}"
+
+
+# Apart from the paper's graph: SIGMA's reports, for profiles that have its settings S1 and S2, and its checks.
+rule sigma_experiment:
+    input:
+        SOURCES,
+        flags("sigma", ["sigma"]),
+    output:
+        touch(MODEL / "sigma" / "experiment.done"),
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    shell:
+        f"{shlex.quote(sys.executable)} -m spectral_collapse.sigma_experiment {P.profile} {PARAMETERS}"

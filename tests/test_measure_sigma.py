@@ -1,6 +1,5 @@
 """SIGMA in the experiment: what is embedded, what the record says, and what a drift is taken of."""
 
-import json
 import zlib
 
 import numpy as np
@@ -147,10 +146,10 @@ def test_pictures_tables_and_values(tiny, tmp_path):
     assert list(tables.sigma_drifts(drifts).iloc[0])[:2] == ["recursive", tables.label("track_two_drift")]
     frame = tables.forecasts(table, ["track_two_drift"])  # too short for a fit, and said so
     assert list(frame["Rate"]) == ["--", "--"]
-    values = paper.sigma_values(series.results(tiny[0], "sigma"), drifts, None)
+    values = paper.sigma_values(series.results(tiny[0], "sigma"), drifts, paper.sigma_coverage())
     assert values["sigma.live"] == "11" and values["sigma.checkpoints"] == "6"
     assert values["moved.track_two.recursive"].endswith(" of 2")
-    json.dumps(values)
+    assert values["coverage.none.most"] == r"0.0\,\%"
 
 
 def test_forecast_finds_a_fixed_point_and_its_rate():

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -368,6 +368,28 @@ def sigma_published(points: pd.DataFrame, drifts: pd.DataFrame, dimension: int =
     right.set_title(f"ours, {drifts['condition'].iloc[0]}")
     _finish_drifts(figure, [right], drifts)
     right.legend(fontsize=7)
+    return figure
+
+
+@_drawn
+def sigma_overlay(points: Mapping[str, pd.DataFrame]) -> Figure:
+    """Tracks and surface proxies of each setting (`sigma_experiment.points`), every series scaled to [0, 1]."""
+    signals = {
+        "track2_drift": ("Track II drift", "-", "#0072B2"),
+        "track1_drift": ("Track I drift", "--", "#56B4E9"),
+        "distinct2": ("distinct-2", "-.", "#009E73"),
+        "hhi": ("hashed HHI", ":", "#D55E00"),
+    }
+    figure, panels = _grid(len(points), 2, 2.2)
+    for axes, (setting, frame) in zip(panels, points.items(), strict=True):
+        for column, (name, style, shade) in signals.items():
+            span = frame[column].max() - frame[column].min()
+            scaled = (frame[column] - frame[column].min()) / (span if span > 0 else 1)
+            axes.plot(frame["generation"], scaled, style, color=shade, label=name)
+        axes.set(title=setting, xlabel="generation")
+        axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    panels[0].set_ylabel("each from its least to its greatest")
+    _legend(figure, panels[0])
     return figure
 
 

@@ -34,6 +34,10 @@ class Output:
         """Writes tables/<name>.tex."""
         tables.write_table(frame, self._path("tables", f"{name}.tex"))
 
+    def csv(self, name: str, frame: pd.DataFrame) -> None:
+        """Writes metrics/<name>."""
+        provenance.write_text(self._path("metrics", name), frame.to_csv(index=False))
+
     def values(self, values: dict[str, str]) -> None:
         """Writes numbers.tex."""
         tables.write_values(values, self._path("numbers.tex"))
@@ -189,26 +193,28 @@ def committed_values(noise: pd.DataFrame, result: dict) -> dict[str, str]:
     }
 
 
-def sigma_coverage() -> pd.DataFrame | None:
-    """The committed study of SIGMA's intervals (`sigma_reports`): a row a cell and correction; None where it is absent.
+def sigma_coverage() -> pd.DataFrame:
+    """The committed study of SIGMA's intervals (`sigma_reports`): a row a cell and correction.
 
-    ValueError where the table is not the one that the study's record describes.
+    ValueError where it is missing, or its table is not the one that its record describes.
     """
     folder = paths.COMMITTED / "sigma_coverage"
-    if not (folder / "study.json").exists():
-        return None
-    recorded = provenance.read_result(folder / "study.json")["coverage_csv_sha256"]
-    if provenance.file_hash(folder / "coverage.csv") != recorded:
+    try:
+        recorded = provenance.read_result(folder / "study.json")["coverage_csv_sha256"]
+        matches = provenance.file_hash(folder / "coverage.csv") == recorded
+    except (FileNotFoundError, provenance.StaleRecord) as reason:
+        raise ValueError(f"{folder} cannot be used ({reason}): restore it from the repository.") from None
+    if not matches:
         raise ValueError(f"{folder / 'coverage.csv'} does not match its record: restore both from the repository.")
     return pd.read_csv(folder / "coverage.csv")
 
 
-def sigma_values(results: Results, drifts: pd.DataFrame, covered: pd.DataFrame | None) -> dict[str, str]:
+def sigma_values(results: Results, drifts: pd.DataFrame, covered: pd.DataFrame) -> dict[str, str]:
     """Values of SIGMA's set-up, of the runs whose drift is not 0, and of the coverage study.
 
     sigma.dimension, sigma.live, sigma.blocks.{least,most} of a checkpoint, sigma.checkpoints and sigma.warned, those
     with a message of the health checks; moved.<track>.<condition>, "2 of 3" runs whose last drift has p < 0.05;
-    coverage.<correction>.{least,most} over columns and n_A/m in the encoder's dimension.
+    coverage.<correction>.{least,most} over columns and n_A/m at the study's largest m, the encoder's.
     """
     found = {(owner if generation else BASELINE, seed, generation): r for owner, seed, generation, r in results}
     counts = [result["observed_blocks"] for result in found.values()]
@@ -224,11 +230,9 @@ def sigma_values(results: Results, drifts: pd.DataFrame, covered: pd.DataFrame |
     last = drifts[drifts["generation"] == drifts["generation"].max()]
     for (condition, track), runs in last.groupby(["condition", "track"]):
         text[f"moved.{track}.{condition}"] = f"{(runs['p_value'] < 0.05).sum()} of {len(runs)}"
-    if covered is not None:
-        cells = covered[covered["m"] == one["dimension"]]
-        for correction, shares in cells.groupby("correction")["coverage"]:
-            text[f"coverage.{correction}.least"] = statistics.format_percent(shares.min())
-            text[f"coverage.{correction}.most"] = statistics.format_percent(shares.max())
+    for correction, shares in covered[covered["m"] == covered["m"].max()].groupby("correction")["coverage"]:
+        text[f"coverage.{correction}.least"] = statistics.format_percent(shares.min())
+        text[f"coverage.{correction}.most"] = statistics.format_percent(shares.max())
     return text
 
 

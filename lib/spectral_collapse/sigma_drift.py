@@ -51,17 +51,23 @@ class Budget(NamedTuple):
     delta: float
 
 
-def influences(observed: Observed, universe: np.ndarray, track: str, budget: Budget) -> tuple[float, np.ndarray]:
-    """A track's value, and how far each prompt of `universe` (P,) pulls it, by leaving out its blocks; shape (P,).
+class _Track(NamedTuple):
+    """A track of a checkpoint in the eigenvectors of A, ascending; the first `wet` are under the water `level`."""
 
-    The influences sum to zero. As `sigma_inference.prompt_influences`, without a factorisation for each prompt.
-    """
+    value: float
+    total: int
+    shifted: np.ndarray
+    vectors: np.ndarray
+    wet: int
+    level: float
+
+
+def _track(observed: Observed, track: str, budget: Budget) -> _Track:
     if track not in TRACKS:
         raise ValueError(f"the tracks are {', '.join(TRACKS)}, not {track!r}.")
     unobserved = 0 if track == "track_two" else budget.unobserved
-    rows, m = observed.rows, observed.rows.shape[1]
-    total, tau = len(rows) + unobserved, budget.rho * unobserved
-    eigenvalues, vectors = np.linalg.eigh(rows.T @ rows)
+    m, total, tau = observed.rows.shape[1], len(observed.rows) + unobserved, budget.rho * unobserved
+    eigenvalues, vectors = np.linalg.eigh(observed.rows.T @ observed.rows)
     shifted, wet, level = np.maximum(eigenvalues, 0) + budget.delta, 0, 1.0
     if track == "track_one":
         shifted += tau
@@ -70,16 +76,30 @@ def influences(observed: Observed, universe: np.ndarray, track: str, budget: Bud
         levels = (tau + np.cumsum(shifted)) / np.arange(1, m + 1)
         wet, level = int(levels.argmin()) + 1, levels.min()
     value = np.log(shifted[wet:]).sum() + wet * math.log(level) - m * math.log(total)
-    coordinates = rows @ vectors
-    below, above = (coordinates[:, :wet] ** 2).sum(1), coordinates[:, wet:] / np.sqrt(shifted[wet:])
+    return _Track(float(value), total, shifted, vectors, wet, level)
+
+
+def value(observed: Observed, track: str, budget: Budget) -> float:
+    """A track of a checkpoint."""
+    return _track(observed, track, budget).value
+
+
+def influences(observed: Observed, universe: np.ndarray, track: str, budget: Budget) -> tuple[float, np.ndarray]:
+    """A track's value, and how far each prompt of `universe` (P,) pulls it, by leaving out its blocks; shape (P,).
+
+    The influences sum to zero. As `sigma_inference.prompt_influences`, without a factorisation for each prompt.
+    """
+    found, m = _track(observed, track, budget), observed.rows.shape[1]
+    wet, coordinates = found.wet, observed.rows @ found.vectors
+    below, above = (coordinates[:, :wet] ** 2).sum(1), coordinates[:, wet:] / np.sqrt(found.shifted[wet:])
     without = np.empty(len(universe))
     for place, prompt in enumerate(universe):
         own = observed.prompts == prompt
         change = np.linalg.slogdet(np.eye(own.sum()) - above[own] @ above[own].T).logabsdet
-        change += wet * math.log1p(-below[own].sum() / (wet * level)) if wet else 0.0
-        without[place] = value + change - m * math.log1p(-own.sum() / total)
+        change += wet * math.log1p(-below[own].sum() / (wet * found.level)) if wet else 0.0
+        without[place] = found.value + change - m * math.log1p(-own.sum() / found.total)
     size = len(universe)
-    return float(value), math.sqrt(size * (size - 1)) * (without.mean() - without)
+    return found.value, math.sqrt(size * (size - 1)) * (without.mean() - without)
 
 
 def drift(first: Observed, last: Observed, track: str, budget: Budget, seed: int = 0) -> dict[str, float]:
