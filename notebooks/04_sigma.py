@@ -24,6 +24,8 @@
 #   spreads the budget once, as water fills a vessel, and no valid envelope lies below it.
 
 # %%
+import math
+
 import pandas as pd
 from IPython.display import display
 from spectral_collapse import corpora, figures, measure, params, paths, runs, series, statistics, tables
@@ -57,6 +59,9 @@ print("live dimensions:", space["live_dimensions"], " dead coordinates:", space[
 # %%
 counts = {name: [value["observed_blocks"] for value in values] for name, values in measured.items()}
 display(pd.DataFrame(counts).rename_axis("generation").T.rename_axis("observed blocks"))
+dead, start = len(space["dead_coordinates"]), measured[settings.conditions[0]][0]["observed_blocks"]
+hidden = dead * math.log(settings.sigma_delta / start)
+print(f"Kept, {dead} dead coordinates would add {hidden:.1f} to Track II, of delta and n_A alone.")
 messages = [message for values in measured.values() for value in values for message in value["health"]]
 print("\n".join(sorted(set(messages))) or "Nothing to report.")
 
