@@ -313,7 +313,8 @@ def test_bounds_contain_the_distribution_function_at_every_point():
         points = np.append(operator.eigenvalues[::3] + 1e-7, [0.0, -1e3, 1e3])
         truth = np.array([measure[operator.eigenvalues <= point].sum() for point in points])
         for steps in (2, 5, 15):
-            below, above = cumulated_bounds([lanczos(operator.matvec, start, steps) for start in starts], points)
+            runs = [lanczos(operator.matvec, start, steps) for start in starts]
+            below, above = cumulated_bounds([run.nodes for run in runs], [run.weights for run in runs], points)
             assert (below <= truth + 1e-12).all() and (truth <= above + 1e-12).all()
             assert below[-1] < 1 == pytest.approx(above[-1])
             widths.append((above - below).mean())

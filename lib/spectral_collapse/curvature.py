@@ -394,6 +394,7 @@ def spectral_signature(
         finished.append({"alphas": run.alphas.tolist(), "betas": run.betas.tolist(), "influence": influence})
         if state:
             write_text(state, canonical({"identity": identity, "probes": finished}))
+        basis = None  # or it would stay beside the next run's
     runs = [Quadrature(np.array(probe["alphas"]), np.array(probe["betas"])) for probe in finished]
     influences = [{k: np.array(v) for k, v in probe["influence"].items()} for probe in finished if probe["influence"]]
     kept = str(storage.dtype).removeprefix("torch.") if storage else "none"
