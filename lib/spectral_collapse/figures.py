@@ -217,7 +217,7 @@ def estimators(frame: pd.DataFrame) -> Figure:
             axes.semilogy([place] * len(dots), dots["value"], "o", color=shade, markersize=2.4, alpha=0.5, mew=0)
         axes.axhline(1, color="0.5", linewidth=0.6)
         axes.yaxis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(plt.NullFormatter())
         axes.set_xticks(range(len(steps)), steps)
         axes.set_title(LABELS[name].removesuffix(" estimator").replace(", ", ",\n", 1))
         axes.set_xlabel("Lanczos steps")
