@@ -180,11 +180,11 @@ def test_a_changed_parameter_remakes_what_depends_on_it_and_no_more(tiny):
     measure.generation(run, 1)
     stamps = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.json")}
     said: list[str] = []
-    changed = params.check({**tiny.model_dump(), "lanczos_probes": 3})
+    changed = params.check({**tiny.model_dump(), "lanczos_probes": 4})
     measure.generation(runs.Run(changed, "fresh", 1, real=run.real, say=said.append), 1)
     touched = {path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
     assert touched == {"curvature.json"}
-    assert len(said) == 1 and "lanczos_probes 2 -> 3" in said[0]
+    assert len(said) == 1 and "lanczos_probes 3 -> 4" in said[0]
 
 
 def test_table_names_a_missing_file(tiny):
