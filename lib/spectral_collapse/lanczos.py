@@ -67,6 +67,12 @@ class Quadrature:
         """|β_k s_ki|: an eigenvalue lies within that distance of θ_i, (k,). Source: Paige 1976."""
         return self.betas[-1] * np.abs(self.vectors[-1])
 
+    def extended(self) -> np.ndarray:
+        """T with the last beta below it, (k + 1, k): H Q = [Q, q_{k+1}] times this."""
+        tridiagonal = np.diag(self.alphas) + np.diag(self.betas[:-1], 1) + np.diag(self.betas[:-1], -1)
+        last = np.append(np.zeros(len(self.betas) - 1), self.betas[-1])
+        return np.vstack([tridiagonal, last])
+
     def truncated(self, steps: int) -> "Quadrature":
         """What the first `steps` of these steps gave."""
         return Quadrature(self.alphas[:steps], self.betas[:steps])
@@ -98,6 +104,7 @@ class Basis:
     def __init__(self, steps: int, start: torch.Tensor, storage: Storage):
         self.k, self.device, self.dtype = 0, start.device, start.dtype
         self.newest: list[torch.Tensor] = []
+        self.next: torch.Tensor | None = None  # q_{k+1} of a run that has ended
         self.rows = torch.empty(steps, len(start), dtype=storage.dtype, device=storage.device)
         # Entries of a unit vector are about 1/√n, where float16 has lost its digits.
         self.scale = math.sqrt(len(start)) if storage.dtype == torch.float16 else 1.0
@@ -112,6 +119,10 @@ class Basis:
         for start in range(0, self.rows.shape[1], CHUNK):
             part = slice(start, start + CHUNK)
             yield part, self.rows[:count, part].to(self.device, self.dtype)
+
+    def extended(self, part: slice) -> torch.Tensor:
+        """Entries of q_1 … q_{k+1} in full precision, (k + 1, …)."""
+        return torch.cat([self.rows[: self.k, part].to(self.device), self.next[None, part]])
 
     def remove_from(self, vector: torch.Tensor) -> None:
         """x ← x − Q Qᵀ x in place, by one Gram–Schmidt pass, classical but for the newest two."""
@@ -166,6 +177,8 @@ def recurrence(
         if beta <= 64 * torch.finfo(start.dtype).eps * max(np.abs(alphas).max(), max(betas)):
             break  # the Krylov space is exhausted
         previous, vector = vector, product / beta
+    if basis:
+        basis.next = product / beta if beta else product
     return Quadrature(np.array(alphas), np.array(betas)), basis
 
 
@@ -192,6 +205,34 @@ def _drive_together(matmat: Callable, runs: list[Generator]) -> list[tuple[Quadr
                 ended[index] = end.value
                 del vectors[index]
     return [ended[index] for index in range(len(runs))]
+
+
+def joint_ritz(runs: list[tuple[Quadrature, Basis]]) -> tuple[np.ndarray, np.ndarray]:
+    """Ritz values of H on the sum of several runs' Krylov spaces and their residuals ‖Hy − θy‖, largest |θ| first.
+
+    H Q_j = Q_j T_j + β_j q_{j,k+1} e_kᵀ gives H Q for Q = [Q_1 … Q_p] without a product more: the space, and so
+    the convergence, is that of block Lanczos from all starts. Bases in full precision. Directions in which the
+    runs agree to within rounding count once. Source: Golub & Underwood 1977.
+    """
+    # E: every run's basis and the vector that leads out of it. H Q = E M, and Q is E without the latter.
+    M = scipy.linalg.block_diag(*(quadrature.extended() for quadrature, _ in runs))
+    inside = np.concatenate([np.arange(basis.k + 1) < basis.k for _, basis in runs])
+    gram = torch.zeros(len(M), len(M), dtype=torch.float64)
+    for start in range(0, len(runs[0][1].next), CHUNK):
+        rows = torch.cat([basis.extended(slice(start, start + CHUNK)) for _, basis in runs])
+        gram += (rows @ rows.T).double().cpu()
+    G = gram.numpy()
+    sizes, directions = np.linalg.eigh(G[np.ix_(inside, inside)])
+    kept = sizes > 64 * torch.finfo(runs[0][1].dtype).eps
+    W = directions[:, kept] / np.sqrt(sizes[kept])
+    A = W.T @ (G[inside] @ M) @ W
+    values, vectors = np.linalg.eigh((A + A.T) / 2)
+    vectors = W @ vectors
+    rest = M @ vectors
+    rest[inside] -= vectors * values
+    residuals = np.sqrt(np.maximum(np.einsum("ij,ik,kj->j", rest, G, rest), 0))
+    order = np.argsort(-np.abs(values))
+    return values[order], residuals[order]
 
 
 def _at_hand(start: torch.Tensor) -> Storage:
