@@ -19,10 +19,10 @@ CHUNK = 1 << 18
 
 def dot(x: torch.Tensor, y: torch.Tensor) -> float:
     """⟨x, y⟩ of vectors, accumulated in float64: a float32 sum of 10⁸ products is off by parts in a thousand."""
-    total = 0.0
-    for a, b in zip(x.split(16 * CHUNK), y.split(16 * CHUNK), strict=True):
-        total += (a.double() * b.double()).sum().item()
-    return total
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for a, b in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
+        total += torch.dot(a.double(), b.double())
+    return total.item()
 
 
 def rademacher(n: int, *seed_parts: str | int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -132,9 +132,9 @@ class Basis:
             coefficients += (rows @ vector[part]).double()
         coefficients = (coefficients / self.scale**2).to(self.dtype)
         for part, rows in self._columns(older):
-            vector[part] -= rows.T @ coefficients
+            vector[part].addmv_(rows.T, coefficients, alpha=-1)
         for newest in self.newest:
-            vector -= dot(vector, newest) * newest
+            vector.sub_(newest, alpha=dot(vector, newest))
 
     def combine(self, coefficients: np.ndarray) -> torch.Tensor:
         """Q c for coefficients c (k,): a vector (n,)."""
@@ -162,9 +162,9 @@ def recurrence(
         # A copy: it is changed in place, and an operator may return what it was given.
         product = (yield vector).to(start.device, start.dtype, copy=True)
         alpha = dot(product, vector)
-        product -= alpha * vector
+        product.sub_(vector, alpha=alpha)
         if step:
-            product -= betas[-1] * previous
+            product.sub_(previous, alpha=betas[-1])
         if basis:
             # Twice is enough (Giraud et al. 2005): one pass leaves errors of the size of what it removes.
             for _ in range(2):
