@@ -15,6 +15,8 @@ from .seeding import generator
 Matvec = Callable[[torch.Tensor], torch.Tensor]
 # Sums in float32 stay exact to a few units in the last place over so many entries; beyond, float64 takes over.
 CHUNK = 1 << 18
+# A Gram–Schmidt pass that removes less than this part of what it leaves is not repeated.
+ONCE = 1e-2
 
 
 def dot(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -97,8 +99,8 @@ Kept = Storage | Literal["full"] | None
 class Basis:
     """Orthonormal vectors q_1 … q_k ∈ R^n, kept as rows of one matrix in a `Storage`.
 
-    The two newest, which the recurrence has at hand, are removed from a vector as they are: to the three-term
-    recurrence their float16 copies would add 2e-4 ‖H‖ of rounding, to older vectors only its square.
+    Of a float16 basis the two newest, which the recurrence has at hand, are removed from a vector as they are: to
+    the three-term recurrence their copies would add 2e-4 ‖H‖ of rounding, to older vectors only its square.
     """
 
     def __init__(self, steps: int, start: torch.Tensor, storage: Storage):
@@ -113,7 +115,8 @@ class Basis:
         """Adds q_{k+1}."""
         self.rows[self.k] = vector * self.scale
         self.k += 1
-        self.newest = [*self.newest[-1:], vector]
+        if self.rows.dtype == torch.float16:
+            self.newest = [*self.newest[-1:], vector]
 
     def _columns(self, count: int) -> Iterator[tuple[slice, torch.Tensor]]:
         for start in range(0, self.rows.shape[1], CHUNK):
@@ -124,17 +127,21 @@ class Basis:
         """Entries of q_1 … q_{k+1} in full precision, (k + 1, …)."""
         return torch.cat([self.rows[: self.k, part].to(self.device), self.next[None, part]])
 
-    def remove_from(self, vector: torch.Tensor) -> None:
-        """x ← x − Q Qᵀ x in place, by one Gram–Schmidt pass, classical but for the newest two."""
+    def remove_from(self, vector: torch.Tensor) -> float:
+        """x ← x − Q Qᵀ x in place, by one Gram–Schmidt pass, classical but for `newest`; the length it removed."""
         older = self.k - len(self.newest)
         coefficients = torch.zeros(older, dtype=torch.float64, device=self.device)
         for part, rows in self._columns(older):
             coefficients += (rows @ vector[part]).double()
-        coefficients = (coefficients / self.scale**2).to(self.dtype)
+        coefficients /= self.scale
+        removed = [coefficients.norm().item()]
+        coefficients = (coefficients / self.scale).to(self.dtype)
         for part, rows in self._columns(older):
             vector[part].addmv_(rows.T, coefficients, alpha=-1)
         for newest in self.newest:
-            vector.sub_(newest, alpha=dot(vector, newest))
+            removed.append(dot(vector, newest))
+            vector.sub_(newest, alpha=removed[-1])
+        return math.hypot(*removed)
 
     def combine(self, coefficients: np.ndarray) -> torch.Tensor:
         """Q c for coefficients c (k,): a vector (n,)."""
@@ -165,11 +172,16 @@ def recurrence(
         product.sub_(vector, alpha=alpha)
         if step:
             product.sub_(previous, alpha=betas[-1])
-        if basis:
-            # Twice is enough (Giraud et al. 2005): one pass leaves errors of the size of what it removes.
+        if basis is None:
+            beta = math.sqrt(dot(product, product))
+        else:
+            # A pass leaves errors in proportion to what it removes. After the recurrence that is rounding, and one
+            # is enough; where it is not, twice is (Giraud et al. 2005).
             for _ in range(2):
-                basis.remove_from(product)
-        beta = math.sqrt(dot(product, product))
+                removed = basis.remove_from(product)
+                beta = math.sqrt(dot(product, product))
+                if removed <= ONCE * beta:
+                    break
         if not math.isfinite(alpha) or not math.isfinite(beta):
             raise ValueError(f"the Hessian product is not finite at Lanczos step {step}: the model has diverged.")
         alphas.append(alpha)
