@@ -1,6 +1,5 @@
 """Spectral signatures of a language model's loss: converged estimates with their errors, and the published one."""
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -330,13 +329,20 @@ def signature_of_runs(
 
 
 def plan(
-    budget: int, host_budget: int, operator: HessianOperator, steps: int, block_bytes: int, together: int
+    budget: int,
+    host_budget: int,
+    operator: HessianOperator,
+    steps: int,
+    block_bytes: int,
+    together: int,
+    held: int = 1,
 ) -> tuple[int | None, Storage | None]:
     """(blocks at a time, storage of the basis) for a budget in bytes on the operator's device and on the host.
 
     Of what fits, the fastest: a basis in full before one in float16, on the device before the host; the graph of
     all blocks, kept (blocks None), before graphs made anew. No basis only where none fits beside one block.
-    `block_bytes`: of one block's graph at work; `together`: Lanczos runs at a time.
+    `block_bytes`: of one block's graph at work; `together`: Lanczos runs at a time; `held`: bases that
+    are all kept to the end if they are in full.
     Raises MemoryError where the budget does not hold one block.
     """
     device, dtype = str(operator.device), operator.torch_dtype
@@ -346,7 +352,8 @@ def plan(
         kinds += [Storage("cpu", dtype), Storage("cpu", torch.float16)]
     blocks = operator.share
     for needed, storage in itertools.product((blocks * block_bytes, block_bytes), [*kinds, None]):
-        size = together * storage.bytes(steps, operator.n) if storage else 0
+        bases = max(held, together) if storage and storage.dtype == dtype else together
+        size = bases * storage.bytes(steps, operator.n) if storage else 0
         here = size if storage and storage.device == device else 0
         if needed + here > left or (size - here) > host_budget:
             continue
@@ -390,7 +397,7 @@ def spectral_signature(
     made anew follows from it (`plan`). batch_errors: the noise of the blocks, by the infinitesimal jackknife,
     for a gradient and ten more per probe; it needs a basis, and more than one block. state: a file for what every
     finished probe gave, marked with `identity`; a later call with the same identity goes on with the next probe. The
-    caller removes it in the end.
+    caller removes it in the end. Without one, and with all bases in full, eigenvalues are those of `joint_ritz`.
     """
     operator = hessian.operator_class(kind)(model, batch, parameters=parameters)
     together = 1 if operator.device.type == "cpu" else probes
@@ -400,14 +407,10 @@ def spectral_signature(
     block_bytes = int(hessian.WORKING_SHARE * operator.graph_bytes())
     # Ranks whose bases differed in type would sum the products of different vectors.
     *budgets, block_bytes = operator.least(*budgets, block_bytes)
-    sizes = *budgets, operator, min(steps, operator.n), block_bytes
-    operator.micro_batch, storage = plan(*sizes, together)
-    # All bases side by side sharpen the eigenvalues: kept where that costs neither a graph nor precision, and where
-    # no probe comes from a file, which has none.
-    side_by_side = False
-    if state is None and storage and storage.dtype == operator.torch_dtype:
-        with contextlib.suppress(MemoryError):
-            side_by_side = plan(*sizes, probes) == (operator.micro_batch, storage)
+    # All bases side by side give sharper eigenvalues; probes read from a file have none.
+    sizes = operator, min(steps, operator.n), block_bytes, together
+    operator.micro_batch, storage = plan(*budgets, *sizes, held=1 if state else probes)
+    side_by_side = state is None and storage is not None and storage.dtype == operator.torch_dtype
     bases = []
     finished = _finished_probes(state, identity) if state else []
     for run, basis in probe_runs(operator, steps, probes, seed, storage, done=len(finished)):

@@ -235,7 +235,8 @@ def joint_ritz(runs: list[tuple[Quadrature, Basis]]) -> tuple[np.ndarray, np.nda
         gram += (rows @ rows.T).double().cpu()
     G = gram.numpy()
     sizes, directions = np.linalg.eigh(G[np.ix_(inside, inside)])
-    kept = sizes > 64 * torch.finfo(runs[0][1].dtype).eps
+    # Sizes are known to about ε. So small a direction would bring more noise than it resolves.
+    kept = sizes > torch.finfo(runs[0][1].dtype).eps ** (2 / 3)
     W = directions[:, kept] / np.sqrt(sizes[kept])
     A = W.T @ (G[inside] @ M) @ W
     values, vectors = np.linalg.eigh((A + A.T) / 2)
