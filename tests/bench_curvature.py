@@ -29,7 +29,7 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 REPETITIONS = 7
-STEPS = (8, 9, 10, 12, 15)
+STEPS = (7, 8, 9, 10, 12)
 QUANTITIES = ("first", "second", "third", "sigma")
 
 # ---- models

@@ -44,6 +44,6 @@ def test_an_eigenvalue_that_every_run_has_found_appears_once(dtype, tolerance):
 
 def test_two_runs_tell_apart_what_one_cannot():
     operator = Rotated(SPECTRUM)
-    runs = runs_of(operator, 12, 2)
+    runs = runs_of(operator, 9, 2)
     errors = [np.abs(joint_ritz(chosen)[0][:4] - [10, 9.9, -8, -7.9]).max() for chosen in (runs, runs[:1], runs[1:])]
     assert errors[0] < 1e-2 * min(errors[1:])

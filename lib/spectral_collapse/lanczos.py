@@ -230,13 +230,14 @@ def joint_ritz(runs: list[tuple[Quadrature, Basis]]) -> tuple[np.ndarray, np.nda
     M = scipy.linalg.block_diag(*(quadrature.extended() for quadrature, _ in runs))
     inside = np.concatenate([np.arange(basis.k + 1) < basis.k for _, basis in runs])
     gram = torch.zeros(len(M), len(M), dtype=torch.float64)
-    for start in range(0, len(runs[0][1].next), CHUNK):
-        rows = torch.cat([basis.extended(slice(start, start + CHUNK)) for _, basis in runs])
+    short = CHUNK // 16  # the shorter the sums in float32, the smaller the directions that they resolve
+    for start in range(0, len(runs[0][1].next), short):
+        rows = torch.cat([basis.extended(slice(start, start + short)) for _, basis in runs])
         gram += (rows @ rows.T).double().cpu()
     G = gram.numpy()
     sizes, directions = np.linalg.eigh(G[np.ix_(inside, inside)])
-    # Sizes are known to about ε. So small a direction would bring more noise than it resolves.
-    kept = sizes > torch.finfo(runs[0][1].dtype).eps ** (2 / 3)
+    # Below this, what tells the runs apart is rounding; in float64 there is more of it than is needed.
+    kept = sizes > max(64 * torch.finfo(runs[0][1].dtype).eps, 1e-8)
     W = directions[:, kept] / np.sqrt(sizes[kept])
     A = W.T @ (G[inside] @ M) @ W
     values, vectors = np.linalg.eigh((A + A.T) / 2)
