@@ -16,7 +16,17 @@ from transformers import PreTrainedModel
 
 from . import hessian
 from .hessian import HessianOperator
-from .lanczos import Basis, Quadrature, Storage, cumulated_bounds, dot, merged, probe_runs, quantile_bracket
+from .lanczos import (
+    Basis,
+    Quadrature,
+    Storage,
+    cumulated_bounds,
+    dot,
+    joint_ritz,
+    merged,
+    probe_runs,
+    quantile_bracket,
+)
 from .provenance import canonical, write_text
 from .seeding import generator, stable_seed
 
@@ -171,7 +181,7 @@ def _influences(operator: HessianOperator, run: Quadrature, basis: Basis) -> dic
     order = np.argsort(-np.abs(run.nodes))
     count = Nodes.of(run, n).outliers(n)
     S, out = run.vectors, order[:count]
-    tridiagonal = np.diag(run.alphas) + np.diag(run.betas[:-1], 1) + np.diag(run.betas[:-1], -1)
+    tridiagonal = run.extended()[:-1]
     outlying = S[:, out] @ np.sign(S[0, out])
     bulk = (np.eye(len(S))[0] - S[:, out] @ S[0, out]) * math.sqrt(n)
     right, left = [], []
@@ -205,11 +215,13 @@ def signature_of_runs(
     n: int,
     influences: list[dict[str, np.ndarray]] | None = None,
     *,
+    joint: tuple[np.ndarray, np.ndarray] | None = None,
     basis: str = "float32",
 ) -> Signature:
     """Signature of an n × n matrix from two or more Lanczos runs, and what each block adds in each run.
 
-    λ_max and λ_min are the outermost Ritz values of all runs: none lies beyond the spectrum. Outliers: the
+    λ_max and λ_min are the outermost Ritz values of all runs: none lies beyond the spectrum. They and the leading
+    eigenvalues are those of all runs together where `joint` (of `joint_ritz`) is given. Outliers: the
     largest |eigenvalues|, at most ten, that every run has converged to 1 %. With Σ over the other nodes of
     a run, n(Σ w θ)/(n − n_out) averages to the bulk centre c and n(Σ w θ²)/(n − n_out) to c² + σ_bulk²: since
     E(uᵀv)² = 1 for every eigenvector u, leaving the outliers' nodes out subtracts them exactly in expectation
@@ -221,9 +233,11 @@ def signature_of_runs(
     """
     if len(runs) < 2:
         raise ValueError("one probe gives no standard error: set lanczos_probes to 2 or more.")
-    best = max(runs, key=lambda run: run.nodes[-1])
-    lowest = min(runs, key=lambda run: run.nodes[0])
     ranked = [Nodes.of(run, n, basis != "none") for run in runs]
+    leading, leading_residuals = joint or (ranked[0].nodes, ranked[0].residuals)
+    values = np.concatenate([*(run.nodes for run in runs), leading])
+    residuals = np.concatenate([*(run.residuals for run in runs), leading_residuals])
+    top, bottom = values.argmax(), values.argmin()
     # As many in every run: a bulk that loses more eigenvalues in one run than in another is not one quantity.
     count = min(nodes.outliers(n) for nodes in ranked)
     rest = n - count
@@ -262,7 +276,7 @@ def signature_of_runs(
     # d log σ = dσ²/(2σ²)
     log_sigma = (bulk_seconds - 2 * centers.mean() * centers) / (2 * width)
     log_sigma_by_block = bulk_by_block / (2 * width) if per_block else None
-    lambda_max, residual = float(best.nodes[-1]), float(best.residuals[-1])
+    lambda_max, residual = float(values[top]), float(residuals[top])
     ratio_by_block = block("lambda_max") / lambda_max - log_sigma_by_block if per_block else None
     ratio = estimate(math.log(max(lambda_max, 1e-300) / sigma), log_sigma, ratio_by_block)
     ratio = dataclasses.replace(ratio, probe_error=math.hypot(ratio.probe_error, residual / abs(lambda_max)))
@@ -291,11 +305,11 @@ def signature_of_runs(
         lambda_max=lambda_max,
         lambda_max_residual=residual,
         lambda_max_batch_error=_batch_error(block("lambda_max")),
-        lambda_min=float(lowest.nodes[0]),
-        lambda_min_residual=float(lowest.residuals[0]),
-        eigenvalue_range=lambda_max - float(lowest.nodes[0]),
-        leading_eigenvalues=head.nodes[:MOST_OUTLIERS].tolist(),
-        leading_residuals=head.residuals[:MOST_OUTLIERS].tolist(),
+        lambda_min=float(values[bottom]),
+        lambda_min_residual=float(residuals[bottom]),
+        eigenvalue_range=lambda_max - float(values[bottom]),
+        leading_eigenvalues=leading[:MOST_OUTLIERS].tolist(),
+        leading_residuals=leading_residuals[:MOST_OUTLIERS].tolist(),
         mean_eigenvalue=estimate(means.mean(), means, block("mean_eigenvalue")),
         spectral_variance=variance,
         outliers=np.sort(head.nodes[:count])[::-1].tolist(),
@@ -315,13 +329,20 @@ def signature_of_runs(
 
 
 def plan(
-    budget: int, host_budget: int, operator: HessianOperator, steps: int, block_bytes: int, together: int
+    budget: int,
+    host_budget: int,
+    operator: HessianOperator,
+    steps: int,
+    block_bytes: int,
+    together: int,
+    held: int = 1,
 ) -> tuple[int | None, Storage | None]:
     """(blocks at a time, storage of the basis) for a budget in bytes on the operator's device and on the host.
 
     Of what fits, the fastest: a basis in full before one in float16, on the device before the host; the graph of
     all blocks, kept (blocks None), before graphs made anew. No basis only where none fits beside one block.
-    `block_bytes`: of one block's graph at work; `together`: Lanczos runs at a time.
+    `block_bytes`: of one block's graph at work; `together`: Lanczos runs at a time; `held`: bases that
+    are all kept to the end if they are in full.
     Raises MemoryError where the budget does not hold one block.
     """
     device, dtype = str(operator.device), operator.torch_dtype
@@ -331,7 +352,8 @@ def plan(
         kinds += [Storage("cpu", dtype), Storage("cpu", torch.float16)]
     blocks = operator.share
     for needed, storage in itertools.product((blocks * block_bytes, block_bytes), [*kinds, None]):
-        size = together * storage.bytes(steps, operator.n) if storage else 0
+        bases = max(held, together) if storage and storage.dtype == dtype else together
+        size = bases * storage.bytes(steps, operator.n) if storage else 0
         here = size if storage and storage.device == device else 0
         if needed + here > left or (size - here) > host_budget:
             continue
@@ -375,7 +397,7 @@ def spectral_signature(
     made anew follows from it (`plan`). batch_errors: the noise of the blocks, by the infinitesimal jackknife,
     for a gradient and ten more per probe; it needs a basis, and more than one block. state: a file for what every
     finished probe gave, marked with `identity`; a later call with the same identity goes on with the next probe. The
-    caller removes it in the end.
+    caller removes it in the end. Without one, and with all bases in full, eigenvalues are those of `joint_ritz`.
     """
     operator = hessian.operator_class(kind)(model, batch, parameters=parameters)
     together = 1 if operator.device.type == "cpu" else probes
@@ -385,20 +407,27 @@ def spectral_signature(
     block_bytes = int(hessian.WORKING_SHARE * operator.graph_bytes())
     # Ranks whose bases differed in type would sum the products of different vectors.
     *budgets, block_bytes = operator.least(*budgets, block_bytes)
-    operator.micro_batch, storage = plan(*budgets, operator, min(steps, operator.n), block_bytes, together)
+    # All bases side by side give sharper eigenvalues; probes read from a file have none.
+    sizes = operator, min(steps, operator.n), block_bytes, together
+    operator.micro_batch, storage = plan(*budgets, *sizes, held=1 if state else probes)
+    side_by_side = state is None and storage is not None and storage.dtype == operator.torch_dtype
+    bases = []
     finished = _finished_probes(state, identity) if state else []
     for run, basis in probe_runs(operator, steps, probes, seed, storage, done=len(finished)):
         influence = {}
         if batch_errors and basis and operator.blocks > 1:
             influence = {name: part.tolist() for name, part in _influences(operator, run, basis).items()}
         finished.append({"alphas": run.alphas.tolist(), "betas": run.betas.tolist(), "influence": influence})
+        if side_by_side:
+            bases.append(basis)
         if state:
             write_text(state, canonical({"identity": identity, "probes": finished}))
         basis = None  # or it would stay beside the next run's
     runs = [Quadrature(np.array(probe["alphas"]), np.array(probe["betas"])) for probe in finished]
     influences = [{k: np.array(v) for k, v in probe["influence"].items()} for probe in finished if probe["influence"]]
+    joint = joint_ritz(list(zip(runs, bases, strict=True))) if bases else None
     kept = str(storage.dtype).removeprefix("torch.") if storage else "none"
-    return signature_of_runs(runs, operator.n, influences, basis=kept)
+    return signature_of_runs(runs, operator.n, influences, joint=joint, basis=kept)
 
 
 def layerwise_signatures(

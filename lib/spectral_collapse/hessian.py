@@ -80,40 +80,31 @@ def _measured(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def _errors(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """D = softmax(h Wᵀ) − onehot(targets), (N, V)."""
-    errors = (hidden @ weight.T).softmax(1)
-    errors[torch.arange(len(errors), device=errors.device), targets] -= 1
-    return errors
-
-
-def _logit_curvature(errors: torch.Tensor, targets: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    """u = P∘δ − P(P·δ), (N, V): second derivative of the cross-entropy in its logits, times their change δ."""
-    index = targets[:, None]
-    # With P = D + onehot: no second matrix of that size is kept.
-    centred = change - ((errors * change).sum(1, keepdim=True) + change.gather(1, index))
-    return (errors * centred).scatter_add(1, index, centred.gather(1, index))
+def _probabilities(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """P = softmax(h Wᵀ), (N, V)."""
+    return (hidden @ weight.T).softmax(1)
 
 
 class _HeadGradient(torch.autograd.Function):
     """Gradient of the summed cross-entropy of logits h Wᵀ, itself differentiable once.
 
-    hidden (N, d), weight (V, d), targets (N,) → (D W, Dᵀ h) with D as in `_errors`. For cotangents a (N, d) and
-    B (V, d) the backward pass gives (u W + D B, uᵀ h + Dᵀ a), u the curvature of δ = a Wᵀ + h Bᵀ.
-    Works on `rows` positions at a time; where they are more, D is made again instead of kept.
+    hidden (N, d), weight (V, d), targets (N,) → (D W, Dᵀ h) with D = P − onehot(targets). For cotangents a (N, d)
+    and B (V, d) the backward pass gives (u W + D B, uᵀ h + Dᵀ a), u the curvature of δ = a Wᵀ + h Bᵀ.
+    D is never formed: its part of P is a matrix product, its part of the targets a row at each.
+    Works on `rows` positions at a time; where they are more, P is made again instead of kept.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, rows):
-        by_hidden, by_weight, errors = [], torch.zeros_like(weight), None
-        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
-            errors = _errors(h, weight, t)
-            by_hidden.append(errors @ weight)
-            by_weight.addmm_(errors.T, h)
-        ctx.rows, ctx.kept = rows, errors if len(by_hidden) == 1 else None
+        by_hidden, by_weight, P = [], torch.zeros_like(weight), None
+        for h in hidden.split(rows):
+            P = _probabilities(h, weight)
+            by_hidden.append(P @ weight)
+            by_weight.addmm_(P.T, h)
+        ctx.rows, ctx.kept = rows, P if len(by_hidden) == 1 else None
         ctx.save_for_backward(hidden, weight, targets)
         ctx.set_materialize_grads(False)
-        return torch.cat(by_hidden), by_weight
+        return torch.cat(by_hidden).sub_(weight[targets]), by_weight.index_add_(0, targets, hidden, alpha=-1)
 
     @staticmethod
     @once_differentiable
@@ -136,27 +127,28 @@ def head_curvature(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Change of the head's gradient along (a, B), in chunks of rows: (u W, uᵀ h), with `full` also (D B, Dᵀ a).
 
-    Without them it is the Gauss–Newton part. None stands for zero.
+    u = P∘(δ − P·δ) is the cross-entropy's second derivative in the logits, times their change δ. Without the
+    second parts it is Gauss–Newton's product. None stands for zero.
     """
-    by_hidden, by_weight = [], torch.zeros_like(weight)
+    by_hidden, by_weight = [], None
     for start in range(0, len(hidden), rows):
         part = slice(start, start + rows)
         h, t = hidden[part], targets[part]
-        errors = kept if kept is not None else _errors(h, weight, t)
-        change = 0
-        if a is not None:
+        P = kept if kept is not None else _probabilities(h, weight)
+        if a is None:
+            change = h @ B.T
+        else:
             change = a[part] @ weight.T
-        if B is not None:
-            change = change + h @ B.T
-        u = _logit_curvature(errors, t, change)
-        hidden_part = u @ weight
+            if B is not None:
+                change = torch.addmm(change, h, B.T)
+        u = change.sub_(torch.linalg.vecdot(P, change)[:, None]).mul_(P)
+        hidden_part, weight_part = u @ weight, u.T @ h
         if full and B is not None:
-            hidden_part = hidden_part + errors @ B
-        by_hidden.append(hidden_part)
-        # Not in place: under vmap u has a dimension that by_weight does not have yet.
-        by_weight = by_weight + u.T @ h
+            hidden_part = torch.addmm(hidden_part, P, B).sub_(B[t])
         if full and a is not None:
-            by_weight = by_weight + errors.T @ a[part]
+            weight_part = torch.addmm(weight_part, P.T, a[part]).index_add_(0, t, a[part], alpha=-1)
+        by_hidden.append(hidden_part)
+        by_weight = weight_part if by_weight is None else by_weight.add_(weight_part)
     return torch.cat(by_hidden), by_weight
 
 
@@ -371,23 +363,23 @@ class GaussNewtonOperator(HessianOperator):
     def _linearise(self, tokens: torch.Tensor) -> tuple:
         hidden = self._hidden(tokens)
         targets = tokens[:, 1:].flatten()
-        errors = None
+        kept = None
         if len(hidden) <= self._rows:
             with torch.no_grad():
-                errors = _errors(hidden, self._weight, targets)
+                kept = _probabilities(hidden, self._weight)
         if not hidden.requires_grad:
-            return hidden, targets, errors, None, None
+            return hidden, targets, kept, None, None
         # g(c) = Jᵀc is linear in c: its derivative in c is J.
         cotangent = torch.zeros_like(hidden, requires_grad=True)
         transposed = torch.autograd.grad(
             hidden, self.leaves, grad_outputs=cotangent, create_graph=True, materialize_grads=True
         )
-        return hidden, targets, errors, cotangent, transposed
+        return hidden, targets, kept, cotangent, transposed
 
     def _apply(self, graph: tuple, pieces: list[torch.Tensor], keep: bool, batched: bool = False) -> torch.Tensor:
         if batched:
             return torch.stack([self._apply(graph, list(piece), True) for piece in zip(*pieces, strict=True)])
-        hidden, targets, errors, cotangent, transposed = graph
+        hidden, targets, kept, cotangent, transposed = graph
         a = B = None
         for leaf, piece in zip(self.leaves, pieces, strict=True):
             if leaf is self._weight:
@@ -396,7 +388,7 @@ class GaussNewtonOperator(HessianOperator):
             used = [(t, p) for t, p in zip(transposed, pieces, strict=True) if t.requires_grad]
             (a,) = torch.autograd.grad([t for t, _ in used], cotangent, [p for _, p in used], retain_graph=True)
         with torch.no_grad():
-            by_hidden, by_weight = head_curvature(hidden, self._weight, targets, a, B, self._rows, errors, full=False)
+            by_hidden, by_weight = head_curvature(hidden, self._weight, targets, a, B, self._rows, kept, full=False)
         if transposed is None:
             return by_weight.flatten()
         found = torch.autograd.grad(hidden, self.leaves, by_hidden, retain_graph=True, materialize_grads=True)

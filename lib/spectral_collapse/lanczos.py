@@ -15,14 +15,16 @@ from .seeding import generator
 Matvec = Callable[[torch.Tensor], torch.Tensor]
 # Sums in float32 stay exact to a few units in the last place over so many entries; beyond, float64 takes over.
 CHUNK = 1 << 18
+# A Gram–Schmidt pass that removes less than this part of what it leaves is not repeated.
+ONCE = 1e-2
 
 
 def dot(x: torch.Tensor, y: torch.Tensor) -> float:
     """⟨x, y⟩ of vectors, accumulated in float64: a float32 sum of 10⁸ products is off by parts in a thousand."""
-    total = 0.0
-    for a, b in zip(x.split(16 * CHUNK), y.split(16 * CHUNK), strict=True):
-        total += (a.double() * b.double()).sum().item()
-    return total
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for a, b in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
+        total += torch.dot(a.double(), b.double())
+    return total.item()
 
 
 def rademacher(n: int, *seed_parts: str | int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -67,6 +69,12 @@ class Quadrature:
         """|β_k s_ki|: an eigenvalue lies within that distance of θ_i, (k,). Source: Paige 1976."""
         return self.betas[-1] * np.abs(self.vectors[-1])
 
+    def extended(self) -> np.ndarray:
+        """T with the last beta below it, (k + 1, k): H Q = [Q, q_{k+1}] times this."""
+        tridiagonal = np.diag(self.alphas) + np.diag(self.betas[:-1], 1) + np.diag(self.betas[:-1], -1)
+        last = np.append(np.zeros(len(self.betas) - 1), self.betas[-1])
+        return np.vstack([tridiagonal, last])
+
     def truncated(self, steps: int) -> "Quadrature":
         """What the first `steps` of these steps gave."""
         return Quadrature(self.alphas[:steps], self.betas[:steps])
@@ -91,13 +99,14 @@ Kept = Storage | Literal["full"] | None
 class Basis:
     """Orthonormal vectors q_1 … q_k ∈ R^n, kept as rows of one matrix in a `Storage`.
 
-    The two newest, which the recurrence has at hand, are removed from a vector as they are: to the three-term
-    recurrence their float16 copies would add 2e-4 ‖H‖ of rounding, to older vectors only its square.
+    Of a float16 basis the two newest, which the recurrence has at hand, are removed from a vector as they are: to
+    the three-term recurrence their copies would add 2e-4 ‖H‖ of rounding, to older vectors only its square.
     """
 
     def __init__(self, steps: int, start: torch.Tensor, storage: Storage):
         self.k, self.device, self.dtype = 0, start.device, start.dtype
         self.newest: list[torch.Tensor] = []
+        self.next: torch.Tensor | None = None  # q_{k+1} of a run that has ended
         self.rows = torch.empty(steps, len(start), dtype=storage.dtype, device=storage.device)
         # Entries of a unit vector are about 1/√n, where float16 has lost its digits.
         self.scale = math.sqrt(len(start)) if storage.dtype == torch.float16 else 1.0
@@ -106,24 +115,33 @@ class Basis:
         """Adds q_{k+1}."""
         self.rows[self.k] = vector * self.scale
         self.k += 1
-        self.newest = [*self.newest[-1:], vector]
+        if self.rows.dtype == torch.float16:
+            self.newest = [*self.newest[-1:], vector]
 
     def _columns(self, count: int) -> Iterator[tuple[slice, torch.Tensor]]:
         for start in range(0, self.rows.shape[1], CHUNK):
             part = slice(start, start + CHUNK)
             yield part, self.rows[:count, part].to(self.device, self.dtype)
 
-    def remove_from(self, vector: torch.Tensor) -> None:
-        """x ← x − Q Qᵀ x in place, by one Gram–Schmidt pass, classical but for the newest two."""
+    def extended(self, part: slice) -> torch.Tensor:
+        """Entries of q_1 … q_{k+1} in full precision, (k + 1, …)."""
+        return torch.cat([self.rows[: self.k, part].to(self.device), self.next[None, part]])
+
+    def remove_from(self, vector: torch.Tensor) -> float:
+        """x ← x − Q Qᵀ x in place, by one Gram–Schmidt pass, classical but for `newest`; the length it removed."""
         older = self.k - len(self.newest)
         coefficients = torch.zeros(older, dtype=torch.float64, device=self.device)
         for part, rows in self._columns(older):
             coefficients += (rows @ vector[part]).double()
-        coefficients = (coefficients / self.scale**2).to(self.dtype)
+        coefficients /= self.scale
+        removed = [coefficients.norm().item()]
+        coefficients = (coefficients / self.scale).to(self.dtype)
         for part, rows in self._columns(older):
-            vector[part] -= rows.T @ coefficients
+            vector[part].addmv_(rows.T, coefficients, alpha=-1)
         for newest in self.newest:
-            vector -= dot(vector, newest) * newest
+            removed.append(dot(vector, newest))
+            vector.sub_(newest, alpha=removed[-1])
+        return math.hypot(*removed)
 
     def combine(self, coefficients: np.ndarray) -> torch.Tensor:
         """Q c for coefficients c (k,): a vector (n,)."""
@@ -151,14 +169,19 @@ def recurrence(
         # A copy: it is changed in place, and an operator may return what it was given.
         product = (yield vector).to(start.device, start.dtype, copy=True)
         alpha = dot(product, vector)
-        product -= alpha * vector
+        product.sub_(vector, alpha=alpha)
         if step:
-            product -= betas[-1] * previous
-        if basis:
-            # Twice is enough (Giraud et al. 2005): one pass leaves errors of the size of what it removes.
+            product.sub_(previous, alpha=betas[-1])
+        if basis is None:
+            beta = math.sqrt(dot(product, product))
+        else:
+            # A pass leaves errors in proportion to what it removes. After the recurrence that is rounding, and one
+            # is enough; where it is not, twice is (Giraud et al. 2005).
             for _ in range(2):
-                basis.remove_from(product)
-        beta = math.sqrt(dot(product, product))
+                removed = basis.remove_from(product)
+                beta = math.sqrt(dot(product, product))
+                if removed <= ONCE * beta:
+                    break
         if not math.isfinite(alpha) or not math.isfinite(beta):
             raise ValueError(f"the Hessian product is not finite at Lanczos step {step}: the model has diverged.")
         alphas.append(alpha)
@@ -166,6 +189,8 @@ def recurrence(
         if beta <= 64 * torch.finfo(start.dtype).eps * max(np.abs(alphas).max(), max(betas)):
             break  # the Krylov space is exhausted
         previous, vector = vector, product / beta
+    if basis:
+        basis.next = product / beta if beta else product
     return Quadrature(np.array(alphas), np.array(betas)), basis
 
 
@@ -192,6 +217,36 @@ def _drive_together(matmat: Callable, runs: list[Generator]) -> list[tuple[Quadr
                 ended[index] = end.value
                 del vectors[index]
     return [ended[index] for index in range(len(runs))]
+
+
+def joint_ritz(runs: list[tuple[Quadrature, Basis]]) -> tuple[np.ndarray, np.ndarray]:
+    """Ritz values of H on the sum of several runs' Krylov spaces and their residuals ‖Hy − θy‖, largest |θ| first.
+
+    H Q_j = Q_j T_j + β_j q_{j,k+1} e_kᵀ gives H Q for Q = [Q_1 … Q_p] without a product more: the space, and so
+    the convergence, is that of block Lanczos from all starts. Bases in full precision. Directions in which the
+    runs agree to within rounding count once. Source: Golub & Underwood 1977.
+    """
+    # E: every run's basis and the vector that leads out of it. H Q = E M, and Q is E without the latter.
+    M = scipy.linalg.block_diag(*(quadrature.extended() for quadrature, _ in runs))
+    inside = np.concatenate([np.arange(basis.k + 1) < basis.k for _, basis in runs])
+    gram = torch.zeros(len(M), len(M), dtype=torch.float64)
+    short = CHUNK // 16  # the shorter the sums in float32, the smaller the directions that they resolve
+    for start in range(0, len(runs[0][1].next), short):
+        rows = torch.cat([basis.extended(slice(start, start + short)) for _, basis in runs])
+        gram += (rows @ rows.T).double().cpu()
+    G = gram.numpy()
+    sizes, directions = np.linalg.eigh(G[np.ix_(inside, inside)])
+    # Below this, what tells the runs apart is rounding; in float64 there is more of it than is needed.
+    kept = sizes > max(64 * torch.finfo(runs[0][1].dtype).eps, 1e-8)
+    W = directions[:, kept] / np.sqrt(sizes[kept])
+    A = W.T @ (G[inside] @ M) @ W
+    values, vectors = np.linalg.eigh((A + A.T) / 2)
+    vectors = W @ vectors
+    rest = M @ vectors
+    rest[inside] -= vectors * values
+    residuals = np.sqrt(np.maximum(np.einsum("ij,ik,kj->j", rest, G, rest), 0))
+    order = np.argsort(-np.abs(values))
+    return values[order], residuals[order]
 
 
 def _at_hand(start: torch.Tensor) -> Storage:
