@@ -136,15 +136,8 @@ output.table("sigma_coverage", sigma_reports.coverage_table(covered))
 
 # %%
 text = [
-    "distinct_2",
-    "distinct_4",
-    "repetition_4",
-    "type_token_ratio",
-    "hashed_ngram_hhi",
-    "tail_mass_ratio",
-    "tail_coverage",
-    "slot_kl",
-    "slot_entropy",
+    "distinct_2", "distinct_4", "repetition_4", "type_token_ratio", "hashed_ngram_hhi", "tail_mass_ratio",
+    "tail_coverage", "slot_kl", "slot_entropy",
 ]
 output.figure("text_metrics", figures.series(table, text))
 
@@ -163,12 +156,7 @@ display(statistics.repeated_measures_anova(table, "held_out_perplexity").style.f
 
 # %%
 reported = [
-    *headline,
-    "lambda_max",
-    "bulk_sigma",
-    "log_published_ratio",
-    "distinct_2",
-    "repetition_4",
+    *headline, "lambda_max", "bulk_sigma", "log_published_ratio", "distinct_2", "repetition_4",
     "hashed_ngram_hhi",
 ]
 reported = [name for name in reported if name in metrics]
@@ -188,13 +176,8 @@ print(f"detectable d_z with {len(settings.seeds)} seeds: {statistics.detectable_
 
 # %%
 signals = [
-    "log_spectral_ratio",
-    "log_published_ratio",
-    "lambda_max",
-    "bulk_sigma",
-    "track_two_drift",
-    "track_one_drift",
-    "track_one_sharp_drift",
+    "log_spectral_ratio", "log_published_ratio", "lambda_max", "bulk_sigma", "track_two_drift",
+    "track_one_drift", "track_one_sharp_drift",
 ]
 outcomes = ["held_out_perplexity", "distinct_2", "repetition_4", "tail_coverage"]
 outcomes = [name for name in outcomes if name in metrics]

@@ -10,6 +10,7 @@ SCRIPTS = sorted(pairs.NOTEBOOKS.glob("*.py"))
 
 def test_there_is_a_notebook_for_every_phase():
     assert [script.stem for script in SCRIPTS] == [
+        "00_estimators",
         "01_baseline",
         "02_treatment",
         "03_controls",
@@ -47,4 +48,5 @@ class TestPair:
         assert "site-packages" not in text and str(pairs.paths.ROOT) not in text
 
     def test_is_thin(self, script):
-        assert len(script.read_text().splitlines()) <= 160
+        # The last one makes every figure and table of the paper, a call each.
+        assert len(script.read_text().splitlines()) <= (210 if script.stem == "07_statistics" else 140)
