@@ -1,10 +1,8 @@
 """`make bench`: cost and error of curvature and SIGMA beside their peers, printed and kept in results/bench/bench.json.
 
-Each part is a module with a function `measure` that prints its tables and returns what the file is to hold.
+Each part is a module whose `main` returns what the file is to hold; single numbers are printed.
 """
 
-import importlib
-import importlib.util
 import json
 import os
 import platform
@@ -12,10 +10,10 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 
+import bench_curvature
+import bench_sigma
 import torch
 from spectral_collapse import paths, provenance
-
-PARTS = ("bench_curvature", "bench_sigma")
 
 
 def machine() -> dict[str, str | int]:
@@ -33,15 +31,13 @@ def machine() -> dict[str, str | int]:
 
 
 def main() -> None:
-    """Runs every part that is there; what a part does not measure stays in the file as it is."""
+    """Runs the parts; what one measured is kept before the next begins, and keys of others stay as they are."""
     path = paths.results_root() / "bench" / "bench.json"
-    for name in PARTS:
-        if importlib.util.find_spec(name) is None:
-            continue
-        measured = importlib.import_module(name).measure()
+    for part in (bench_curvature, bench_sigma):
+        measured = {"machine": machine()} | part.main()
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        provenance.write_text(path, json.dumps(kept | {"machine": machine()} | measured, indent=1) + "\n")
-    print(f"\nwritten to {path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path}")
+        provenance.write_text(path, json.dumps(kept | measured, indent=1) + "\n")
+        print("\n" + "\n".join(f"{key}: {value:.3g}" for key, value in measured.items() if isinstance(value, float)))
 
 
 if __name__ == "__main__":
