@@ -147,27 +147,23 @@ def _published_widths(result: dict) -> list[float]:
 
 
 def pretrained(result: dict) -> pd.DataFrame:
-    """Both estimators on a pretrained model, a column a probe; what the probes share stands in the first."""
+    """Both estimators on a pretrained model: the published one by probe, and what the probes say together."""
     widths = _published_widths(result)
     ratios = [curvature.published_ratio(result["published_lambda_max"], width) for width in widths]
-    shared = [
+    rows = [
+        ("IQR, published, by probe", ", ".join(map(_number, widths))),
+        (r"$\lambda_{\max}/$IQR, published, by probe", ", ".join(map(_number, ratios))),
         (r"$\lambda_{\max}$, published: power iteration", _number(result["published_lambda_max"])),
+        ("IQR, bracket", _bracket(result, "iqr_bracket")),
         (r"$\lambda_{\max}$ $\pm$ residual", _pair(result, "lambda_max", "residual")),
         (r"$\lambda_{\max}$ $\pm$ s.e.\ over blocks", _pair(result, "lambda_max", "batch_error")),
         (r"$\lambda_{\min}$ $\pm$ residual", _pair(result, "lambda_min", "residual")),
         (r"$\mathrm{tr}(H)/n$", _interval(result, "mean_eigenvalue")),
         (r"$\sigma_{\mathrm{bulk}}$", _interval(result, "bulk_sigma")),
         (r"$\log(\lambda_{\max}/\sigma_{\mathrm{bulk}})$", _interval(result, "log_spectral_ratio")),
-        ("IQR, bracket", _bracket(result, "iqr_bracket")),
     ]
-    blank = [""] * (len(widths) - 1)
-    rows = [
-        ["IQR, published", *(tables.Number(_number(width)) for width in widths)],
-        [tables.Raw(r"$\lambda_{\max}/$IQR, published"), *(tables.Number(_number(ratio)) for ratio in ratios)],
-        *([tables.Raw(name), tables.Number(value), *blank] for name, value in shared),
-    ]
-    headings = ["Quantity", *(f"probe {probe + 1}" for probe in range(len(widths)))]
-    return pd.DataFrame(rows, columns=pd.Index(headings, dtype=object), dtype=object)
+    cells = [[tables.Raw(name), tables.Number(value)] for name, value in rows]
+    return pd.DataFrame(cells, columns=pd.Index(["Quantity", "Value"], dtype=object), dtype=object)
 
 
 def committed_values(noise: pd.DataFrame, result: dict) -> dict[str, str]:

@@ -1,0 +1,37 @@
+"""The studies that come with the project: whole, and turned into the paper's tables and numbers."""
+
+import pytest
+from spectral_collapse import paper, paths
+
+
+def test_the_noise_study_has_every_probe_batch_and_number_of_steps():
+    noise = paper.estimator_noise()
+    assert (noise["probe"].nunique(), noise["batch"].nunique()) == (20, 5)
+    assert sorted(noise["steps"].unique()) == [20, 30, 60, 120]
+    counts = noise.groupby("quantity", observed=True).size()
+    assert (counts.drop("published_iqr_pooled") == 20 * 5 * 4).all() and counts["published_iqr_pooled"] == 5 * 5 * 4
+
+
+def test_smollm2_has_its_spectrum_from_three_probes_on_eight_blocks():
+    (result,) = paper.committed("smollm2_offline", "curvature")
+    assert (result["parameters"], result["blocks"], result["probes"]) == (134_515_008, 8, 3)
+    assert result["steps"] == 20 and len(result["nodes"]) == 3
+    low, high = result["log_spectral_ratio_interval"]
+    assert low < result["log_spectral_ratio"] < high
+    # Two estimators of the same eigenvalue.
+    assert result["lambda_max"] == pytest.approx(result["published_lambda_max"], rel=0.01)
+    table = paper.pretrained(result).set_index("Quantity")["Value"]
+    assert len(table["IQR, published, by probe"].split(", ")) == 3
+
+
+def test_their_numbers_have_keys_for_the_text():
+    (result,) = paper.committed("smollm2_offline", "curvature")
+    values = paper.committed_values(paper.estimator_noise(), result)
+    used = {"noise.published_iqr.cv_probes", "noise.bulk_sigma.at_20", "pretrained.iqr.most", "noise.most"}
+    assert used <= values.keys()
+
+
+def test_a_missing_record_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "COMMITTED", tmp_path)
+    with pytest.raises(ValueError, match=r"curvature\.json cannot be used .* restore it from the repository"):
+        paper.committed("smollm2_offline", "curvature")
