@@ -56,4 +56,4 @@ figures.estimators(frame)
 # number of steps relative to its value at the most.
 
 # %%
-estimators.summary(frame).style.format(precision=3)
+estimators.summary(frame).style.format(precision=3, na_rep="–")

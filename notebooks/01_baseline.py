@@ -68,10 +68,10 @@ figures.density([("generation 0", spectrum)])
 
 # %%
 moments = ["mean_eigenvalue", "bulk_center", "bulk_sigma", "log_spectral_ratio", "effective_rank", "spectral_entropy"]
-errors = ["", "_probe_error", "_batch_error", "_interval"]
-rows = [[name, *(spectrum[name + error] for error in errors)] for name in moments]
-columns = ["quantity", "estimate", "s.e. over probes", "s.e. over blocks", "95 % interval"]
-pd.DataFrame(rows, columns=columns).style.format(precision=5, na_rep="–").hide()
+errors = ["", "_probe_error", "_batch_error"]
+rows = [[*(spectrum[name + error] for error in errors), *spectrum[f"{name}_interval"]] for name in moments]
+columns = ["estimate", "s.e. over probes", "s.e. over blocks", "95 %, low", "high"]
+pd.DataFrame(rows, index=moments, columns=columns).style.format(precision=5, na_rep="–")
 
 # %%
 for name in ("lambda_max", "lambda_min"):

@@ -153,6 +153,8 @@ def training_curves(curves: Sequence[tuple[str, int, int, dict]]) -> Figure:
     right.set(title="generations", xlabel="generation (end of its training)")
     if len(right.lines):
         right.legend(ncols=2, fontsize=7)
+    else:  # the base model alone
+        right.set_visible(False)
     return figure
 
 
@@ -197,7 +199,7 @@ def distribution(result: dict) -> Figure:
     axes.plot([], [], "|-", color=COLOURS["recursive"], linewidth=1.2, label="bracket of a quartile")
     axes.set_xscale("symlog", linthresh=max(1e-12, 1e-3 * result["lambda_max"]))
     axes.set(xlabel=r"eigenvalue $\lambda$ (linear around 0, logarithmic beyond)", ylabel="share below", ylim=(0, 1))
-    axes.legend(loc="upper left", fontsize=7)
+    _legend(figure, axes)
     return figure
 
 
