@@ -74,13 +74,15 @@ PACKAGED = "package:"
 
 def _require_pinned(checkpoint: str, revision: str | None) -> None:
     if checkpoint.startswith(PACKAGED):
-        form, what = r"[0-9a-f]{64}", "is a file of a Python package, where revision must be its SHA-256"
+        form = r"[0-9a-f]{64}"
+        what = "is a file of a Python package, where revision must be its SHA-256"
     elif not Path(checkpoint).expanduser().is_dir():
-        form, what = r"[0-9a-f]{40}", "is not a local folder, so it comes from the hub, where revision must be a commit"
+        form = r"[0-9a-f]{40}"
+        what = "is not a local folder, so it comes from the hub, where revision must be a full commit hash"
     else:
         return
     if not re.fullmatch(form, revision or ""):
-        raise ValueError(f"checkpoint {checkpoint!r} {what}, {form[-3:-1]} hexadecimal digits, not {revision!r}.")
+        raise ValueError(f"checkpoint {checkpoint!r} {what}, not {revision!r}.")
 
 
 def _packaged(checkpoint: str, sha256: str) -> Path:
