@@ -382,6 +382,7 @@ def spectral_signature(
     *,
     steps: int = 20,
     probes: int = 2,
+    later_steps: int | None = None,
     seed: int = 0,
     kind: Literal["hessian", "gauss_newton"] = "hessian",
     parameters: list[str] | None = None,
@@ -392,6 +393,8 @@ def spectral_signature(
 ) -> Signature:
     """Signature of the mean loss on blocks of token ids (B, T): `probes` Lanczos runs of `steps` products.
 
+    later_steps: of the probes after the first, as many if None. A probe's moments are exact after two steps, so that
+    the first alone may go on for the eigenvalues; outliers are left out of the bulk only as far as all have them.
     parameters: names to differentiate in (see `hessian.parameter_blocks`), all trainable ones if None.
     memory_budget: bytes on the model's device, four fifths of what is free if None; what is kept and what is
     made anew follows from it (`plan`). batch_errors: the noise of the blocks, by the infinitesimal jackknife,
@@ -413,7 +416,7 @@ def spectral_signature(
     side_by_side = state is None and storage is not None and storage.dtype == operator.torch_dtype
     bases = []
     finished = _finished_probes(state, identity) if state else []
-    for run, basis in probe_runs(operator, steps, probes, seed, storage, done=len(finished)):
+    for run, basis in probe_runs(operator, steps, probes, seed, storage, len(finished), later_steps):
         influence = {}
         if batch_errors and basis and operator.blocks > 1:
             influence = {name: part.tolist() for name, part in _influences(operator, run, basis).items()}

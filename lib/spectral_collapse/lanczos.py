@@ -267,18 +267,26 @@ def lanczos(matvec: Matvec, start: torch.Tensor, steps: int, *, storage: Kept = 
 
 
 def probe_runs(
-    operator, steps: int, probes: int, seed: int, storage: Kept = "full", done: int = 0
+    operator,
+    steps: int,
+    probes: int,
+    seed: int,
+    storage: Kept = "full",
+    done: int = 0,
+    later_steps: int | None = None,
 ) -> Iterator[tuple[Quadrature, Basis | None]]:
     """One Lanczos run after another from independent Rademacher probes, each with its basis, in order.
 
-    The first `done` of them are left out. On an accelerator all runs go in step and their bases are kept together.
+    The first `done` of them are left out; those after the very first take `later_steps`, if given. On an accelerator
+    all runs go in step and their bases are kept together.
     """
     n = operator.shape[0]
     runs = []
     for probe in range(done, probes):
         start = rademacher(n, seed, "probe", probe, device=operator.device)
         start = start.to(getattr(operator, "torch_dtype", start.dtype))
-        runs.append(recurrence(start, min(steps, n), _at_hand(start) if storage == "full" else storage))
+        number = steps if probe == 0 or later_steps is None else later_steps
+        runs.append(recurrence(start, min(number, n), _at_hand(start) if storage == "full" else storage))
     if torch.device(operator.device).type != "cpu":
         yield from _drive_together(operator.matmat, runs)
         return
