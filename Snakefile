@@ -25,7 +25,7 @@ GENERATED = paths.generated_folder(P.profile)
 SOURCES = [
     *(str(file.relative_to(paths.ROOT)) for file in params.profile_files(P.profile)),
     f"params/prompts/{P.prompt_bank}.jsonl",
-    *sorted(str(file.relative_to(paths.ROOT)) for file in (paths.ROOT / "lib" / "spectral_collapse").glob("*.py")),
+    *sorted(str(file.relative_to(paths.ROOT)) for file in (paths.ROOT / "lib" / "spectral_collapse").rglob("*.py")),
 ]
 # Studies whose records come with the project and stand in every paper.
 COMMITTED = sorted(

@@ -31,7 +31,7 @@ from spectral_collapse import (
     params,
     paths,
     series,
-    sigma_reports,
+    sigma_coverage,
     statistics,
     tables,
 )
@@ -132,7 +132,7 @@ output.figure("sigma_buckets", figures.sigma_buckets(series.bucket_drifts(settin
 output.table("sigma_drifts", tables.sigma_drifts(drifts))
 output.table("forecasts", tables.forecasts(table, ["track_two_drift", "track_one_sharp_drift", "track_one_drift"]))
 covered = paper.sigma_coverage()
-output.table("sigma_coverage", sigma_reports.coverage_table(covered))
+output.table("sigma_coverage", sigma_coverage.coverage_table(covered))
 
 # %%
 text = [

@@ -7,7 +7,8 @@ import tracemalloc
 
 import mpmath
 import numpy as np
-from spectral_collapse import sigma, sigma_scale
+from spectral_collapse import sigma
+from spectral_collapse.sigma import scale
 from timing import paired
 
 DELTA = 1e-3
@@ -76,11 +77,11 @@ def tracks(m: int) -> dict:
 
 def stream(count: int, m: int = 384) -> dict:
     """`count` embeddings through the accumulator from an iterator of one chunk, once, with the peak memory."""
-    chunk = embeddings(sigma_scale.ROWS, m)
-    sizes = [sigma_scale.ROWS] * (count // sigma_scale.ROWS) + [count % sigma_scale.ROWS]
+    chunk = embeddings(scale.ROWS, m)
+    sizes = [scale.ROWS] * (count // scale.ROWS) + [count % scale.ROWS]
     tracemalloc.start()
     start = time.perf_counter()
-    sigma_scale.stream((chunk[:size] for size in sizes), m, 1.0)
+    sigma.stream((chunk[:size] for size in sizes), m, 1.0)
     seconds = time.perf_counter() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 from spectra import frozen_blocks, tiny, vectors
-from spectral_collapse import curvature, hessian
+from spectral_collapse import curvature
+from spectral_collapse.curvature.memory import WORKING_VECTORS
+from spectral_collapse.curvature.operators import HessianOperator, operator_class
 
 # An uneven number of blocks for two ranks, and fewer than ranks.
 CASES = (("hessian", 5), ("hessian", 1), ("gauss_newton", 5))
@@ -15,9 +17,9 @@ STEPS = 8
 
 def half_budget(model, tokens: torch.Tensor) -> int:
     """Bytes in which a float64 basis does not fit beside one block's graph, and a float16 one does."""
-    operator = hessian.HessianOperator(model, tokens)
-    vectors_bytes = curvature.WORKING_VECTORS * operator.n * 8
-    return vectors_bytes + int(hessian.WORKING_SHARE * operator.graph_bytes()) + 2 * STEPS * operator.n
+    operator = HessianOperator(model, tokens)
+    vectors_bytes = WORKING_VECTORS * operator.n * 8
+    return vectors_bytes + operator.block_bytes() + 2 * STEPS * operator.n
 
 
 def measured(kind: str, blocks: int, full_budget: bool = False) -> dict:
@@ -25,7 +27,7 @@ def measured(kind: str, blocks: int, full_budget: bool = False) -> dict:
     model, tokens = tiny("gpt2"), frozen_blocks(blocks)
     found = {}
     for micro_batch in (None, 2):
-        operator = hessian.operator_class(kind)(model, tokens, micro_batch=micro_batch)
+        operator = operator_class(kind)(model, tokens, micro_batch=micro_batch)
         v = vectors(operator.n, 3)
         found |= {
             f"product {micro_batch}": operator.matvec(v[0]).tolist(),

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import torch
 from spectral_collapse import curvature
-from spectral_collapse.lanczos import probe_runs
+from spectral_collapse.curvature.krylov import probe_runs
+from spectral_collapse.curvature.spectral import influences_of_blocks
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -53,6 +54,17 @@ def frozen_blocks(count: int = 5, length: int = 7) -> torch.Tensor:
 
 def vectors(n: int, count: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=(count, n)))
+
+
+class Logits(torch.nn.Module):
+    """A model as the peers call it: blocks in, logits of the predictions out, (B(T−1), V)."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, blocks: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=blocks).logits[:, :-1].flatten(0, 1)
 
 
 class Rotated:
@@ -104,7 +116,7 @@ def signature_of(operator, steps: int, probes: int, seed: int, storage="full") -
     for run, basis in probe_runs(operator, steps, probes, seed, storage):
         runs.append(run)
         if hasattr(operator, "block_forms"):
-            influences.append(curvature._influences(operator, run, basis))
+            influences.append(influences_of_blocks(operator, run, basis))
     return curvature.signature_of_runs(runs, operator.shape[0], influences, basis="float32" if storage else "none")
 
 

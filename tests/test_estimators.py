@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from spectra import Rotated
-from spectral_collapse import curvature, estimators, lanczos, tables
+from spectral_collapse import curvature, estimators, tables
 
 STEPS = [12, 18, 36]
 OUTLIERS = [30.0, 20.0, -15.0]
@@ -15,7 +15,7 @@ def record(seed: int, probes: int = 8) -> tuple[dict, np.ndarray]:
     # Nine tenths of the spectrum within a thousandth of zero, as in a trained network: the case that matters.
     bulk = np.where(rng.random(297) < 0.1, rng.normal(0.2, 1.5, size=297), rng.normal(0, 1e-3, size=297))
     operator = Rotated(np.append(bulk, OUTLIERS), seed)
-    runs = lanczos.spectral_density(operator, max(STEPS), probes, seed)
+    runs = curvature.spectral_density(operator, max(STEPS), probes, seed)
     result = {
         "parameters": operator.shape[0],
         "alphas": [run.alphas.tolist() for run in runs],
@@ -59,7 +59,7 @@ def test_moments_do_not_depend_on_the_steps_and_the_published_width_does(study):
 def test_widths_are_those_of_a_run_of_that_many_steps(study):
     frame, _ = study
     result, _ = record(1, probes=1)
-    run = lanczos.Quadrature(np.array(result["alphas"][0][:18]), np.array(result["betas"][0][:18]))
+    run = curvature.Quadrature(np.array(result["alphas"][0][:18]), np.array(result["betas"][0][:18]))
     cell = (frame["batch"] == 1) & (frame["probe"] == 0) & (frame["steps"] == 18)
     found = frame[cell & (frame["quantity"] == "published_iqr")]["value"].item()
     assert found == pytest.approx(curvature.interpolated_iqr(run.nodes, run.weights), rel=1e-3)

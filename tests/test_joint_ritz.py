@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from spectra import Rotated
-from spectral_collapse.lanczos import Storage, joint_ritz, probe_runs, rademacher
+from spectral_collapse.curvature.basis import Storage
+from spectral_collapse.curvature.krylov import joint_ritz, probe_runs, rademacher
 
 # Two close pairs at the ends: one start vector needs many steps to tell them apart.
 SPECTRUM = np.concatenate([np.random.default_rng(0).normal(0, 1, 196), [10.0, 9.9, -8.0, -7.9]])
@@ -47,3 +48,22 @@ def test_two_runs_tell_apart_what_one_cannot():
     runs = runs_of(operator, 9, 2)
     errors = [np.abs(joint_ritz(chosen)[0][:4] - [10, 9.9, -8, -7.9]).max() for chosen in (runs, runs[:1], runs[1:])]
     assert errors[0] < 1e-2 * min(errors[1:])
+
+
+def test_runs_of_unequal_length_span_the_sum_of_their_spaces():
+    operator = Rotated(SPECTRUM)
+    operator.torch_dtype, operator.shape = torch.float64, (operator.n, operator.n)
+    runs = list(probe_runs(operator, 9, 3, seed=0, storage=Storage("cpu", torch.float64), later_steps=3))
+    assert [len(run.nodes) for run, _ in runs] == [9, 3, 3]
+    spaces = []
+    for probe, steps in enumerate((9, 3, 3)):
+        spaces.append(rademacher(operator.n, 0, "probe", probe).double())
+        for _ in range(steps - 1):
+            spaces.append(operator.dense @ spaces[-1])
+            spaces[-1] /= spaces[-1].norm()
+    Q = torch.linalg.qr(torch.stack(spaces, dim=1))[0]
+    expected = torch.linalg.eigvalsh(Q.T @ operator.dense @ Q).numpy()
+    values, residuals = joint_ritz(runs)
+    np.testing.assert_allclose(values, expected[np.argsort(-np.abs(expected))], atol=1e-6)
+    nearest = np.abs(values[:, None] - SPECTRUM).min(1)
+    assert np.all(nearest <= residuals + 1e-9)

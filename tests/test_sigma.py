@@ -82,7 +82,7 @@ def test_chunks_and_merged_parts_give_the_whole():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_any_partition_merged_in_any_order_is_the_whole(seed, monkeypatch):
-    monkeypatch.setattr(sigma, "CHUNK", 7)  # chunks within an update as well
+    monkeypatch.setattr("spectral_collapse.sigma.gram.CHUNK", 7)  # chunks within an update as well
     rng = np.random.default_rng(seed)
     rows = unit_rows(rng, 300, 20) * 10.0 ** rng.uniform(-3, 3)
     whole = rows.T @ rows
@@ -233,9 +233,9 @@ def test_the_largest_eigenvalues_are_enough_for_water_filling(spread, monkeypatc
     rows = rng.normal(size=(500, 300)) * np.exp(spread * rng.normal(size=300))
     block = rows.T @ rows
     for budget in np.trace(block) * np.array([2.5, 30.0, 1e6]):
-        monkeypatch.setattr(sigma, "LANCZOS_FROM", 256)
+        monkeypatch.setattr("spectral_collapse.sigma.gram.LANCZOS_FROM", 256)
         partial = sigma.water_filling(block, budget, 1e-3)
-        monkeypatch.setattr(sigma, "LANCZOS_FROM", 10_000)
+        monkeypatch.setattr("spectral_collapse.sigma.gram.LANCZOS_FROM", 10_000)
         assert partial == pytest.approx(sigma.water_filling(block, budget, 1e-3), abs=1e-7)
 
 

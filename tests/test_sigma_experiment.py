@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from spectral_collapse import measure, params, paths, runs, seeding, series, sigma, sigma_experiment
-from spectral_collapse.sigma_drift import Budget
+from spectral_collapse.sigma import Budget
 from test_loop import TINY, quiet
 from test_measure_sigma import WordEncoder
-from test_sigma_drift import checkpoint
+from test_sigma_bands import checkpoint
 
 BUDGET = Budget(unobserved=40, rho=1.0, delta=1e-3)
 PROFILES = ["sigma_s1s2", "sigma_s1s2_finance", "sigma_s1s2_technology", "sigma_opt"]

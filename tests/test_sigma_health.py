@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from spectral_collapse import sigma
-from spectral_collapse.sigma_health import ObservedSet, health_checks, live_space
+from spectral_collapse.sigma import ObservedSet, health_checks, live_space
 
 DELTA = 1e-3
 

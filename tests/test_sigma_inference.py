@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 from spectral_collapse import sigma
-from spectral_collapse import sigma_inference as inference
-from spectral_collapse.sigma_inference import bootstrap_drift, logdet_estimate, prompt_influences
+from spectral_collapse.sigma import inference, logdet_estimate
 
 DELTA = 1e-3
 
@@ -174,84 +173,3 @@ def test_shrinkage_is_nearer_the_truth_than_delta_where_columns_are_few():
         errors.append((inference.shrunk_logdet(rows) - truth, regularised - truth))
     shrunk, regularised = np.abs(np.mean(errors, axis=0))
     assert shrunk < regularised / 2
-
-
-# Drifts
-
-
-def responses(seed: int, m: int, prompts: int = 60, blocks: int = 3, contraction: float = 1.0):
-    """Two checkpoints on the same prompts: blocks of one prompt alike, prompts alike at both, the second contracted."""
-    rng = np.random.default_rng(seed)
-    topic = rng.normal(size=(prompts, 1, m))
-    checkpoints = []
-    for scale in (1.0, contraction):
-        answer = topic + rng.normal(size=(prompts, 1, m))
-        rows = answer / 2 + rng.normal(size=(prompts, blocks, m)) * math.sqrt(0.5)
-        rows = (rows * np.linspace(1, scale, m)).reshape(-1, m)
-        checkpoints.append((rows, np.repeat(np.arange(prompts), blocks)))
-    return checkpoints
-
-
-def second_track(gram, n):
-    return sigma.track_two(gram, n, DELTA)
-
-
-def test_influences_are_the_jackknifes():
-    rows, prompts = responses(0, 4, prompts=12, blocks=2)[0]
-    value, influences = prompt_influences(rows, prompts, range(13), second_track)  # prompt 12 gave no block
-    assert value == second_track(rows.T @ rows, 24)
-    left_out = [second_track(rows[prompts != p].T @ rows[prompts != p], np.sum(prompts != p)) for p in range(13)]
-    jackknife = 12 / 13 * np.sum((left_out - np.mean(left_out)) ** 2)
-    assert influences.sum() == pytest.approx(0, abs=1e-9)
-    assert np.mean(influences**2) / 13 == pytest.approx(jackknife)
-
-
-@pytest.mark.parametrize("contraction", [1.0, 0.6])
-def test_drift_bands_cover_and_the_test_holds_its_level(contraction):
-    tables = [
-        bootstrap_drift(responses(seed, 12, contraction=contraction), second_track, resamples=400, seed=seed).iloc[1]
-        for seed in range(200)
-    ]
-    drifts, low, high, p = (np.array([t[name] for t in tables]) for name in ("drift", "low", "high", "p_value"))
-    truth = 2 * np.log(np.linspace(1, contraction, 12)).sum()
-    assert drifts.mean() == pytest.approx(truth, abs=0.15)
-    assert 0.9 <= np.mean((low <= truth) & (truth <= high)) <= 0.99
-    if contraction == 1:
-        assert np.mean(p < 0.05) < 0.09
-    else:
-        assert np.mean(p < 0.05) > 0.95
-
-
-def test_pairing_narrows_the_band_and_the_first_checkpoint_has_no_drift():
-    rows, prompts = responses(1, 12)[0]
-    later = rows * np.linspace(1, 0.7, 12) + 0.3 * np.random.default_rng(0).normal(size=rows.shape)
-    paired = bootstrap_drift([(rows, prompts), (later, prompts)], second_track)
-    shuffled = np.random.default_rng(0).permutation(60)[prompts]
-    unpaired = bootstrap_drift([(rows, prompts), (later, shuffled)], second_track)
-    assert paired.drift[1] == pytest.approx(unpaired.drift[1])
-    assert paired.standard_error[1] < 0.8 * unpaired.standard_error[1]
-    first = paired.iloc[0]
-    assert first.drift == first.low == first.high == 0 and math.isnan(first.p_value)
-    again = bootstrap_drift([(rows, prompts)] * 2, second_track).iloc[1]
-    assert again.drift == again.high == 0 and again.p_value == 1
-
-
-def test_resampled_columns_would_be_another_quantity():
-    """Why influences are resampled: the log-determinant of a resample of prompts is far below the sample's."""
-    rows, prompts = responses(3, 40)[0]
-    value, rng = second_track(rows.T @ rows, len(rows)), np.random.default_rng(0)
-    drawn = []
-    for _ in range(100):
-        weights = rng.multinomial(60, np.full(60, 1 / 60))[prompts]
-        drawn.append(second_track((rows * weights[:, None]).T @ rows, weights.sum()))
-    assert max(drawn) < value - 2
-    [band] = np.diff(np.quantile(drawn, [0.025, 0.975]))
-    assert value - np.mean(drawn) > band  # further off than its own band is wide
-
-
-def test_too_few_prompts_and_unnamed_rows_are_refused():
-    rows, prompts = responses(0, 4, prompts=9)[0]
-    with pytest.raises(ValueError, match="a bootstrap over 9 prompts says nothing"):
-        bootstrap_drift([(rows, prompts)] * 2, second_track)
-    with pytest.raises(ValueError, match="27 embeddings need as many prompt ids, not 26"):
-        prompt_influences(rows, prompts[1:], range(9), second_track)

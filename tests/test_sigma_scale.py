@@ -9,8 +9,7 @@ import pyarrow
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
-from spectral_collapse import sigma_scale
-from spectral_collapse.sigma import GramAccumulator
+from spectral_collapse.sigma import GramAccumulator, scale
 
 M = 24
 
@@ -33,34 +32,34 @@ def write(rows: np.ndarray, path: Path, fixed: bool = True) -> Path:
 @pytest.mark.parametrize("fixed", [True, False])
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 def test_files_give_the_gram_matrix_of_their_rows(tmp_path, suffix, fixed, monkeypatch):
-    monkeypatch.setattr(sigma_scale, "ROWS", 64)
+    monkeypatch.setattr(scale, "ROWS", 64)
     parts = [rows_of(seed, count) for seed, count in enumerate((500, 1, 333, 0))]
     files = [write(part, tmp_path / f"{k}.{suffix}", fixed) for k, part in enumerate(parts)]
-    chunks = list(sigma_scale.read_embeddings(files))
+    chunks = list(scale.read_embeddings(files))
     assert max(map(len, chunks)) <= 64
     np.testing.assert_array_equal(np.concatenate(chunks), np.concatenate(parts))
-    found = sigma_scale.stream(sigma_scale.read_embeddings(files), M, rho=1.0)
+    found = scale.stream(scale.read_embeddings(files), M, rho=1.0)
     expected = GramAccumulator(M).update(np.concatenate(parts))
     assert found.n == expected.n == 834
     np.testing.assert_allclose(found.gram, expected.gram, rtol=1e-12, atol=1e-12)
-    assert next(sigma_scale.read_embeddings(files[0])).shape == (64, M)
+    assert next(scale.read_embeddings(files[0])).shape == (64, M)
 
 
 def test_files_that_hold_no_embeddings_are_named(tmp_path):
     file = write(rows_of(0), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet has no column 'vector'; it has id, embedding"):
-        next(sigma_scale.read_embeddings(file, "vector"))
+        next(scale.read_embeddings(file, "vector"))
     for name, lists in (("short", [[1.0, 2.0], [3.0]]), ("missing", [[1.0, 2.0], None])):
         path = tmp_path / f"{name}.parquet"
         pyarrow.parquet.write_table(pyarrow.table({"embedding": lists}), path)
         with pytest.raises(ValueError, match=rf"{name}\.parquet: a row of 'embedding' is missing or of another length"):
-            next(sigma_scale.read_embeddings(path))
+            next(scale.read_embeddings(path))
 
 
 def test_a_stream_is_held_one_chunk_at_a_time():
     chunk = rows_of(1, 2000)
     tracemalloc.start()
-    found = sigma_scale.stream((chunk * 1.0 for _ in range(100)), M)
+    found = scale.stream((chunk * 1.0 for _ in range(100)), M)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found.n == 200_000
@@ -80,7 +79,7 @@ def partition(seed: int):
 @pytest.mark.filterwarnings("ignore")  # a worker that dies leaves open sockets
 def test_two_workers_one_killed_give_the_same_result(tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
-    expected = sigma_scale.stream((chunk for seed in range(9) for chunk in partition(seed)), M)
+    expected = scale.stream((chunk for seed in range(9) for chunk in partition(seed)), M)
     marker = tmp_path / "killed"
     monkeypatch.setenv("KILLED_ONCE", str(marker))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
@@ -91,7 +90,7 @@ def test_two_workers_one_killed_give_the_same_result(tmp_path, monkeypatch):
     ) as cluster:  # fmt: skip
         for _ in range(2):  # the first round loses a worker, the second does not
             address = cluster.scheduler_address
-            found.append(sigma_scale.distributed_gram(range(9), M, 1.0, scheduler=address, load=partition))
+            found.append(scale.distributed_gram(range(9), M, 1.0, scheduler=address, load=partition))
     assert marker.exists()
     assert found[0].n == expected.n == 9 * 500
     np.testing.assert_array_equal(found[0].gram, found[1].gram)
@@ -99,4 +98,4 @@ def test_two_workers_one_killed_give_the_same_result(tmp_path, monkeypatch):
 
 
 def test_no_partitions_are_an_empty_sum():
-    assert sigma_scale.distributed_gram([], M, scheduler="tcp://nowhere:1").n == 0
+    assert scale.distributed_gram([], M, scheduler="tcp://nowhere:1").n == 0

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from . import corpora, curvature, hessian, lanczos, loop, seeding
-from .lanczos import Quadrature
+from . import corpora, curvature, loop, seeding
+from .curvature import Nodes, Quadrature
 from .runs import Run, Stage, stage
 from .seeding import stable_seed
 
@@ -25,7 +25,7 @@ def measured(batch: int) -> Stage:
 
     @stage(
         parameters=("block_tokens", "curvature_blocks", "estimator_probes", "estimator_steps", "threads"),
-        code=(hessian, lanczos, corpora, seeding),
+        code=(curvature, corpora, seeding),
         inputs=lambda run, generation: {
             "model": loop.training(run, generation)["model_sha256"],
             "real_text": run.real.sha256,
@@ -37,9 +37,9 @@ def measured(batch: int) -> Stage:
         """Lanczos runs on the blocks of this batch."""
         params, size = run.params, run.params.curvature_blocks
         blocks = run.real.held_out[batch * size : (batch + 1) * size]
-        operator = hessian.hessian_operator(loop.load(run, generation), blocks)
+        operator = curvature.hessian_operator(loop.load(run, generation), blocks)
         seed = stable_seed(run.seed, "estimators")
-        runs = lanczos.spectral_density(operator, max(params.estimator_steps), params.estimator_probes, seed)
+        runs = curvature.spectral_density(operator, max(params.estimator_steps), params.estimator_probes, seed)
         return {
             "parameters": operator.n,
             "alphas": [[float(f"{x:.9g}") for x in run.alphas] for run in runs],
@@ -63,11 +63,11 @@ def values(results: list[dict], steps: list[int]) -> pd.DataFrame:
             Quadrature(np.array(alphas), np.array(betas))
             for alphas, betas in zip(result["alphas"], result["betas"], strict=True)
         ]
-        count = min(curvature.Nodes.of(run.truncated(min(steps)), n).outliers(n) for run in runs)
+        count = min(Nodes.of(run.truncated(min(steps)), n).outliers(n) for run in runs)
         for number in steps:
             heads = [run.truncated(number) for run in runs]
             for probe, head in enumerate(heads):
-                nodes = curvature.Nodes.of(head, n)
+                nodes = Nodes.of(head, n)
                 found = {
                     "published_iqr": curvature.interpolated_iqr(head.nodes, head.weights),
                     "lambda_max": head.nodes[-1],
@@ -84,7 +84,7 @@ def values(results: list[dict], steps: list[int]) -> pd.DataFrame:
     return frame.assign(quantity=pd.Categorical(frame["quantity"], present))
 
 
-def _sigma(nodes: curvature.Nodes, n: int, leave_out: int) -> float:
+def _sigma(nodes: Nodes, n: int, leave_out: int) -> float:
     """Standard deviation of the spectrum that one probe saw, without the largest |θ|."""
     weights, values = nodes.weights[leave_out:] * n / (n - leave_out), nodes.nodes[leave_out:]
     return math.sqrt(weights @ values**2 - (weights @ values) ** 2)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import provenance
-from .lanczos import cumulated_bounds, smoothed_density
+from .curvature import cumulated_bounds, smoothed_density
 from .params import CONDITIONS
 from .statistics import mean_interval, within_run_spearman
 from .tables import LABELS

@@ -11,22 +11,17 @@ from safetensors.torch import load_file, save_file
 from . import (
     corpora,
     generate,
-    hessian,
-    lanczos,
     loop,
     models,
     paths,
     provenance,
     seeding,
-    sigma_drift,
-    sigma_health,
-    sigma_inference,
     storyworld,
     text_metrics,
     train,
 )
-from . import curvature as curvature_module
-from . import sigma as sigma_module
+from . import curvature as curvature_package
+from . import sigma as sigma_package
 from .runs import Run, stage
 from .seeding import stable_seed
 
@@ -113,7 +108,7 @@ def read_responses(run: Run, generation: int) -> list[dict[str, str]]:
 
 
 _SPECTRUM = ("curvature_blocks", "block_tokens", "lanczos_steps", "lanczos_probes", "curvature_memory_gb", "threads")
-_SPECTRUM_CODE = (curvature_module, hessian, lanczos, corpora, seeding)
+_SPECTRUM_CODE = (curvature_package, corpora, seeding)
 
 
 def _spectrum_options(run: Run) -> dict[str, Any]:
@@ -134,9 +129,9 @@ def curvature(run: Run, generation: int) -> dict:
     model, batch = loop.load(run, generation), run.real.held_out[: run.params.curvature_blocks]
     state = run.path(generation, "curvature_state.json")
     identity = provenance.text_hash(provenance.canonical([_model_inputs(run, generation), options, len(batch)]))
-    ours = curvature_module.spectral_signature(model, batch, **options, state=state, identity=identity)
+    ours = curvature_package.spectral_signature(model, batch, **options, state=state, identity=identity)
     # The published width is read off the first of the same runs: the estimators differ, not their data.
-    published = curvature_module.published_signature(
+    published = curvature_package.published_signature(
         model,
         batch,
         nodes=ours.nodes[0],
@@ -146,18 +141,18 @@ def curvature(run: Run, generation: int) -> dict:
         memory_budget=options["memory_budget"],
     )
     state.unlink(missing_ok=True)
-    return curvature_module.as_result(ours) | curvature_module.as_result(published)
+    return curvature_package.as_result(ours) | curvature_package.as_result(published)
 
 
 @stage(parameters=_SPECTRUM, code=_SPECTRUM_CODE, inputs=_model_inputs)
 def layers(run: Run, generation: int) -> dict:
     """The signature of each part of the network: of the Hessian's diagonal block in its parameters."""
     model, batch = loop.load(run, generation), run.real.held_out[: run.params.curvature_blocks]
-    parts = curvature_module.layerwise_signatures(model, batch, **_spectrum_options(run))
+    parts = curvature_package.layerwise_signatures(model, batch, **_spectrum_options(run))
     # Without the nodes of every part, which would be most of the record, and which nothing reads.
     drop = ("nodes", "weights")
     return {
-        part: {name: value for name, value in curvature_module.as_result(signature).items() if name not in drop}
+        part: {name: value for name, value in curvature_package.as_result(signature).items() if name not in drop}
         for part, signature in parts
     }
 
@@ -169,16 +164,16 @@ REFERENCE_BLOCKS = 200  # of storyworld: with the prompts of all banks more than
 
 
 @functools.cache
-def _live_space(embed: models.Encoder) -> sigma_health.LiveSpace:
+def _live_space(embed: models.Encoder) -> sigma_package.LiveSpace:
     """The encoder's live directions, found on the same text for every profile: all prompt banks, and storyworld."""
     prompts = [prompt["text"] for bank in sorted(paths.PROMPTS.glob("*.jsonl")) for prompt in prompt_bank(bank.stem)]
     stories = storyworld.generate_stories(REFERENCE_BLOCKS, stable_seed("storyworld", "encoder"))
-    return sigma_health.live_space(embed([*prompts, *stories]).numpy())
+    return sigma_package.live_space(embed([*prompts, *stories]).numpy())
 
 
 @stage(
     parameters=("response_block_words", "sigma_rho", "threads"),
-    code=(_live_space, sigma_module, sigma_health, models, storyworld, text_metrics),
+    code=(_live_space, sigma_package, models, storyworld, text_metrics),
     inputs=lambda run, generation: {
         "responses": responses(run, generation)["responses_sha256"],
         "encoder": models.Encoder.sha256,
@@ -193,13 +188,13 @@ def embeddings(run: Run, generation: int) -> dict:
     """
     params, embed = run.params, sentence_encoder()
     lines = read_responses(run, generation)
-    observed = sigma_health.ObservedSet(tuple(line["id"] for line in lines))
-    pieces = [sigma_module.split_blocks(line["response"], params.response_block_words) for line in lines]
+    observed = sigma_package.ObservedSet(tuple(line["id"] for line in lines))
+    pieces = [sigma_package.split_blocks(line["response"], params.response_block_words) for line in lines]
     texts = [text for piece in pieces for text in piece]
     if not texts:
         raise ValueError(f"{run.folder}: no response fills half a block of {params.response_block_words} words.")
     rows, space = embed(texts).numpy(), _live_space(embed)
-    sigma_module.GramAccumulator(space.dim).update(rows, rho=params.sigma_rho)  # refuses what exceeds the cap
+    sigma_package.GramAccumulator(space.dim).update(rows, rho=params.sigma_rho)  # refuses what exceeds the cap
     tensors = {
         "embeddings": torch.from_numpy(space.project(rows).astype(np.float32)),
         "prompts": torch.tensor([index for index, piece in enumerate(pieces) for _ in piece]),
@@ -217,13 +212,13 @@ def embeddings(run: Run, generation: int) -> dict:
     }
 
 
-def read_embeddings(run: Run, generation: int) -> sigma_drift.Observed:
+def read_embeddings(run: Run, generation: int) -> sigma_package.Observed:
     """The embedded blocks of a checkpoint, checked against the observed set that generation 0 froze."""
-    frozen = sigma_health.ObservedSet(tuple(embeddings(run, 0)["observed_ids"]))
+    frozen = sigma_package.ObservedSet(tuple(embeddings(run, 0)["observed_ids"]))
     frozen.check(embeddings(run, generation)["observed_sha256"])
     tensors = load_file(embeddings.artefact(run, generation))
     rows, prompts, blocks = (tensors[name].numpy() for name in ("embeddings", "prompts", "blocks"))
-    return sigma_drift.Observed(rows.astype(np.float64), prompts, blocks)
+    return sigma_package.Observed(rows.astype(np.float64), prompts, blocks)
 
 
 def _logdet(rows: np.ndarray, gram: np.ndarray, total: int) -> dict[str, list[float] | None]:
@@ -231,9 +226,9 @@ def _logdet(rows: np.ndarray, gram: np.ndarray, total: int) -> dict[str, list[fl
     count, m = rows.shape
     if count <= m:
         return {"logdet_plug_in": None, "logdet_corrected": None}
-    leverages = sigma_inference.leverages(rows, gram)
+    leverages = sigma_package.leverages(rows, gram)
     return {
-        name: list(sigma_inference.logdet_estimate(gram, count, total, correction, leverages=leverages)[:3])
+        name: list(sigma_package.logdet_estimate(gram, count, total, correction, leverages=leverages)[:3])
         for name, correction in (("logdet_plug_in", "none"), ("logdet_corrected", "leverage"))
     }
 
@@ -249,13 +244,13 @@ def _sigma_inputs(run: Run, generation: int) -> dict[str, Any]:
 
 @stage(
     parameters=("sigma_delta", "sigma_rho", "blocks_per_generation"),
-    code=(read_embeddings, _logdet, sigma_module, sigma_drift, sigma_health, sigma_inference, seeding, text_metrics),
+    code=(read_embeddings, _logdet, sigma_package, seeding, text_metrics),
     inputs=_sigma_inputs,
 )
 def sigma(run: Run, generation: int) -> dict:
     """Both SIGMA tracks, their drifts from generation 0 with bands, and the surface proxies of the responses."""
     # What the model wrote and nobody embedded: as many blocks as a generation trains on.
-    budget = sigma_drift.Budget(run.params.blocks_per_generation, run.params.sigma_rho, run.params.sigma_delta)
+    budget = sigma_package.Budget(run.params.blocks_per_generation, run.params.sigma_rho, run.params.sigma_delta)
     unobserved, rho, delta = budget
     first, last = read_embeddings(run, 0), read_embeddings(run, generation)
     gram, count = last.rows.T @ last.rows, len(last.rows)
@@ -267,13 +262,13 @@ def sigma(run: Run, generation: int) -> dict:
         "total_blocks": total,
         "dimension": embeddings(run, generation)["dimension"],
         "live_dimensions": last.rows.shape[1],
-        "health": sigma_health.health_checks(last.rows, rho, delta),
-        "track_one": sigma_module.track_one(gram, count, total, rho, delta),
-        "track_one_sharp": sigma_module.track_one(gram, count, total, rho, delta, "water_filling"),
-        "track_two": sigma_module.track_two(gram, count, delta),
+        "health": sigma_package.health_checks(last.rows, rho, delta),
+        "track_one": sigma_package.track_one(gram, count, total, rho, delta),
+        "track_one_sharp": sigma_package.track_one(gram, count, total, rho, delta, "water_filling"),
+        "track_two": sigma_package.track_two(gram, count, delta),
         **_logdet(last.rows, gram, total),
-        "drifts": sigma_drift.drifts(first, last, budget, run.seed),
-        "bucket_drifts": sigma_drift.bucket_drifts(first, last, [line["bucket"] for line in lines], budget, run.seed),
+        "drifts": sigma_package.banded_drifts(first, last, budget, run.seed),
+        "bucket_drifts": sigma_package.bucket_drifts(first, last, [line["bucket"] for line in lines], budget, run.seed),
         "hashed_ngram_hhi": text_metrics.hashed_ngram_hhi(texts),
         "response_distinct_2": text_metrics.distinct_n(texts, 2),
     }

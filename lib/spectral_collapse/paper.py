@@ -190,7 +190,7 @@ def committed_values(noise: pd.DataFrame, result: dict) -> dict[str, str]:
 
 
 def sigma_coverage() -> pd.DataFrame:
-    """The committed study of SIGMA's intervals (`sigma_reports`): a row a cell and correction.
+    """The committed study of SIGMA's intervals (`sigma_coverage`): a row a cell and correction.
 
     ValueError where it is missing, or its table is not the one that its record describes.
     """

@@ -1,11 +1,12 @@
 """The PDF: `python -m spectral_collapse.pdf PROFILE` typesets the paper with a profile's generated files."""
 
+import argparse
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from . import paths
+from . import cli, paths
 
 PAPER = paths.ROOT / "paper"
 SOURCES = [
@@ -74,15 +75,10 @@ def build(profile: str) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Builds the PDF of a profile; 1 with one sentence where that cannot be done."""
-    if len(arguments) != 1:
-        print("usage: python -m spectral_collapse.pdf PROFILE")
-        return 2
-    try:
-        print(f"The paper is {build(arguments[0]).relative_to(paths.ROOT)}.")
-    except ValueError as error:
-        print(error)
-        return 1
-    return 0
+    parser = argparse.ArgumentParser(prog="python -m spectral_collapse.pdf")
+    parser.add_argument("profile")
+    profile = parser.parse_args(arguments).profile
+    return cli.outcome(lambda: f"The paper is {build(profile).relative_to(paths.ROOT)}.")
 
 
 if __name__ == "__main__":

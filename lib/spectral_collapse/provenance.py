@@ -44,10 +44,16 @@ def file_hash(path: Path) -> str:
 
 @functools.cache
 def code_hash(*parts: ModuleType | Callable) -> str:
-    """SHA-256 of what modules and functions do: their syntax trees without docstrings, so that prose may change."""
-    trees = []
+    """SHA-256 of what modules, packages and functions do: their syntax trees without docstrings, so that prose may
+    change."""
+    sources = []
     for part in parts:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
+        folders = getattr(part, "__path__", [])
+        files = sorted(file for folder in folders for file in Path(folder).rglob("*.py"))
+        sources += [file.read_text(encoding="utf-8") for file in files] or [textwrap.dedent(inspect.getsource(part))]
+    trees = []
+    for source in sources:
+        tree = ast.parse(source)
         for node in ast.walk(tree):
             match getattr(node, "body", None):
                 case [ast.Expr(ast.Constant(str())), *_]:

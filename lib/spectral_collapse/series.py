@@ -8,7 +8,7 @@ import pandas as pd
 from . import paths, provenance
 from .params import Params
 from .runs import BASELINE
-from .sigma_drift import TRACKS
+from .sigma import TRACKS
 
 # Numbers of a stage that become columns as they are.
 _COLUMNS = {

@@ -15,11 +15,11 @@ import pandas as pd
 import yaml
 from scipy.stats import pearsonr, spearmanr
 
-from . import corpora, figures, measure, models, paper, provenance, runs, series, sigma, sigma_drift, tables
+from . import cli, corpora, figures, measure, models, paper, provenance, runs, series, sigma, tables
 from . import params as params_module
 from .params import Params
 from .seeding import generator
-from .sigma_drift import Budget, Observed
+from .sigma import Budget, Observed
 
 # The published artefacts' prefixes and columns; a domain is a prompt bank.
 PREFIXES = {"finance": "fin", "technology": "tech", "stories": "stories"}
@@ -225,12 +225,12 @@ def noise_floor(observed: Observed, budget: Budget, splits: int = SPLITS, seed: 
         halves = (order[: len(order) // 2], order[len(order) // 2 :])
         parts = [observed.select(np.isin(observed.prompts, half)) for half in halves]
         # No prompt is left out of either: the values alone.
-        one, other = ([sigma_drift.value(part, track, budget) for track in sigma_drift.TRACKS] for part in parts)
+        one, other = ([sigma.track_value(part, track, budget) for track in sigma.TRACKS] for part in parts)
         found.append(np.subtract(one, other))
     drifts = np.array(found)
     return pd.DataFrame(
         {
-            "track": sigma_drift.TRACKS,
+            "track": sigma.TRACKS,
             "mean": drifts.mean(0),
             "sd": drifts.std(0, ddof=1),
             "q95": np.quantile(np.abs(drifts), 0.95, axis=0),
@@ -241,7 +241,7 @@ def noise_floor(observed: Observed, budget: Budget, splits: int = SPLITS, seed: 
 
 def sized(first: Observed, last: Observed, size: int) -> tuple[Observed, Observed] | None:
     """The same `size` blocks of both checkpoints, the first blocks of all prompts first; None where there are fewer."""
-    both = sigma_drift.common(first, last)
+    both = sigma.common(first, last)
     if len(both[0].rows) < size:
         return None
     return tuple(each.select(np.lexsort((each.prompts, each.blocks))[:size]) for each in both)
@@ -252,7 +252,7 @@ def size_ablation(first: Observed, last: Observed, budget: Budget, seed: int = 0
     rows = []
     for size in SIZES:
         if (pair := sized(first, last, size)) is not None:
-            found = sigma_drift.drifts(*pair, budget, seed)
+            found = sigma.banded_drifts(*pair, budget, seed)
             rows += [{"n_observed": size, "track": track, **drift} for track, drift in found.items()]
     names = ["n_observed", "track", "drift", "low", "high", "standard_error", "p_value"]
     return pd.DataFrame(rows, columns=names)
@@ -330,13 +330,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("profile")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), dest="changes")
     given = parser.parse_args(arguments)
-    try:
-        params = params_module.load(given.profile, **{key: yaml.safe_load(value) for key, value in given.changes})
-        print("\n".join(write(params)))
-    except ValueError as error:
-        print(error)
-        return 1
-    return 0
+    changes = {key: yaml.safe_load(value) for key, value in given.changes}
+    return cli.outcome(lambda: "\n".join(write(params_module.load(given.profile, **changes))))
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def write_table(frame: pd.DataFrame, path: Path, columns: Mapping[str, str] | No
     provenance.write_text(path, text + "\n")
 
 
-def _frame(rows: Sequence[Sequence[Any]], headings: Sequence[str]) -> pd.DataFrame:
+def frame_of(rows: Sequence[Sequence[Any]], headings: Sequence[str]) -> pd.DataFrame:
     """Frame of display cells under display headings; objects throughout, so that `Raw` survives."""
     return pd.DataFrame(rows, columns=pd.Index(headings, dtype=object), dtype=object)
 
@@ -155,7 +155,7 @@ def last_generation(table: pd.DataFrame, metrics: Sequence[str] | None = None) -
         halves = (last["high"] - last["low"]) / 2
         cells = [_plus_minus(last.loc[condition, "mean"], halves[condition]) for condition in conditions]
         rows.append([label(metric), *cells])
-    return _frame(rows, ["Metric", *conditions])
+    return frame_of(rows, ["Metric", *conditions])
 
 
 def anova(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> pd.DataFrame:
@@ -175,7 +175,7 @@ def anova(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> pd.DataF
             rows[-1] += [effect.F, Number(format_p(effect.p))]
         headings += [Raw(r"$\eta^2_{cg}$"), Raw(r"$\varepsilon_{cg}$")]
         rows[-1] += [effect.eta, effect.epsilon]
-    return _frame(rows, headings)
+    return frame_of(rows, headings)
 
 
 def posthoc(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
@@ -196,7 +196,7 @@ def posthoc(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: 
     freedom = table["seed"].nunique() - 1
     headings = ["Metric", "Condition", f"Difference from {control}"]
     names = [rf"$t({freedom})$", r"$p_{\mathrm{Holm}}$", r"$p_{\mathrm{flip}}$"]
-    return _frame(rows, headings + [Raw(name) for name in names])
+    return frame_of(rows, headings + [Raw(name) for name in names])
 
 
 def effect_sizes(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
@@ -207,7 +207,7 @@ def effect_sizes(table: pd.DataFrame, metrics: Sequence[str] | None = None, cont
             intervals = [Number(format_interval(size.d_av)), Number(format_interval(size.d_z))]
             rows.append([label(metric), condition, *intervals, size.g_z])
     headings = [Raw(r"$d_{\mathrm{av}}$"), Raw(r"$d_{\mathrm{z}}$"), Raw(r"$g_{\mathrm{z}}$")]
-    return _frame(rows, ["Metric", "Condition", *headings])
+    return frame_of(rows, ["Metric", "Condition", *headings])
 
 
 def icarus(table: pd.DataFrame, metrics: Sequence[str], control: str = CONTROL) -> pd.DataFrame:
@@ -217,7 +217,7 @@ def icarus(table: pd.DataFrame, metrics: Sequence[str], control: str = CONTROL) 
         for row in early_warning.icarus_counts(table, metric, control).itertuples():
             name = f"{row.condition} (false alarms)" if row.condition == control else row.condition
             rows.append([label(metric), name, *(Number(str(n)) for n in (row.runs, row.rise, row.fall, row.icarus))])
-    return _frame(rows, ["Metric", "Condition", "Runs", "Rise", "Fall", "Both"])
+    return frame_of(rows, ["Metric", "Condition", "Runs", "Rise", "Fall", "Both"])
 
 
 def estimators(summary: pd.DataFrame) -> pd.DataFrame:
@@ -232,7 +232,7 @@ def estimators(summary: pd.DataFrame) -> pd.DataFrame:
         for row in summary.itertuples()
     ]
     headings = [f"{name.removeprefix('at_')} steps" for name in steps]
-    return _frame(rows, ["Quantity", "CV, probes", "CV, batches", *headings])
+    return frame_of(rows, ["Quantity", "CV, probes", "CV, batches", *headings])
 
 
 def correlations(
@@ -250,7 +250,7 @@ def correlations(
         for pair in [(row.metric_a, row.metric_b), (row.metric_b, row.metric_a)]
     }
     rows = [[label(row), *(cells.get((row, column), Number("--")) for column in against)] for row in metrics]
-    return _frame(rows, ["Metric", *map(label, against)])
+    return frame_of(rows, ["Metric", *map(label, against)])
 
 
 def sigma_drifts(drifts: pd.DataFrame) -> pd.DataFrame:
@@ -266,7 +266,7 @@ def sigma_drifts(drifts: pd.DataFrame) -> pd.DataFrame:
         cells = [Number(format_interval(Interval(run.drift, run.low, run.high))) for run in runs.itertuples()]
         found = Number(f"{(runs['p_value'] < 0.05).sum()} of {len(runs)}")
         rows.append([condition, label(f"{track}_drift"), *cells, found])
-    return _frame(rows, ["Condition", "Track", *(f"seed {seed}" for seed in seeds), Raw("$p<0.05$")])
+    return frame_of(rows, ["Condition", "Track", *(f"seed {seed}" for seed in seeds), Raw("$p<0.05$")])
 
 
 def forecasts(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -284,7 +284,7 @@ def forecasts(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
             rows.append([label(metric), condition, *(Number(format_number(x)) for x in numbers[:1]), limits])
             rows[-1] += [Number(format_number(x)) for x in numbers[1:]]
     headings = ["Metric", "Condition", "Rate", "With a limit", "Limit", "RMSE", "RMSE, naive", "Skill"]
-    return _frame(rows, headings)
+    return frame_of(rows, headings)
 
 
 def published_hessian(folder: Path = paths.PUBLISHED) -> pd.DataFrame:
@@ -297,4 +297,4 @@ def published_hessian(folder: Path = paths.PUBLISHED) -> pd.DataFrame:
     headings = [Raw(rf"\shortstack[r]{{{model}\\{name}\\(published)}}") for model, name in stacks]
     columns = ["generation", "recursive", "fresh", "static", "training_loss", "spectral_ratio"]
     rows = [[Number(figure) for figure in row] for row in merged[columns].to_numpy()]
-    return _frame(rows, ["Generation", *headings])
+    return frame_of(rows, ["Generation", *headings])

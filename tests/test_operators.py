@@ -12,9 +12,16 @@ import pyhessian
 import pytest
 import scipy.sparse.linalg
 import torch
-from spectra import ARCHITECTURES, VOCABULARY, WIDTH, frozen_blocks, tiny, vectors
-from spectral_collapse import hessian
-from spectral_collapse.hessian import GaussNewtonOperator, HessianOperator, hessian_operator, parameter_blocks
+from spectra import ARCHITECTURES, VOCABULARY, WIDTH, Logits, frozen_blocks, tiny, vectors
+from spectral_collapse.curvature import (
+    GaussNewtonOperator,
+    HessianOperator,
+    head,
+    hessian_operator,
+    mean_loss,
+    parameter_blocks,
+)
+from spectral_collapse.curvature.memory import available_memory
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -223,7 +230,7 @@ def test_micro_batches_and_chunks_of_any_size_give_the_same_product(name, kind, 
         assert relative_error(operator.matvec(v[0]), expected.matvec(v[0])) < 1e-5
         assert relative_error(operator._batched(v), expected._batched(v)) < 1e-5
     for rows in (1, 4, 7, 30):  # of 30 predictions in all, 6 in each block
-        monkeypatch.setattr(hessian, "CHUNK_LOGITS", rows * VOCABULARY)
+        monkeypatch.setattr(head, "CHUNK_LOGITS", rows * VOCABULARY)
         operator = OPERATORS[kind](model, tokens)
         assert operator._rows == rows
         assert relative_error(operator.matvec(v[0]), expected.matvec(v[0])) < 1e-5
@@ -283,7 +290,7 @@ def test_dropout_is_off_even_in_a_model_that_was_training(name, rates):
     operator = HessianOperator(model, tokens)
     v = vectors(operator.n, 1)[0]
     assert relative_error(operator.matvec(v), HessianOperator(without, tokens).matvec(v)) < 1e-12
-    assert hessian.mean_loss(model, tokens).item() != hessian.mean_loss(without, tokens).item()
+    assert mean_loss(model, tokens).item() != mean_loss(without, tokens).item()
 
 
 @both_kinds
@@ -349,34 +356,30 @@ def test_a_graph_that_does_not_fit_is_made_anew_in_micro_batches():
     model, tokens = tiny("gpt2"), frozen_blocks()
     operator = hessian_operator(model, tokens)
     assert operator.micro_batch is None
-    need = int(hessian.WORKING_SHARE * operator.graph_bytes())
+    need = operator.block_bytes()
     assert need > 0
     v = vectors(operator.n, 1)[0]
     product = operator.matvec(v)
     assert operator._kept is not None
-    operator.release()
-    assert operator._kept is None
     for budget, blocks in ((5 * need, None), (5 * need - 1, 4), (2 * need, 2), (need, 1)):
         smaller = hessian_operator(model, tokens, memory_budget=budget)
         assert smaller.micro_batch == blocks
         assert relative_error(smaller.matvec(v), product) < 1e-12
         assert (smaller._kept is None) == (blocks is not None)
-    with pytest.raises(
-        MemoryError, match=r"^one block of 7 tokens needs about .* GiB and the budget is 0.00 GiB: .*\.$"
-    ):
+    with pytest.raises(MemoryError, match=r"^even one block at a time needs .* GiB and the budget is 0.00 GiB: .*\.$"):
         hessian_operator(model, tokens, memory_budget=need - 1)
 
 
 def test_the_graph_grows_with_the_block_and_counts_the_logits_once(monkeypatch):
     model = tiny("gpt2", max_position_embeddings=64, n_positions=64)
-    short, long = (HessianOperator(model, frozen_blocks(1, T)).graph_bytes() for T in (16, 64))
+    short, long = (HessianOperator(model, frozen_blocks(1, T)).block_bytes() for T in (16, 64))
     assert 3 * short < long < 20 * short  # attention grows with T²
-    monkeypatch.setattr(hessian, "CHUNK_LOGITS", VOCABULARY)
-    assert HessianOperator(model, frozen_blocks(1, 64)).graph_bytes() < long
+    monkeypatch.setattr(head, "CHUNK_LOGITS", VOCABULARY)
+    assert HessianOperator(model, frozen_blocks(1, 64)).block_bytes() < long
 
 
 def test_free_memory_is_a_number_of_bytes():
-    assert 2**20 < hessian.available_memory("cpu") < 2**50
+    assert 2**20 < available_memory("cpu") < 2**50
 
 
 # ---- bad input
@@ -440,17 +443,6 @@ def test_unknown_kinds_and_parameters_are_refused_in_one_sentence():
 
 
 # ---- peers
-
-
-class Logits(torch.nn.Module):
-    """A model as the peers call it: blocks in, logits of the predictions out, (B(T−1), V)."""
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, blocks: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=blocks).logits[:, :-1].flatten(0, 1)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])

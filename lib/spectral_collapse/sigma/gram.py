@@ -1,7 +1,7 @@
 """SIGMA: log-determinant tracks of the Gram matrix of sentence embeddings (arXiv 2601.03385).
 
 A = Σ v vᵀ over the observed embeddings v ∈ R^m (n_A of them), B the same over the unobserved n_B, G = A + B,
-n = n_A + n_B. Estimates and intervals are in `sigma_inference`, checks of the input in `sigma_health`.
+n = n_A + n_B. Estimates and intervals are in `inference`, drifts with bands in `bands`, checks of input in `health`.
 """
 
 import math
@@ -14,9 +14,7 @@ from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dpotrf
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
-from .text_metrics import distinct_n as distinct_n  # the surface proxies of SIGMA, part of its public names
-from .text_metrics import hashed_ngram_hhi as hashed_ngram_hhi
-from .text_metrics import words
+from ..text_metrics import words
 
 CHUNK = 4096  # rows converted to float64 at a time: bounds the memory, and is long enough for the BLAS
 LANCZOS_FROM = 256  # below this m all eigenvalues cost less than finding the largest few

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow
 import pyarrow.dataset
 
-from .sigma import GramAccumulator
+from .gram import GramAccumulator
 
 ROWS = 8192  # read at a time
 

@@ -1,24 +1,21 @@
-"""SIGMA: what the observed block says about the whole, with intervals. Notation as in `sigma`.
+"""SIGMA: what the observed block says about the whole, with intervals. Notation as in `gram`.
 
-Intervals are for log det G, G random with A a random part of its columns, and for drifts of tracks. Their measured
+Intervals are for log det G, G random with A a random part of its columns. Their measured
 coverage is in results/sigma_coverage; proofs are in the paper's appendix.
 """
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 import scipy.linalg
 from scipy.optimize import brentq
 from scipy.special import digamma, polygamma
 from scipy.stats import beta, norm
 from sklearn.covariance import LedoitWolf
 
-from .seeding import generator
-from .sigma import cholesky_logdet
+from .gram import cholesky_logdet
 
 CHUNK = 4096  # embeddings whitened at a time
 
@@ -27,7 +24,7 @@ def leverages(embeddings: np.ndarray, gram: np.ndarray | None = None) -> np.ndar
     """h_j = v_jᵀ A⁻¹ v_j of the observed embeddings (n_A, m), each in [0, 1], their sum m; shape (n_A,).
 
     A is their Gram matrix where it is not given. ValueError where A is singular: too few embeddings, or dead
-    directions of the encoder (`sigma_health.live_space`).
+    directions of the encoder (`live_space`).
     """
     rows = np.asarray(embeddings, dtype=np.float64)
     gram = rows.T @ rows if gram is None else gram
@@ -169,62 +166,3 @@ def shrunk_logdet(embeddings: np.ndarray) -> float:
     """
     fitted = LedoitWolf(store_precision=False, assume_centered=True).fit(np.asarray(embeddings, dtype=np.float64))
     return cholesky_logdet(fitted.covariance_)
-
-
-# Drifts
-
-Track = Callable[[np.ndarray, int], float]
-Checkpoint = tuple[np.ndarray, Sequence[Hashable]]
-
-
-def prompt_influences(
-    embeddings: np.ndarray, prompts: Sequence[Hashable], universe: Sequence[Hashable], track: Track
-) -> tuple[float, np.ndarray]:
-    """A track's value, and how far each prompt of `universe` pulls it, by leaving out its blocks; shape (P,).
-
-    `prompts` names the prompt of each row of `embeddings` (n_A, m), `track` maps (A, n_A) to a number. The
-    influences sum to zero, and the variance of their mean is the jackknife's.
-    """
-    rows = np.asarray(embeddings, dtype=np.float64)
-    if len(rows) != len(prompts):
-        raise ValueError(f"{len(rows)} embeddings need as many prompt ids, not {len(prompts)}.")
-    places: dict[Hashable, list[int]] = {prompt: [] for prompt in universe}
-    for row, prompt in enumerate(prompts):
-        places[prompt].append(row)
-    gram = rows.T @ rows
-    value = track(gram, len(rows))
-    without = np.array([track(gram - rows[own].T @ rows[own], len(rows) - len(own)) for own in places.values()])
-    count = len(places)
-    return value, math.sqrt(count * (count - 1)) * (without.mean() - without)
-
-
-def bootstrap_drift(
-    checkpoints: Sequence[Checkpoint],
-    track: Track,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Drift of a track against checkpoint 0 with a band and a test of drift ≠ 0, by a bootstrap over prompts.
-
-    A checkpoint is (embeddings (n_A, m), prompt id of each row). All checkpoints answer the same prompts, and a
-    resample draws one set of prompts for all of them: the pairing. What is resampled are the prompts' influences,
-    not the columns. A resample of columns holds 63 % of the prompts, and its log-determinant is another, far lower
-    quantity. One row a checkpoint: drift, low, high (symmetric, nominal `level`), standard_error, p_value.
-    Conservative where n_A is near m: the jackknife's variance is high on average (Efron and Stein 1981).
-    """
-    universe = sorted({prompt for _, prompts in checkpoints for prompt in prompts}, key=str)
-    if len(universe) < 10:
-        raise ValueError(f"a bootstrap over {len(universe)} prompts says nothing: 10 at the least.")
-    measured = [prompt_influences(rows, prompts, universe, track) for rows, prompts in checkpoints]
-    count = len(universe)
-    weights = generator("bootstrap_drift", seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    table = []
-    for generation, (value, influences) in enumerate(measured):
-        drift, pull = value - measured[0][0], influences - measured[0][1]
-        errors = np.abs(weights @ pull / count)
-        half = float(np.quantile(errors, level))
-        p_value = (1 + np.count_nonzero(errors >= abs(drift))) / (1 + resamples) if generation else math.nan
-        error = float(np.sqrt((pull**2).mean() / count))
-        table.append((generation, drift, drift - half, drift + half, error, p_value))
-    return pd.DataFrame(table, columns=["generation", "drift", "low", "high", "standard_error", "p_value"])

@@ -1,40 +1,23 @@
 """Products with the Hessian and with the Gauss–Newton matrix of a causal language model's mean loss."""
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import psutil
 import scipy.sparse.linalg
 import torch
 from torch import distributed
-from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from .lanczos import dot
+from .basis import dot
+from .head import HeadGradient, head_curvature, probabilities, rows_at_a_time
+from .memory import available_memory, fitting_blocks
 
-# Logits of as many positions at a time as fit here (64 MiB in float32): a batch of any size and vocabulary passes.
-CHUNK_LOGITS = 1 << 24
 # A batch needs its saved tensors and, while a product runs, about half as much again.
 WORKING_SHARE = 1.5
-
-
-def available_memory(device: torch.device | str) -> int:
-    """Bytes that can be taken now on a device; on the CPU within the limit of the container, if there is one, and
-    a fair part of them where a launcher runs several processes on this machine."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = psutil.virtual_memory().available
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    with contextlib.suppress(OSError, ValueError):  # no such limit
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return max(free, 0) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def mean_loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
@@ -78,78 +61,6 @@ def _measured(model: PreTrainedModel) -> Iterator[None]:
         for embedding, index in zip(embeddings, padding, strict=True):
             embedding.padding_idx = index
         model.train(training)
-
-
-def _probabilities(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """P = softmax(h Wᵀ), (N, V)."""
-    return (hidden @ weight.T).softmax(1)
-
-
-class _HeadGradient(torch.autograd.Function):
-    """Gradient of the summed cross-entropy of logits h Wᵀ, itself differentiable once.
-
-    hidden (N, d), weight (V, d), targets (N,) → (D W, Dᵀ h) with D = P − onehot(targets). For cotangents a (N, d)
-    and B (V, d) the backward pass gives (u W + D B, uᵀ h + Dᵀ a), u the curvature of δ = a Wᵀ + h Bᵀ.
-    D is never formed: its part of P is a matrix product, its part of the targets a row at each.
-    Works on `rows` positions at a time; where they are more, P is made again instead of kept.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, rows):
-        by_hidden, by_weight, P = [], torch.zeros_like(weight), None
-        for h in hidden.split(rows):
-            P = _probabilities(h, weight)
-            by_hidden.append(P @ weight)
-            by_weight.addmm_(P.T, h)
-        ctx.rows, ctx.kept = rows, P if len(by_hidden) == 1 else None
-        ctx.save_for_backward(hidden, weight, targets)
-        ctx.set_materialize_grads(False)
-        return torch.cat(by_hidden).sub_(weight[targets]), by_weight.index_add_(0, targets, hidden, alpha=-1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, a, B):
-        hidden, weight, targets = ctx.saved_tensors
-        by_hidden, by_weight = head_curvature(hidden, weight, targets, a, B, ctx.rows, ctx.kept, full=True)
-        return by_hidden, by_weight if ctx.needs_input_grad[1] else None, None, None
-
-
-def head_curvature(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    a: torch.Tensor | None,
-    B: torch.Tensor | None,
-    rows: int,
-    kept: torch.Tensor | None,
-    *,
-    full: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Change of the head's gradient along (a, B), in chunks of rows: (u W, uᵀ h), with `full` also (D B, Dᵀ a).
-
-    u = P∘(δ − P·δ) is the cross-entropy's second derivative in the logits, times their change δ. Without the
-    second parts it is Gauss–Newton's product. None stands for zero.
-    """
-    by_hidden, by_weight = [], None
-    for start in range(0, len(hidden), rows):
-        part = slice(start, start + rows)
-        h, t = hidden[part], targets[part]
-        P = kept if kept is not None else _probabilities(h, weight)
-        if a is None:
-            change = h @ B.T
-        else:
-            change = a[part] @ weight.T
-            if B is not None:
-                change = torch.addmm(change, h, B.T)
-        u = change.sub_(torch.linalg.vecdot(P, change)[:, None]).mul_(P)
-        hidden_part, weight_part = u @ weight, u.T @ h
-        if full and B is not None:
-            hidden_part = torch.addmm(hidden_part, P, B).sub_(B[t])
-        if full and a is not None:
-            weight_part = torch.addmm(weight_part, P.T, a[part]).index_add_(0, t, a[part], alpha=-1)
-        by_hidden.append(hidden_part)
-        by_weight = weight_part if by_weight is None else by_weight.add_(weight_part)
-    return torch.cat(by_hidden), by_weight
 
 
 class HessianOperator(scipy.sparse.linalg.LinearOperator):
@@ -197,7 +108,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         self.sizes = [leaf.numel() for leaf in self.leaves]
         self.n = sum(self.sizes)
         super().__init__(np.dtype(np.float64 if double else np.float32), (self.n, self.n))
-        self._rows = max(1, CHUNK_LOGITS // len(self._weight))
+        self._rows = rows_at_a_time(len(self._weight))
         self.blocks = len(tokens)
         self._predictions = tokens[:, 1:].numel()
         rank, world = 0, 1
@@ -236,7 +147,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
     def _linearise(self, tokens: torch.Tensor) -> tuple:
         """The gradient of the summed loss with its graph, one tensor for each parameter."""
         hidden = self._hidden(tokens)
-        by_hidden, by_weight = _HeadGradient.apply(hidden, self._weight, tokens[:, 1:].flatten(), self._rows)
+        by_hidden, by_weight = HeadGradient.apply(hidden, self._weight, tokens[:, 1:].flatten(), self._rows)
         if not hidden.requires_grad:  # the head alone is differentiated
             return (by_weight,)
         gradient = torch.autograd.grad(
@@ -322,8 +233,8 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             forms = on_device.cpu()
         return forms.numpy()
 
-    def graph_bytes(self) -> int:
-        """Bytes that the retained graph of one block takes, measured on the first one."""
+    def block_bytes(self) -> int:
+        """Bytes that one block takes at work: its retained graph, measured on the first block, and half as much."""
         sizes: dict[int, int] = {}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -337,7 +248,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             sizes.pop(parameter.untyped_storage().data_ptr(), None)
         del graph
         logits = min(self._rows, self._first[:, 1:].numel()) * len(self._weight) * self._weight.itemsize
-        return sum(sizes.values()) + logits
+        return int(WORKING_SHARE * (sum(sizes.values()) + logits))
 
     def least(self, *values: int) -> list[int]:
         """The smallest of all ranks' values, so that what is decided by them is decided alike everywhere."""
@@ -346,10 +257,6 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         agreed = torch.tensor(values, device=self.device)
         distributed.all_reduce(agreed, op=distributed.ReduceOp.MIN)
         return agreed.tolist()
-
-    def release(self) -> None:
-        """Frees the retained graph; the next product builds it again."""
-        self._kept = None
 
 
 class GaussNewtonOperator(HessianOperator):
@@ -366,7 +273,7 @@ class GaussNewtonOperator(HessianOperator):
         kept = None
         if len(hidden) <= self._rows:
             with torch.no_grad():
-                kept = _probabilities(hidden, self._weight)
+                kept = probabilities(hidden, self._weight)
         if not hidden.requires_grad:
             return hidden, targets, kept, None, None
         # g(c) = Jᵀc is linear in c: its derivative in c is J.
@@ -378,7 +285,7 @@ class GaussNewtonOperator(HessianOperator):
 
     def _apply(self, graph: tuple, pieces: list[torch.Tensor], keep: bool, batched: bool = False) -> torch.Tensor:
         if batched:
-            return torch.stack([self._apply(graph, list(piece), True) for piece in zip(*pieces, strict=True)])
+            return torch.stack([self._apply(graph, list(piece), keep=True) for piece in zip(*pieces, strict=True)])
         hidden, targets, kept, cotangent, transposed = graph
         a = B = None
         for leaf, piece in zip(self.leaves, pieces, strict=True):
@@ -391,7 +298,7 @@ class GaussNewtonOperator(HessianOperator):
             by_hidden, by_weight = head_curvature(hidden, self._weight, targets, a, B, self._rows, kept, full=False)
         if transposed is None:
             return by_weight.flatten()
-        found = torch.autograd.grad(hidden, self.leaves, by_hidden, retain_graph=True, materialize_grads=True)
+        found = torch.autograd.grad(hidden, self.leaves, by_hidden, retain_graph=keep, materialize_grads=True)
         found = [f + by_weight if leaf is self._weight else f for f, leaf in zip(found, self.leaves, strict=True)]
         return torch.cat([piece.flatten() for piece in found])
 
@@ -440,20 +347,5 @@ def hessian_operator(
     """
     operator = operator_class(kind)(model, batch, parameters=parameters)
     budget = available_memory(operator.device) // 2 if memory_budget is None else memory_budget
-    operator.micro_batch = fitting_blocks(operator, budget)
+    operator.micro_batch = fitting_blocks(budget, operator.block_bytes(), operator.share)
     return operator
-
-
-def fitting_blocks(operator: HessianOperator, budget: int) -> int | None:
-    """Blocks whose graphs fit into a budget in bytes: None for all of them, which then are kept."""
-    if not len(operator._tokens):
-        return None
-    need = int(WORKING_SHARE * operator.graph_bytes())
-    if need * len(operator._tokens) <= budget:
-        return None
-    if need > budget:
-        raise MemoryError(
-            f"one block of {operator._tokens.shape[1]} tokens needs about {need / 2**30:.2f} GiB and the budget is "
-            f"{budget / 2**30:.2f} GiB: use shorter blocks or a larger memory budget."
-        )
-    return budget // need

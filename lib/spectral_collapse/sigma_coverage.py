@@ -1,6 +1,6 @@
 """SIGMA: how often the intervals for log det G hold the truth, measured once and kept in results/sigma_coverage.
 
-python -m spectral_collapse.sigma_reports TEXT    # half an hour of one core; TEXT: a file of real text
+python -m spectral_collapse.sigma_coverage TEXT    # half an hour of one core; TEXT: a file of real text
 """
 
 import argparse
@@ -15,8 +15,8 @@ import pandas as pd
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from . import corpora, models, paths, provenance, seeding, sigma, sigma_health, sigma_inference
-from .tables import Number, Raw, _frame
+from . import cli, corpora, models, paths, provenance, seeding, sigma
+from .tables import Number, Raw, frame_of
 
 DIMENSIONS = (32, 128, 384)
 RATIOS = (1.3, 2.6, 5.0, 10.0)  # n_A / m
@@ -60,7 +60,7 @@ def drawn(name: str, dim: int) -> Population:
 
 def finite(embeddings: np.ndarray, dim: int) -> Population:
     """Random subsets of real embeddings (N, m) in their `dim` leading live directions (all that are live at most)."""
-    live = sigma_health.live_space(embeddings).project(embeddings)
+    live = sigma.live_space(embeddings).project(embeddings)
     _, vectors = np.linalg.eigh(live.T @ live)
     rows = live @ vectors[:, ::-1][:, :dim]
     truth = sigma.cholesky_logdet(rows.T @ rows)
@@ -76,9 +76,9 @@ def coverage(population: Population, ratio: float, replicates: int, seed: int) -
     for replicate in range(replicates):
         rows = population.sample(seeding.generator("sigma_coverage", seed, count, replicate), count)
         gram = rows.T @ rows
-        leverages = sigma_inference.leverages(rows, gram)
+        leverages = sigma.leverages(rows, gram)
         for correction in CORRECTIONS:
-            e = sigma_inference.logdet_estimate(gram, count, population.n_total, correction, LEVEL, leverages)
+            e = sigma.logdet_estimate(gram, count, population.n_total, correction, LEVEL, leverages)
             held = e.low <= population.truth <= e.high
             errors[correction].append((e.estimate - population.truth, (e.high - e.low) / 2, held))
     table = []
@@ -111,7 +111,7 @@ def shrinkage(population: Population, ratio: float, replicates: int, seed: int) 
     for replicate in range(replicates):
         rows = population.sample(seeding.generator("sigma_shrinkage", seed, count, replicate), count)
         track = sigma.regularized_logdet(rows, DELTA) - population.dim * math.log(count)
-        found.append((track - truth, sigma_inference.shrunk_logdet(rows) - truth))
+        found.append((track - truth, sigma.shrunk_logdet(rows) - truth))
     mean, deviation = np.mean(found, axis=0), np.std(found, axis=0, ddof=1)
     return {
         "dimensions": population.dim,
@@ -166,7 +166,7 @@ def write_study(folder: Path, text: Path, blocks: int, replicates: int, cache: P
         csv = frame.to_csv(index=False, float_format="%.6g")
         provenance.write_text(folder / f"{name}.csv", csv)
     files = {name: provenance.file_hash(folder / f"{name}.csv") for name in ("coverage", "shrinkage")}
-    code = provenance.code_hash(sigma, sigma_inference, sigma_health, sys.modules[__name__])
+    code = provenance.code_hash(sigma, sys.modules[__name__])
     parameters = {"blocks": blocks, "block_words": BLOCK_WORDS, "replicates": replicates, "level": LEVEL}
     inputs = {"text_sha256": provenance.file_hash(text), "encoder": models.Encoder.sha256}
     provenance.write_record(
@@ -187,19 +187,24 @@ def coverage_table(covered: pd.DataFrame, ratios: Sequence[float] = RATIOS) -> p
         cells = [Number(f"{100 * by_ratio[ratio]:.0f}") for ratio in ratios]
         rows.append([NAMES[population], Number(str(m)), CORRECTION_NAMES[correction], *cells])
     headings = [Raw(rf"$n_A/m={ratio:g}$") for ratio in ratios]
-    return _frame(rows, ["Columns", Raw("$m$"), "Interval", *headings])
+    return frame_of(rows, ["Columns", Raw("$m$"), "Interval", *headings])
 
 
 def main(arguments: list[str]) -> int:
     """Runs the study on a text file."""
-    parser = argparse.ArgumentParser(prog="python -m spectral_collapse.sigma_reports")
+    parser = argparse.ArgumentParser(prog="python -m spectral_collapse.sigma_coverage")
     parser.add_argument("text", type=Path)
     parser.add_argument("--blocks", type=int, default=8000)
     parser.add_argument("--replicates", type=int, default=2000)
     parser.add_argument("--cache", type=Path)
     chosen = parser.parse_args(arguments)
-    write_study(paths.results_root() / "sigma_coverage", chosen.text, chosen.blocks, chosen.replicates, chosen.cache)
-    return 0
+    folder = paths.results_root() / "sigma_coverage"
+
+    def study() -> str:
+        write_study(folder, chosen.text, chosen.blocks, chosen.replicates, chosen.cache)
+        return f"The study is in {folder}."
+
+    return cli.outcome(study)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .seeding import generator
+from ..seeding import generator
 
 TRACKS = ("track_two", "track_one", "track_one_sharp")
 LEVEL = 0.95
@@ -79,15 +79,16 @@ def _track(observed: Observed, track: str, budget: Budget) -> _Track:
     return _Track(float(value), total, shifted, vectors, wet, level)
 
 
-def value(observed: Observed, track: str, budget: Budget) -> float:
+def track_value(observed: Observed, track: str, budget: Budget) -> float:
     """A track of a checkpoint."""
     return _track(observed, track, budget).value
 
 
-def influences(observed: Observed, universe: np.ndarray, track: str, budget: Budget) -> tuple[float, np.ndarray]:
+def prompt_influences(observed: Observed, universe: np.ndarray, track: str, budget: Budget) -> tuple[float, np.ndarray]:
     """A track's value, and how far each prompt of `universe` (P,) pulls it, by leaving out its blocks; shape (P,).
 
-    The influences sum to zero. As `sigma_inference.prompt_influences`, without a factorisation for each prompt.
+    The influences sum to zero, and the variance of their mean is the jackknife's. One factorisation serves all
+    prompts.
     """
     found, m = _track(observed, track, budget), observed.rows.shape[1]
     wet, coordinates = found.wet, observed.rows @ found.vectors
@@ -102,14 +103,16 @@ def influences(observed: Observed, universe: np.ndarray, track: str, budget: Bud
     return found.value, math.sqrt(size * (size - 1)) * (without.mean() - without)
 
 
-def drift(first: Observed, last: Observed, track: str, budget: Budget, seed: int = 0) -> dict[str, float]:
+def banded_drift(first: Observed, last: Observed, track: str, budget: Budget, seed: int = 0) -> dict[str, float]:
     """Drift of a track with its band at nominal 95 %, standard error and p-value of drift ≠ 0.
 
-    By a bootstrap over prompts, paired between the checkpoints, of the prompts' influences, as in
-    `sigma_inference.bootstrap_drift`. The band is NaN below 10 prompts, the p-value where nothing moves.
+    By a bootstrap over prompts, one set of them for both checkpoints: the pairing. What is resampled are the
+    prompts' influences, not the columns. A resample of columns holds 63 % of the prompts, and its log-determinant
+    is another, far lower quantity. The band is NaN below 10 prompts, the p-value where nothing moves.
+    Conservative where n_A is near m: the jackknife's variance is high on average (Efron and Stein 1981).
     """
     universe = np.union1d(first.prompts, last.prompts)
-    (start, pull_first), (end, pull_last) = (influences(each, universe, track, budget) for each in (first, last))
+    (start, pull_first), (end, pull_last) = (prompt_influences(each, universe, track, budget) for each in (first, last))
     moved, pull, count = end - start, pull_last - pull_first, len(universe)
     if count < 10:
         return {"drift": moved, "low": math.nan, "high": math.nan, "standard_error": math.nan, "p_value": math.nan}
@@ -126,15 +129,15 @@ def drift(first: Observed, last: Observed, track: str, budget: Budget, seed: int
     }
 
 
-def drifts(first: Observed, last: Observed, budget: Budget, seed: int = 0) -> dict[str, dict[str, float]]:
-    """`drift` of every track."""
-    return {track: drift(first, last, track, budget, seed) for track in TRACKS}
+def banded_drifts(first: Observed, last: Observed, budget: Budget, seed: int = 0) -> dict[str, dict[str, float]]:
+    """`banded_drift` of every track."""
+    return {track: banded_drift(first, last, track, budget, seed) for track in TRACKS}
 
 
 def bucket_drifts(
     first: Observed, last: Observed, buckets: Sequence[str], budget: Budget, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Track II's `drift` in each bucket, with its number of blocks; `buckets` names that of each prompt of the bank.
+    """Track II's `banded_drift` in each bucket, with its number of blocks; `buckets` names that of each prompt.
 
     A bucket has fewer blocks than dimensions, so that each block more is log δ more: only blocks that both
     checkpoints have are counted.
@@ -145,5 +148,5 @@ def bucket_drifts(
     for bucket in dict.fromkeys(buckets):
         parts = [each.select(labels[each.prompts] == bucket) for each in both]
         if len(parts[0].rows):
-            found[bucket] = {**drift(*parts, "track_two", budget, seed), "blocks": len(parts[0].rows)}
+            found[bucket] = {**banded_drift(*parts, "track_two", budget, seed), "blocks": len(parts[0].rows)}
     return found

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from spectral_collapse import paths, provenance, sigma, sigma_reports, tables
+from spectral_collapse import paths, provenance, sigma, sigma_coverage, tables
 
 COMMITTED = paths.ROOT / "results" / "sigma_coverage"
 
@@ -19,25 +19,25 @@ def embeddings():
 
 
 def test_populations_know_their_truth(embeddings):
-    drawn = sigma_reports.drawn("student_t", 3)
+    drawn = sigma_coverage.drawn("student_t", 3)
     rows = drawn.sample(np.random.default_rng(0), 400_000)
     found = sigma.cholesky_logdet(rows.T @ rows) + 3 * np.log(drawn.n_total / len(rows))
     assert found == pytest.approx(drawn.truth, abs=0.05)
     assert np.trace(rows.T @ rows) / len(rows) == pytest.approx(1, abs=0.05)
-    real = sigma_reports.finite(embeddings, 24)
+    real = sigma_coverage.finite(embeddings, 24)
     assert real.dim == 22 and real.n_total == 400
     whole = real.sample(np.random.default_rng(0), 400)
     assert sigma.cholesky_logdet(whole.T @ whole) == pytest.approx(real.truth)
 
 
 def test_the_study_is_repeatable_and_complete(embeddings, tmp_path, monkeypatch):
-    monkeypatch.setattr(sigma_reports, "DIMENSIONS", (8, 24))
-    monkeypatch.setattr(sigma_reports, "real_embeddings", lambda *_: embeddings)
+    monkeypatch.setattr(sigma_coverage, "DIMENSIONS", (8, 24))
+    monkeypatch.setattr(sigma_coverage, "real_embeddings", lambda *_: embeddings)
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time.")
-    sigma_reports.write_study(tmp_path, text, blocks=400, replicates=20)
+    sigma_coverage.write_study(tmp_path, text, blocks=400, replicates=20)
     first = (tmp_path / "coverage.csv").read_bytes()
-    sigma_reports.write_study(tmp_path, text, blocks=400, replicates=20)
+    sigma_coverage.write_study(tmp_path, text, blocks=400, replicates=20)
     assert (tmp_path / "coverage.csv").read_bytes() == first
     covered = pd.read_csv(tmp_path / "coverage.csv")
     assert len(covered) == 2 * 3 * 4 * 3 and not covered.isna().any(axis=None)
@@ -45,14 +45,14 @@ def test_the_study_is_repeatable_and_complete(embeddings, tmp_path, monkeypatch)
     assert len(pd.read_csv(tmp_path / "shrinkage.csv")) == 2 * 3 * 6
     result = provenance.read_result(tmp_path / "study.json")
     assert result["coverage_csv_sha256"] == provenance.file_hash(tmp_path / "coverage.csv")
-    tables.write_table(sigma_reports.coverage_table(covered), tmp_path / "table.tex")
+    tables.write_table(sigma_coverage.coverage_table(covered), tmp_path / "table.tex")
     assert (tmp_path / "table.tex").read_text().count(r"\\") == 1 + 18
 
 
 def test_the_text_must_be_long_enough(tmp_path):
     (tmp_path / "short.txt").write_text("word " * 200)
     with pytest.raises(ValueError, match=r"short\.txt holds 3 blocks of 64 words; 10 are asked for"):
-        sigma_reports.real_embeddings(tmp_path / "short.txt", 10)
+        sigma_coverage.real_embeddings(tmp_path / "short.txt", 10)
 
 
 def test_the_committed_study_is_whole_and_says_what_the_paper_says():

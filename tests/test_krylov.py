@@ -9,21 +9,22 @@ from numpy.polynomial import chebyshev
 from scipy.integrate import trapezoid
 from scipy.stats import wasserstein_distance
 from spectra import Rotated, signature_of, truths, vectors, without_largest
-from spectral_collapse.lanczos import (
-    Basis,
-    Quadrature,
-    Storage,
+from spectral_collapse.curvature import krylov
+from spectral_collapse.curvature.basis import Basis, Storage, dot
+from spectral_collapse.curvature.krylov import (
     _drive_together,
-    cumulated_bounds,
-    dot,
     lanczos,
-    merged,
     probe_runs,
-    quantile_bracket,
     rademacher,
     recurrence,
-    smoothed_density,
     spectral_density,
+)
+from spectral_collapse.curvature.quadrature import (
+    Quadrature,
+    cumulated_bounds,
+    merged,
+    quantile_bracket,
+    smoothed_density,
 )
 
 HALF = Storage("cpu", torch.float16)
@@ -269,7 +270,7 @@ def test_probes_of_an_accelerator_go_together(monkeypatch):
     alone = spectral_density(operator, steps=10, probes=3, seed=4)
     assert len({run.nodes[5] for run in alone}) == 3
     # Whatever is no CPU takes the other way; "meta" would be one, and its probes are made here.
-    monkeypatch.setattr("spectral_collapse.lanczos.rademacher", lambda n, *parts, device: rademacher(n, *parts))
+    monkeypatch.setattr(krylov, "rademacher", lambda n, *parts, device: rademacher(n, *parts))
     operator.device = "meta"
     together = [run for run, _ in probe_runs(operator, 10, 3, 4, Storage("cpu", torch.float32))]
     for one, other in zip(alone, together, strict=True):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .provenance import canonical, text_hash
+from ..provenance import canonical, text_hash
 
 
 @dataclass(frozen=True)

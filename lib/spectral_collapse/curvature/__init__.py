@@ -1,0 +1,48 @@
+"""Curvature of a language model's loss: Hessian products, Lanczos quadrature, spectral signatures with their errors.
+
+    from spectral_collapse.curvature import hessian_operator, lanczos, spectral_density, spectral_signature
+
+operators: products with the Hessian and with Gauss–Newton's matrix; head: the output head in closed form.
+krylov: the Lanczos iteration on a `basis`, its `quadrature`; memory: what fits.
+signature: figures and errors from Lanczos runs; spectral: the same of a model; published: the published estimator.
+"""
+
+from .krylov import joint_ritz, lanczos, spectral_density
+from .operators import GaussNewtonOperator, HessianOperator, hessian_operator, mean_loss, parameter_blocks
+from .published import (
+    PublishedSignature,
+    interpolated_iqr,
+    power_iteration,
+    published_ratio,
+    published_signature,
+)
+from .quadrature import Quadrature, cumulated_bounds, quantile_bracket, smoothed_density
+from .signature import Estimate, Nodes, Signature, as_result, signature_of_runs
+from .spectral import layerwise_signatures, spectral_signature
+
+__all__ = [
+    "Estimate",
+    "GaussNewtonOperator",
+    "HessianOperator",
+    "Nodes",
+    "PublishedSignature",
+    "Quadrature",
+    "Signature",
+    "as_result",
+    "cumulated_bounds",
+    "hessian_operator",
+    "interpolated_iqr",
+    "joint_ritz",
+    "lanczos",
+    "layerwise_signatures",
+    "mean_loss",
+    "parameter_blocks",
+    "power_iteration",
+    "published_ratio",
+    "published_signature",
+    "quantile_bracket",
+    "signature_of_runs",
+    "smoothed_density",
+    "spectral_density",
+    "spectral_signature",
+]

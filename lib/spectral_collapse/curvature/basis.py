@@ -1,0 +1,87 @@
+"""Orthonormal bases of long vectors, kept where and in the type that the memory allows."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# Sums in float32 stay exact to a few units in the last place over so many entries; beyond, float64 takes over.
+CHUNK = 1 << 18
+
+
+def dot(x: torch.Tensor, y: torch.Tensor) -> float:
+    """⟨x, y⟩ of vectors, accumulated in float64: a float32 sum of 10⁸ products is off by parts in a thousand."""
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for a, b in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
+        total += torch.dot(a.double(), b.double())
+    return total.item()
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where a Lanczos basis is kept, and in which type: float16 holds vectors scaled by √n, to 5e-4 of an entry."""
+
+    device: str
+    dtype: torch.dtype
+
+    def bytes(self, steps: int, n: int) -> int:
+        """Size of a basis of `steps` vectors (n,)."""
+        return steps * n * self.dtype.itemsize
+
+
+class Basis:
+    """Orthonormal vectors q_1 … q_k ∈ R^n, kept as rows of one matrix in a `Storage`.
+
+    Of a float16 basis the two newest, which the recurrence has at hand, are removed from a vector as they are: to
+    the three-term recurrence their copies would add 2e-4 ‖H‖ of rounding, to older vectors only its square.
+    """
+
+    def __init__(self, steps: int, start: torch.Tensor, storage: Storage):
+        self.k, self.device, self.dtype = 0, start.device, start.dtype
+        self.newest: list[torch.Tensor] = []
+        self.next: torch.Tensor | None = None  # q_{k+1} of a run that has ended
+        self.rows = torch.empty(steps, len(start), dtype=storage.dtype, device=storage.device)
+        # Entries of a unit vector are about 1/√n, where float16 has lost its digits.
+        self.scale = math.sqrt(len(start)) if storage.dtype == torch.float16 else 1.0
+
+    def append(self, vector: torch.Tensor) -> None:
+        """Adds q_{k+1}."""
+        self.rows[self.k] = vector * self.scale
+        self.k += 1
+        if self.rows.dtype == torch.float16:
+            self.newest = [*self.newest[-1:], vector]
+
+    def _columns(self, count: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        for start in range(0, self.rows.shape[1], CHUNK):
+            part = slice(start, start + CHUNK)
+            yield part, self.rows[:count, part].to(self.device, self.dtype)
+
+    def extended(self, part: slice) -> torch.Tensor:
+        """Entries of q_1 … q_{k+1} in full precision, (k + 1, …)."""
+        return torch.cat([self.rows[: self.k, part].to(self.device), self.next[None, part]])
+
+    def remove_from(self, vector: torch.Tensor) -> float:
+        """x ← x − Q Qᵀ x in place, by one Gram–Schmidt pass, classical but for `newest`; the length it removed."""
+        older = self.k - len(self.newest)
+        coefficients = torch.zeros(older, dtype=torch.float64, device=self.device)
+        for part, rows in self._columns(older):
+            coefficients += (rows @ vector[part]).double()
+        coefficients /= self.scale
+        removed = [coefficients.norm().item()]
+        coefficients = (coefficients / self.scale).to(self.dtype)
+        for part, rows in self._columns(older):
+            vector[part].addmv_(rows.T, coefficients, alpha=-1)
+        for newest in self.newest:
+            removed.append(dot(vector, newest))
+            vector.sub_(newest, alpha=removed[-1])
+        return math.hypot(*removed)
+
+    def combine(self, coefficients: np.ndarray) -> torch.Tensor:
+        """Q c for coefficients c (k,): a vector (n,)."""
+        weights = torch.from_numpy(coefficients / self.scale).to(self.device, self.dtype)
+        out = torch.empty(self.rows.shape[1], dtype=self.dtype, device=self.device)
+        for part, rows in self._columns(self.k):
+            out[part] = rows.T @ weights
+        return out

@@ -1,0 +1,67 @@
+"""What fits: blocks at a time and the place of a Lanczos basis, from budgets of memory."""
+
+import contextlib
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from .basis import Storage
+
+# Vectors (n,) in use at once: gradient and product, Lanczos' own, and those of the errors over blocks.
+WORKING_VECTORS = 12
+
+
+def available_memory(device: torch.device | str) -> int:
+    """Bytes that can be taken now on a device; on the CPU within the limit of the container, if there is one, and
+    a fair part of them where a launcher runs several processes on this machine."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    with contextlib.suppress(OSError, ValueError):  # no such limit
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return max(free, 0) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def fitting_blocks(budget: int, block_bytes: int, blocks: int, taken: int = 0) -> int | None:
+    """How many of the blocks' graphs fit into what a budget in bytes leaves: None for all, which then are kept.
+
+    Raises MemoryError where not even one does.
+    """
+    fitting = (budget - taken) // block_bytes
+    if fitting < 1:
+        raise MemoryError(
+            f"even one block at a time needs {(taken + block_bytes) / 2**30:.2f} GiB and the budget is "
+            f"{budget / 2**30:.2f} GiB: raise it, or shorten the blocks."
+        )
+    return None if fitting >= blocks else fitting
+
+
+def plan(
+    budget: int, host_budget: int, operator: Any, steps: int, block_bytes: int, together: int, held: int = 1
+) -> tuple[int | None, Storage | None]:
+    """(blocks at a time, storage of the basis) for a budget in bytes on the operator's device and on the host.
+
+    Of what fits, the fastest: a basis in full before one in float16, on the device before the host; the graph of
+    all blocks, kept (blocks None), before graphs made anew. No basis only where none fits beside one block.
+    `block_bytes`: of one block's graph at work; `together`: Lanczos runs at a time; `held`: bases that
+    are all kept to the end if they are in full.
+    Raises MemoryError where the budget does not hold one block.
+    """
+    device, dtype, blocks = str(operator.device), operator.torch_dtype, operator.share
+    vectors = WORKING_VECTORS * together * operator.n * dtype.itemsize
+    kinds = [Storage(device, dtype), Storage(device, torch.float16)]
+    if torch.device(device).type != "cpu":
+        kinds += [Storage("cpu", dtype), Storage("cpu", torch.float16)]
+    for graphs, storage in itertools.product((blocks * block_bytes, block_bytes), kinds):
+        bases = max(held, together) if storage.dtype == dtype else together
+        size = bases * storage.bytes(steps, operator.n)
+        here, there = (size, 0) if storage.device == device else (0, size)
+        if vectors + graphs + here <= budget and there <= host_budget:
+            return fitting_blocks(budget, block_bytes, blocks, vectors + here), storage
+    return fitting_blocks(budget, block_bytes, blocks, vectors), None

@@ -1,0 +1,288 @@
+"""Spectral signatures: what Lanczos runs say of a matrix, with the errors of probes and of blocks."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from .published import PublishedSignature
+from .quadrature import Quadrature, cumulated_bounds, merged, quantile_bracket
+
+# A node is one eigenvalue if it has converged to this part of itself, and carries less than SINGLE/n of the
+# weight, where one eigenvalue has about 1/n.
+CONVERGED = 0.01
+SINGLE = 30
+MOST_OUTLIERS = 10
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its standard errors: over probes at fixed blocks, and over blocks (None: not estimated)."""
+
+    value: float
+    probe_error: float
+    batch_error: float | None
+    probes: int
+    blocks: int
+
+    @property
+    def standard_error(self) -> float:
+        """Both errors together; they are independent."""
+        return math.hypot(self.probe_error, self.batch_error or 0.0)
+
+    def interval(self, level: float = 0.95) -> list[float]:
+        """[low, high] by Student's t, its degrees of freedom by Welch and Satterthwaite from the two errors'.
+
+        For normal errors a level of 95 % holds to three points from three probes on; with two it may be 88 %.
+        """
+        parts = [(self.probe_error**2, self.probes - 1), ((self.batch_error or 0.0) ** 2, self.blocks - 1)]
+        spread = sum(variance**2 / freedom for variance, freedom in parts if freedom > 0)
+        if spread == 0:
+            return [self.value, self.value]
+        freedom = self.standard_error**4 / spread
+        half = float(scipy.stats.t.ppf(0.5 + level / 2, freedom)) * self.standard_error
+        return [self.value - half, self.value + half]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Spectral signature of one Hessian or Gauss–Newton matrix; eigenvalues in nats per squared unit of θ.
+
+    `…_residual` bounds the distance to an eigenvalue, a bracket [low, high] carries the quadrature's error,
+    an `Estimate` those of probes and blocks. basis: the type Lanczos kept its vectors in, or "none".
+    """
+
+    parameters: int
+    probes: int
+    steps: int
+    blocks: int
+    basis: str
+    lambda_max: float
+    lambda_max_residual: float
+    lambda_max_batch_error: float | None
+    lambda_min: float
+    lambda_min_residual: float
+    eigenvalue_range: float
+    leading_eigenvalues: list[float]
+    leading_residuals: list[float]
+    mean_eigenvalue: Estimate
+    spectral_variance: Estimate
+    outliers: list[float]
+    outlier_count_bracket: list[float]
+    outlier_separation: float
+    bulk_center: Estimate
+    bulk_sigma: Estimate
+    spectral_ratio: float
+    log_spectral_ratio: Estimate
+    effective_rank: Estimate
+    spectral_entropy: Estimate
+    negative_mass_bracket: list[float]
+    iqr_bracket: list[float]
+    nodes: list[list[float]]
+    weights: list[list[float]]
+
+
+def as_result(signature: Signature | PublishedSignature) -> dict[str, Any]:
+    """A signature as a flat dictionary for a record: `name`, and of an estimate `name_standard_error`,
+    `name_probe_error`, `name_batch_error` and `name_interval` (95 %)."""
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(signature):
+        value = getattr(signature, field.name)
+        if isinstance(value, Estimate):
+            result |= {
+                field.name: value.value,
+                f"{field.name}_standard_error": value.standard_error,
+                f"{field.name}_probe_error": value.probe_error,
+                f"{field.name}_batch_error": value.batch_error,
+                f"{field.name}_interval": value.interval(),
+            }
+        else:
+            result[field.name] = value
+    return result
+
+
+# ---- one run
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Nodes, weights and residuals of one run, the largest |node| first."""
+
+    nodes: np.ndarray
+    weights: np.ndarray
+    residuals: np.ndarray
+
+    @classmethod
+    def of(cls, run: Quadrature, n: int, orthogonal: bool = True) -> "Nodes":
+        """The run's nodes; without reorthogonalisation its copies joined and its newest copies left out: those of
+        next to no weight that may belong to the eigenvalue of a neighbour."""
+        nodes, weights, residuals = run.nodes, run.weights, run.residuals
+        if not orthogonal:
+            nodes, weights = merged(run.nodes, run.weights, 1e-4)
+            nearest = np.abs(run.nodes[:, None] - nodes).argmin(1)
+            residuals = np.array([run.residuals[nearest == index].min() for index in range(len(nodes))])
+            apart = np.diff(nodes, prepend=-np.inf, append=np.inf)
+            real = (weights > 1e-4 / n) | (residuals < np.minimum(apart[1:], apart[:-1]))
+            nodes, weights, residuals = nodes[real], weights[real], residuals[real]
+        order = np.argsort(-np.abs(nodes))
+        return cls(nodes[order], weights[order], residuals[order])
+
+    def outliers(self, n: int) -> int:
+        """How many of the largest |θ|, at most ten, come before the first that is no single converged eigenvalue."""
+        head = slice(0, MOST_OUTLIERS)
+        converged = self.residuals[head] <= CONVERGED * np.abs(self.nodes[head])
+        single = self.weights[head] <= SINGLE / n
+        return int(np.argmin(np.append(converged & single, False)))
+
+
+def _batch_error(influence: np.ndarray | None) -> float | None:
+    """√(Σ (I_b − Ī)² / (B(B − 1)))."""
+    if influence is None or len(influence) < 2:
+        return None
+    return float(influence.std(ddof=1) / math.sqrt(len(influence)))
+
+
+# ---- the signature
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """A function of averages over probes, and its derivatives: what each probe (probes,) and each block (blocks,)
+    pulls it by, but for constants."""
+
+    value: float
+    by_probe: np.ndarray
+    by_block: np.ndarray | None
+
+    @classmethod
+    def of(cls, value: float, *terms: tuple[float, "_Moment"]) -> "_Moment":
+        """A function of other moments, from its partial derivative in each of them."""
+        by_block = None
+        if all(moment.by_block is not None for _, moment in terms):
+            by_block = sum(slope * moment.by_block for slope, moment in terms)
+        return cls(value, sum(slope * moment.by_probe for slope, moment in terms), by_block)
+
+    def estimate(self, extra: float = 0.0) -> Estimate:
+        """Value and standard errors; `extra`: one more error at fixed blocks."""
+        probes, blocks = len(self.by_probe), len(self.by_block) if self.by_block is not None else 0
+        error = float(self.by_probe.std(ddof=1) / math.sqrt(probes))
+        return Estimate(float(self.value), math.hypot(error, extra), _batch_error(self.by_block), probes, blocks)
+
+
+class _Moments:
+    """Moments of the spectrum from ranked runs, and what each block adds to them in each run."""
+
+    def __init__(self, ranked: list[Nodes], influences: list[dict[str, np.ndarray]] | None):
+        self.ranked = ranked
+        self.by_block = {}
+        if influences:
+            self.by_block = {name: np.mean([part[name] for part in influences], axis=0) for name in influences[0]}
+
+    def average(self, function: Callable, name: str | None = None, leave_out: int = 0, scale: float = 1.0) -> _Moment:
+        """scale Σ w f(θ), the first `leave_out` nodes left out; `name`: of its influences over blocks."""
+        by_probe = np.array([q.weights[leave_out:] @ function(q.nodes[leave_out:]) for q in self.ranked]) * scale
+        return _Moment(by_probe.mean(), by_probe, self.by_block.get(name))
+
+    def known(self, value: float, name: str) -> _Moment:
+        """A value in which the probes agree."""
+        return _Moment(value, np.zeros(len(self.ranked)), self.by_block.get(name))
+
+
+def _variance(first: _Moment, second: _Moment) -> _Moment:
+    """Second moment less the squared mean."""
+    return _Moment.of(second.value - first.value**2, (1.0, second), (-2 * first.value, first))
+
+
+def signature_of_runs(
+    runs: list[Quadrature],
+    n: int,
+    influences: list[dict[str, np.ndarray]] | None = None,
+    *,
+    joint: tuple[np.ndarray, np.ndarray] | None = None,
+    basis: str = "float32",
+) -> Signature:
+    """Signature of an n × n matrix from two or more Lanczos runs, and what each block adds in each run.
+
+    λ_max and λ_min are the outermost Ritz values of all runs: none lies beyond the spectrum. They and the leading
+    eigenvalues are those of all runs together where `joint` (of `joint_ritz`) is given. Outliers: the
+    largest |eigenvalues|, at most ten, that every run has converged to 1 %. With Σ over the other nodes of
+    a run, n(Σ w θ)/(n − n_out) averages to the bulk centre c and n(Σ w θ²)/(n − n_out) to c² + σ_bulk²: since
+    E(uᵀv)² = 1 for every eigenvector u, leaving the outliers' nodes out subtracts them exactly in expectation
+    and removes the variance they bring (deflation). Spectral ratio = λ_max / σ_bulk. The second moment of a
+    probe is ‖Hv‖²/n, exact after two steps. Outlier separation: from the smallest outlier's |λ| to the largest
+    node that is none, in σ_bulk. Effective rank (tr H)²/tr H²; spectral entropy −Σ p log p of p = |λ|/Σ|λ|.
+    Raises ValueError for fewer than two probes, and where the bulk has no width.
+    Source: Ubaru, Chen & Saad 2017 (SLQ); Hutchinson 1989.
+    """
+    if len(runs) < 2:
+        raise ValueError("one probe gives no standard error: set lanczos_probes to 2 or more.")
+    ranked = [Nodes.of(run, n, basis != "none") for run in runs]
+    leading, leading_residuals = joint or (ranked[0].nodes, ranked[0].residuals)
+    values = np.concatenate([*(run.nodes for run in runs), leading])
+    residuals = np.concatenate([*(run.residuals for run in runs), leading_residuals])
+    top, bottom = values.argmax(), values.argmin()
+    # As many in every run: a bulk that loses more eigenvalues in one run than in another is not one quantity.
+    count = min(nodes.outliers(n) for nodes in ranked)
+    moments = _Moments(ranked, influences)
+
+    mean, second = moments.average(np.positive, "mean_eigenvalue"), moments.average(np.square, "second")
+    deflated = {"leave_out": count, "scale": n / (n - count)}
+    center = moments.average(np.positive, "bulk_center", **deflated)
+    width = _variance(center, moments.average(np.square, "bulk_second", **deflated))
+    if not width.value > 0:
+        raise ValueError(f"the spectrum without its {count} outliers has no width: is the loss flat?")
+    sigma = _Moment.of(math.sqrt(width.value), (0.5 / math.sqrt(width.value), width))
+    lambda_max, residual = float(values[top]), float(residuals[top])
+    largest = moments.known(lambda_max, "lambda_max")
+    log_ratio = _Moment.of(
+        math.log(max(lambda_max, 1e-300) / sigma.value), (1 / lambda_max, largest), (-1 / sigma.value, sigma)
+    )
+    m, s = mean.value, second.value
+    rank = _Moment.of(n * m**2 / s, (2 * n * m / s, mean), (-n * m**2 / s**2, second))
+    mass, logs = moments.average(np.abs), moments.average(lambda x: np.abs(x) * np.log(np.abs(x) + 1e-300))
+    entropy = _Moment.of(
+        math.log(n * mass.value) - logs.value / mass.value,
+        (1 / mass.value + logs.value / mass.value**2, mass),
+        (-1 / mass.value, logs),
+    )
+
+    head = ranked[0]
+    smallest = abs(head.nodes[count - 1]) if count else math.nan
+    edge = max(abs(q.nodes[count]) if len(q.nodes) > count else 0.0 for q in ranked)
+    points = np.array([-smallest, smallest, 0.0]) if count else np.zeros(3)
+    below, above = cumulated_bounds([run.nodes for run in runs], [run.weights for run in runs], points)
+    low, high = quantile_bracket(runs, 0.25), quantile_bracket(runs, 0.75)
+    return Signature(
+        parameters=n,
+        probes=len(runs),
+        steps=max(len(run.nodes) for run in runs),
+        blocks=len(largest.by_block) if largest.by_block is not None else 0,
+        basis=basis,
+        lambda_max=lambda_max,
+        lambda_max_residual=residual,
+        lambda_max_batch_error=_batch_error(largest.by_block),
+        lambda_min=float(values[bottom]),
+        lambda_min_residual=float(residuals[bottom]),
+        eigenvalue_range=lambda_max - float(values[bottom]),
+        leading_eigenvalues=leading[:MOST_OUTLIERS].tolist(),
+        leading_residuals=leading_residuals[:MOST_OUTLIERS].tolist(),
+        mean_eigenvalue=mean.estimate(),
+        spectral_variance=_variance(mean, second).estimate(),
+        outliers=np.sort(head.nodes[:count])[::-1].tolist(),
+        outlier_count_bracket=[float(count), max(float(count), n * (above[0] + 1 - below[1])) if count else 0.0],
+        outlier_separation=float((smallest - edge) / sigma.value) if count else 0.0,
+        bulk_center=center.estimate(),
+        bulk_sigma=sigma.estimate(),
+        spectral_ratio=lambda_max / sigma.value,
+        log_spectral_ratio=log_ratio.estimate(residual / abs(lambda_max)),
+        effective_rank=rank.estimate(),
+        spectral_entropy=entropy.estimate(),
+        negative_mass_bracket=[float(below[2]), float(above[2])],
+        iqr_bracket=[max(0.0, high[0] - low[1]), high[1] - low[0]],
+        nodes=[run.nodes.tolist() for run in runs],
+        weights=[run.weights.tolist() for run in runs],
+    )

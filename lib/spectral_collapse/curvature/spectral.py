@@ -1,0 +1,128 @@
+"""Spectral signatures of a language model's loss, measured within a budget of memory."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from ..provenance import canonical, write_text
+from .basis import Basis
+from .krylov import joint_ritz, probe_runs
+from .memory import available_memory, plan
+from .operators import HessianOperator, operator_class, parameter_blocks
+from .quadrature import Quadrature
+from .signature import Nodes, Signature, signature_of_runs
+
+
+def influences_of_blocks(operator: HessianOperator, run: Quadrature, basis: Basis) -> dict[str, np.ndarray]:
+    """What every block adds to each moment, (blocks,): derivatives of the estimates in the blocks' weights.
+
+    With H = Σ_b H_b / B: for λ_max it is uᵀH_b u, u its Ritz vector (Hellmann–Feynman). For the moments of the
+    bulk it is vᵀH_b v and 2 (Hv)ᵀH_b v, v the probe with the outliers projected out; for those of the outliers
+    the same with v = Σ ± u_i, signs as in the probe, since the derivative of Σ λ_i² is 2 Σ λ_i u_iᵀH_b u_i and
+    what the pairs i ≠ j add averages to zero. Only means over b of the squared deviations are used, so that
+    constants do not matter. Source: Efron 1982, ch. 6 (infinitesimal jackknife).
+    """
+    n = operator.n
+    order = np.argsort(-np.abs(run.nodes))
+    count = Nodes.of(run, n).outliers(n)
+    S, out = run.vectors, order[:count]
+    tridiagonal = run.extended()[:-1]
+    outlying = S[:, out] @ np.sign(S[0, out])
+    bulk = (np.eye(len(S))[0] - S[:, out] @ S[0, out]) * math.sqrt(n)
+    right, left = [], []
+    for coefficients in (outlying, bulk):
+        right.append(basis.combine(coefficients))
+        left.append([right[-1], basis.combine(tridiagonal @ coefficients)])
+    top = basis.combine(S[:, -1])
+    forms = operator.block_forms([*left, [top]], [*right, top]).T
+    rest = n - count
+    return {
+        "mean_eigenvalue": (forms[0] + forms[2]) / n,
+        "second": 2 * (forms[1] + forms[3]) / n,
+        "bulk_center": forms[2] / rest,
+        "bulk_second": 2 * forms[3] / rest,
+        "lambda_max": forms[4],
+    }
+
+
+def _finished_probes(state: Path, identity: str) -> list[dict]:
+    """What a state file holds of this very measurement, otherwise nothing."""
+    try:
+        content = json.loads(state.read_text(encoding="utf-8"))
+        return content["probes"] if content["identity"] == identity else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def spectral_signature(
+    model: PreTrainedModel,
+    batch: torch.Tensor,
+    *,
+    steps: int = 20,
+    probes: int = 2,
+    later_steps: int | None = None,
+    seed: int = 0,
+    kind: Literal["hessian", "gauss_newton"] = "hessian",
+    parameters: list[str] | None = None,
+    memory_budget: int | None = None,
+    batch_errors: bool = True,
+    state: Path | None = None,
+    identity: str = "",
+) -> Signature:
+    """Signature of the mean loss on blocks of token ids (B, T): `probes` Lanczos runs of `steps` products.
+
+    later_steps: of the probes after the first, as many if None. A probe's moments are exact after two steps, so that
+    the first alone may go on for the eigenvalues; outliers are left out of the bulk only as far as all have them.
+    parameters: names to differentiate in (see `parameter_blocks`), all trainable ones if None.
+    memory_budget: bytes on the model's device, four fifths of what is free if None; what is kept and what is
+    made anew follows from it (`plan`). batch_errors: the noise of the blocks, by the infinitesimal jackknife,
+    for a gradient and ten more per probe; it needs a basis, and more than one block. state: a file for what every
+    finished probe gave, marked with `identity`; a later call with the same identity goes on with the next probe. The
+    caller removes it in the end. Without one, and with all bases in full, eigenvalues are those of `joint_ritz`.
+    """
+    operator = operator_class(kind)(model, batch, parameters=parameters)
+    together = 1 if operator.device.type == "cpu" else probes
+    budgets = [int(0.8 * available_memory(device)) for device in (operator.device, "cpu")]
+    if memory_budget is not None:
+        budgets[0] = memory_budget
+    block_bytes = operator.block_bytes()
+    # Ranks whose bases differed in type would sum the products of different vectors.
+    *budgets, block_bytes = operator.least(*budgets, block_bytes)
+    # All bases side by side give sharper eigenvalues; probes read from a file have none.
+    sizes = operator, min(steps, operator.n), block_bytes, together
+    operator.micro_batch, storage = plan(*budgets, *sizes, held=1 if state else probes)
+    side_by_side = state is None and storage is not None and storage.dtype == operator.torch_dtype
+    bases = []
+    finished = _finished_probes(state, identity) if state else []
+    for run, basis in probe_runs(operator, steps, probes, seed, storage, len(finished), later_steps):
+        influence = {}
+        if batch_errors and basis and operator.blocks > 1:
+            influence = {name: part.tolist() for name, part in influences_of_blocks(operator, run, basis).items()}
+        finished.append({"alphas": run.alphas.tolist(), "betas": run.betas.tolist(), "influence": influence})
+        if side_by_side:
+            bases.append(basis)
+        if state:
+            write_text(state, canonical({"identity": identity, "probes": finished}))
+        basis = None  # or it would stay beside the next run's
+    runs = [Quadrature(np.array(probe["alphas"]), np.array(probe["betas"])) for probe in finished]
+    influences = [{k: np.array(v) for k, v in probe["influence"].items()} for probe in finished if probe["influence"]]
+    joint = joint_ritz(list(zip(runs, bases, strict=True))) if bases else None
+    kept = str(storage.dtype).removeprefix("torch.") if storage else "none"
+    return signature_of_runs(runs, operator.n, influences, joint=joint, basis=kept)
+
+
+def layerwise_signatures(
+    model: PreTrainedModel, batch: torch.Tensor, **options: Any
+) -> Iterator[tuple[str, Signature]]:
+    """(part, signature) of the Hessian's diagonal block for every part of the network, in the network's order.
+
+    options: those of `spectral_signature`.
+    """
+    for part, names in parameter_blocks(model).items():
+        yield part, spectral_signature(model, batch, parameters=names, **options)

@@ -1,0 +1,83 @@
+"""SIGMA (arXiv 2601.03385): log-determinant tracks of the Gram matrix of sentence embeddings, and what they can say.
+
+gram: Gram matrix, bounds, both tracks; inference: log det G with intervals; bands: drifts with bands and tests;
+health: checks of what goes in; scale: streams and clusters.
+"""
+
+from ..text_metrics import distinct_n, hashed_ngram_hhi
+from .bands import (
+    TRACKS,
+    Budget,
+    Observed,
+    banded_drift,
+    banded_drifts,
+    bucket_drifts,
+    common,
+    prompt_influences,
+    track_value,
+)
+from .gram import (
+    Bounds,
+    GramAccumulator,
+    cholesky_logdet,
+    deterministic_bounds,
+    drift,
+    ols_slope,
+    overestimation_ratio,
+    regularized_logdet,
+    split_blocks,
+    track_agreement,
+    track_one,
+    track_two,
+    water_filling,
+)
+from .health import LiveSpace, ObservedSet, health_checks, live_space
+from .inference import (
+    leverages,
+    logdet_estimate,
+    mahalanobis_variance,
+    required_sample_size,
+    shrunk_logdet,
+    wishart_moments,
+)
+from .scale import distributed_gram, read_embeddings, stream
+
+__all__ = [
+    "TRACKS",
+    "Bounds",
+    "Budget",
+    "GramAccumulator",
+    "LiveSpace",
+    "Observed",
+    "ObservedSet",
+    "banded_drift",
+    "banded_drifts",
+    "bucket_drifts",
+    "cholesky_logdet",
+    "common",
+    "deterministic_bounds",
+    "distinct_n",
+    "distributed_gram",
+    "drift",
+    "hashed_ngram_hhi",
+    "health_checks",
+    "leverages",
+    "live_space",
+    "logdet_estimate",
+    "mahalanobis_variance",
+    "ols_slope",
+    "overestimation_ratio",
+    "prompt_influences",
+    "read_embeddings",
+    "regularized_logdet",
+    "required_sample_size",
+    "shrunk_logdet",
+    "split_blocks",
+    "stream",
+    "track_agreement",
+    "track_one",
+    "track_two",
+    "track_value",
+    "water_filling",
+    "wishart_moments",
+]
