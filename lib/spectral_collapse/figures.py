@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from . import provenance
 from .curvature import cumulated_bounds, smoothed_density
@@ -280,6 +281,9 @@ def published_estimator(table: pd.DataFrame) -> Figure:
     right.plot([], [], color="0.3", linewidth=1.2, linestyle="--", label=LABELS["bulk_sigma"])
     right.set(xlabel="generation", ylabel="width of the bulk, each run")
     right.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_formatter("{x:g}")
+    right.yaxis.set_minor_formatter(NullFormatter())
     left.legend(fontsize=7)
     right.legend(fontsize=7)
     return figure
