@@ -9,14 +9,15 @@ import torch
 
 # Sums in float32 stay exact to a few units in the last place over so many entries; beyond, float64 takes over.
 CHUNK = 1 << 18
+ROW = 1 << 11
 
 
 def dot(x: torch.Tensor, y: torch.Tensor) -> float:
-    """⟨x, y⟩ of vectors, accumulated in float64: a float32 sum of 10⁸ products is off by parts in a thousand."""
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for a, b in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
-        total += torch.dot(a.double(), b.double())
-    return total.item()
+    """⟨x, y⟩ of vectors, in their type over ROW entries at a time and in float64 beyond: a float32 sum of 10⁸ products
+    is off by parts in a thousand."""
+    whole = len(x) // ROW * ROW
+    rows = torch.linalg.vecdot(x[:whole].view(-1, ROW), y[:whole].view(-1, ROW))
+    return (rows.double().sum() + torch.dot(x[whole:], y[whole:]).double()).item()
 
 
 @dataclass(frozen=True)
