@@ -32,7 +32,7 @@ COMMITTED = sorted(
     str(file.relative_to(paths.ROOT))
     for study in ("estimators", "smollm2_offline", "sigma_coverage")
     for file in (paths.COMMITTED / study).rglob("*.json")
-)
+) + sorted(str(file.relative_to(paths.ROOT)) for file in paths.PUBLISHED.iterdir())
 PARAMETERS = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
 # Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that.
 EXECUTE = (

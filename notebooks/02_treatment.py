@@ -21,8 +21,9 @@
 # finished, and a run that was interrupted goes on where it stopped.
 
 # %%
+import pandas as pd
 from IPython.display import display
-from spectral_collapse import figures, loop, measure, params, runs, series
+from spectral_collapse import figures, loop, measure, params, rescue, runs, series
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -83,3 +84,15 @@ figures.density(spectra)
 # %%
 if seed == settings.seeds[0]:  # one seed shows where in the network
     display(figures.layers([(f"generation {g}", measure.layers(run, g)) for g in (0, settings.generations)]))
+
+# %% [markdown]
+# ## Can it be undone?
+#
+# From the weights of each generation, one generation of the real text that the fresh control had: held-out perplexity
+# before and after. Whether that is a return is judged in notebook 7, against the band of the control's runs.
+
+# %%
+rescued = [rescue.rescue(run, g)["held_out_perplexity"] for g in range(1, settings.generations + 1)]
+before = table.set_index("generation")["held_out_perplexity"]
+columns = {"generation": before.index[1:], "before": before[1:].array, "after": rescued}
+pd.DataFrame(columns).style.format(precision=3).hide()

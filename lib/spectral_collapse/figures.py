@@ -134,6 +134,28 @@ def series(table: pd.DataFrame, metrics: Sequence[str], columns: int = 3, height
 
 
 @_drawn
+def rescue(found: pd.DataFrame) -> Figure:
+    """Held-out perplexity under recursion, and after one generation of real text from there, as changes from
+    generation 0 (`rescue.reversibility`); below the dashed line lies the band of the fresh control."""
+    figure, axes = plt.subplots(figsize=(WIDTH * 0.6, 2.3), layout="constrained")
+    styles = {
+        "before": ("recursive", "-", "under recursion"),
+        "after": ("fresh", "-", "after one generation of real text"),
+        "high": ("baseline", "--", "band of the fresh control, upper end"),
+    }
+    for column, (shade, line, name) in styles.items():
+        runs = found.pivot_table(index="generation", columns=["condition", "seed"], values=column)
+        if runs.empty:
+            continue
+        axes.plot(runs.index, runs, line, color=colour(shade), linewidth=0.5, alpha=0.45)
+        axes.plot(runs.index, runs.mean(axis=1), line, color=colour(shade), marker="o", markersize=2.5, label=name)
+    axes.set(xlabel="generation", ylabel="change of perplexity")
+    axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    axes.legend(fontsize=7)
+    return figure
+
+
+@_drawn
 def training_curves(curves: Sequence[tuple[str, int, int, dict]]) -> Figure:
     """Loss of every run over the steps of its generations, the base model first; (condition, seed, generation,
     training result) each. Real-text conditions and synthetic ones differ in what is fitted, not in the recipe."""

@@ -123,7 +123,8 @@ def blocks(run: Run, generation: int) -> torch.Tensor:
 # ---- weights
 
 
-def _recipe(run: Run, **changes: Any) -> train.Recipe:
+def recipe_of(run: Run, **changes: Any) -> train.Recipe:
+    """The profile's training recipe, with changes."""
     fields = {field.name: getattr(run.params, field.name) for field in dataclasses.fields(train.Recipe)}
     return train.Recipe(**{**fields, **changes})
 
@@ -185,7 +186,7 @@ def _fit(
         *("hidden_size", "layers", "heads", "baseline_blocks", "baseline_epochs", "baseline_learning_rate"),
         *("baseline_sequence_tokens", *FITTING),
     ),
-    code=(_fit, _recipe, _thinned, train, corpora, seeding, models, storyworld),
+    code=(_fit, recipe_of, _thinned, train, corpora, seeding, models, storyworld),
     inputs=lambda run, generation: {"real_text": run.real.sha256, "seed": run.seed},
     file="model.safetensors",
 )
@@ -193,12 +194,12 @@ def _train_baseline(run: Run, generation: int) -> dict:
     params = run.params
     model = models.initial_model(params, run.real.tokenizer, run.seed).to(run.device)
     if params.baseline_epochs == 0:
-        recipe, sequences = _recipe(run, epochs=0), torch.empty(0, params.block_tokens, dtype=torch.long)
+        recipe, sequences = recipe_of(run, epochs=0), torch.empty(0, params.block_tokens, dtype=torch.long)
     else:
         sequences = run.real.baseline(run.seed)
         # As many tokens in a batch as with blocks of the usual length.
         batch = max(1, params.batch_size * params.block_tokens // params.baseline_sequence_tokens)
-        recipe = _recipe(
+        recipe = recipe_of(
             run, epochs=params.baseline_epochs, learning_rate=params.baseline_learning_rate, batch_size=batch
         )
     return _fit(run, generation, model, sequences, recipe, [run.real.sha256, run.seed])
@@ -220,7 +221,7 @@ def _generation_inputs(run: Run, generation: int) -> dict[str, Any]:
 @stage(
     name="training",
     parameters=("epochs", "learning_rate", *FITTING),
-    code=(_fit, _recipe, _thinned, _start, train, seeding, models),
+    code=(_fit, recipe_of, _thinned, _start, train, seeding, models),
     inputs=_generation_inputs,
     file="model.safetensors",
 )
@@ -229,7 +230,7 @@ def _train_generation(run: Run, generation: int) -> dict:
     model = load(run, start)
     run.base.loaded = None  # it is about to change
     identity = [training(run, start)["model_sha256"], text(run, generation)["text_sha256"]]
-    result = _fit(run, generation, model, blocks(run, generation), _recipe(run), identity)
+    result = _fit(run, generation, model, blocks(run, generation), recipe_of(run), identity)
     run.base.loaded = (result["model_sha256"], model)
     return result
 

@@ -1,0 +1,203 @@
+"""The seeds' claims, each held against the runs by one rule: supported, contradicted, inconclusive, or not tested."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+import yaml
+
+from . import early_warning, paths
+from .statistics import Interval, escape, format_interval, mean_interval
+from .tables import Number, Raw, frame_of
+
+CLAIMS = paths.PUBLISHED / "claims.yaml"
+VERDICTS = ("supported", "contradicted", "inconclusive", "not tested")
+
+
+class NotTested(Exception):
+    """The runs cannot speak to a claim; the message says what they lack."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of claims.yaml: who claims what, the `quantity` that tests it, and the region [low, high] it claims."""
+
+    id: str
+    claim: str
+    source: str
+    figure: str
+    quantity: str
+    region: tuple[float, float]
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, the quantity's 95 % interval in the runs, one of VERDICTS, and why where it was not tested."""
+
+    claim: Claim
+    estimate: Interval
+    verdict: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What quantities are computed from: the tidy table of the runs, and the committed study of SIGMA's intervals."""
+
+    table: pd.DataFrame
+    coverage: pd.DataFrame
+
+    def condition(self, preferred: Sequence[str]) -> str:
+        """The first of the conditions that the profile has."""
+        present = set(self.table["condition"])
+        for condition in preferred:
+            if condition in present:
+                return condition
+        raise NotTested(f"no {' or '.join(preferred)} condition")
+
+    def values(self, metric: str, condition: str, generation: int | None) -> pd.Series:
+        """The metric of every seed at a generation, the last if None; indexed by seed."""
+        if metric not in self.table:
+            raise NotTested(f"no metric {metric}")
+        last = self.table["generation"].max()
+        generation = last if generation is None else generation
+        if generation > last:
+            raise NotTested(f"no generation {generation}")
+        rows = self.table[(self.table["condition"] == condition) & (self.table["generation"] == generation)]
+        return rows.set_index("seed")[metric].sort_index()
+
+
+# ---- quantities: intervals over seeds at 95 %
+
+
+def change(evidence: Evidence, metric: str, conditions: Sequence[str], first: int = 0) -> Interval:
+    """Mean over seeds of the metric at the last generation less that at `first`."""
+    condition = evidence.condition(conditions)
+    return mean_interval(evidence.values(metric, condition, None) - evidence.values(metric, condition, first))
+
+
+def difference(
+    evidence: Evidence, metric: str, conditions: Sequence[str], control: str, generation: int | None = None
+) -> Interval:
+    """Mean over seeds of the metric of a condition less that of the control, at one generation."""
+    names = evidence.condition(conditions), evidence.condition([control])
+    treated, untreated = (evidence.values(metric, name, generation) for name in names)
+    return mean_interval((treated - untreated).dropna())
+
+
+def share(evidence: Evidence, metric: str, of: str, conditions: Sequence[str]) -> Interval:
+    """Mean over seeds of the ratio of two metrics at the last generation."""
+    condition = evidence.condition(conditions)
+    return mean_interval(evidence.values(metric, condition, None) / evidence.values(of, condition, None))
+
+
+def lead(evidence: Evidence, metric: str, outcome: str, conditions: Sequence[str]) -> Interval:
+    """Generations by which the metric's alarm precedes the outcome's, by `early_warning`."""
+    condition = evidence.condition(conditions)
+    evidence.condition([early_warning.CONTROL])
+    for name in (metric, outcome):
+        evidence.values(name, condition, 0)
+    return early_warning.mean_lead(evidence.table, metric, outcome, condition)
+
+
+def error_exponent(evidence: Evidence) -> Interval:
+    """b of RMSE ∝ n_A^b for the published plug-in in the coverage study, one level for each kind of columns and m."""
+    cells = evidence.coverage[evidence.coverage["correction"] == "none"]
+    rmse = np.log(np.hypot(cells["mean_error"], cells["sd_error"]))
+    sizes = np.log(cells["n_observed"])
+    groups = [cells["population"], cells["m"]]
+    x, y = (values - values.groupby(groups).transform("mean") for values in (sizes, rmse))
+    slope = float((x * y).sum() / (x * x).sum())
+    freedom = len(cells) - cells.groupby(["population", "m"]).ngroups - 1
+    error = math.sqrt(float(((y - slope * x) ** 2).sum()) / freedom / float((x * x).sum()))
+    half = float(scipy.stats.t.ppf(0.975, freedom)) * error
+    return Interval(slope, slope - half, slope + half)
+
+
+def coverage(evidence: Evidence) -> Interval:
+    """Coverage of the published interval over all cells of the study: mean, least and largest."""
+    shares = evidence.coverage.loc[evidence.coverage["correction"] == "none", "coverage"]
+    return Interval(shares.mean(), shares.min(), shares.max())
+
+
+QUANTITIES: dict[str, Callable[..., Interval]] = {
+    function.__name__: function for function in (change, difference, share, lead, error_exponent, coverage)
+}
+
+
+# ---- verdicts
+
+
+def read(path: Path = CLAIMS) -> list[Claim]:
+    """The claims of the file. ValueError for a row without a needed key, an unknown quantity or a repeated id."""
+    claims: list[Claim] = []
+    for row in yaml.safe_load(path.read_text(encoding="utf-8")):
+        known, who = {}, repr(row.get("id", len(claims) + 1))
+        for name in ("id", "claim", "source", "figure", "quantity", "region"):
+            if name not in row:
+                raise ValueError(f"{path}: claim {who} has no {name}.")
+            known[name] = row.pop(name)
+        if known["quantity"] not in QUANTITIES:
+            raise ValueError(f"{path}: claim {who} asks for {known['quantity']!r}; there is {', '.join(QUANTITIES)}.")
+        if known["id"] in {claim.id for claim in claims}:
+            raise ValueError(f"{path}: the id {who} stands twice.")
+        low, high = known.pop("region")
+        region = (-math.inf if low is None else low, math.inf if high is None else high)
+        claims.append(Claim(**known, region=region, arguments=row))
+    return claims
+
+
+def judge(claim: Claim, evidence: Evidence) -> Verdict:
+    """Supported if the interval lies in the claim's region, contradicted if it lies outside, else inconclusive.
+
+    Not tested where the runs lack what the quantity needs, or give no interval (one seed, for instance).
+    """
+    try:
+        estimate = QUANTITIES[claim.quantity](evidence, **claim.arguments)
+    except NotTested as reason:
+        return Verdict(claim, Interval(math.nan, math.nan, math.nan), "not tested", str(reason))
+    low, high = claim.region
+    if math.isnan(estimate.low) or math.isnan(estimate.high):
+        return Verdict(claim, estimate, "not tested", "no interval")
+    if low <= estimate.low and estimate.high <= high:
+        return Verdict(claim, estimate, "supported")
+    if estimate.high < low or high < estimate.low:
+        return Verdict(claim, estimate, "contradicted")
+    return Verdict(claim, estimate, "inconclusive")
+
+
+def verdicts(evidence: Evidence, path: Path = CLAIMS) -> list[Verdict]:
+    """`judge` of every claim of the file, in its order."""
+    return [judge(claim, evidence) for claim in read(path)]
+
+
+# ---- for the paper
+
+
+def table(found: Sequence[Verdict]) -> pd.DataFrame:
+    """Every claim with its source, the figure printed there, our estimate with its interval, and the verdict."""
+    rows = [
+        [
+            Raw(rf"\parbox[t]{{70mm}}{{\raggedright {escape(one.claim.claim)}\strut}}"),
+            Raw(rf"\parbox[t]{{36mm}}{{\raggedright {escape(one.claim.source)}\strut}}"),
+            Raw(rf"\parbox[t]{{30mm}}{{\raggedright {escape(one.claim.figure)}\strut}}"),
+            Number(format_interval(one.estimate) if one.verdict != "not tested" else escape(one.reason)),
+            one.verdict,
+        ]
+        for one in found
+    ]
+    return frame_of(rows, ["Claim", "Source", "Figure there", "Here", "Verdict"])
+
+
+def values(found: Sequence[Verdict]) -> dict[str, str]:
+    """claim.<id>, its verdict; claim.<id>.estimate; claims.all and claims.<verdict>, counts, blanks as underscores."""
+    text = {f"claim.{one.claim.id}": one.verdict for one in found}
+    text |= {f"claim.{one.claim.id}.estimate": format_interval(one.estimate) for one in found}
+    counts = {name.replace(" ", "_"): sum(one.verdict == name for one in found) for name in VERDICTS}
+    return text | {"claims.all": str(len(found))} | {f"claims.{name}": str(count) for name, count in counts.items()}

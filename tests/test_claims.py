@@ -1,0 +1,137 @@
+"""Claims: the file is whole, and each verdict follows from where an interval lies."""
+
+import inspect
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from spectral_collapse import claims, paths
+from spectral_collapse.claims import Claim, Evidence, judge
+
+COVERAGE = pd.DataFrame(
+    {
+        "population": "gaussian",
+        "m": np.repeat([8, 32], 3),
+        "n_observed": np.tile([100, 400, 1600], 2),
+        "correction": "none",
+        "mean_error": 0.0,
+        "sd_error": np.repeat([1.0, 5.0], 3) / np.tile([10, 20, 40], 2),
+        "coverage": [0.2, 0.3, 0.4, 0.1, 0.2, 0.5],
+    }
+)
+
+
+def evidence(**metrics: dict[str, list[float]]) -> Evidence:
+    """Seeds 1 to 4 and generations 0 to 2: of each metric {condition: the seeds' mean by generation}; seeds differ."""
+    rows = []
+    conditions = next(iter(metrics.values()))
+    for condition in conditions:
+        for seed in (1, 2, 3, 4):
+            for generation in range(3):
+                noise = 0.01 * math.sin(7 * seed + 3 * generation)
+                values = {name: means[condition][generation] + noise for name, means in metrics.items()}
+                rows.append({"condition": condition, "seed": seed, "generation": generation, **values})
+    return Evidence(pd.DataFrame(rows), COVERAGE)
+
+
+def claim(quantity: str, region: tuple[float, float], **arguments) -> Claim:
+    return Claim("one", "A claim.", "a source", "1", quantity, region, arguments)
+
+
+def test_the_file_has_every_claim_whole_and_its_arguments_fit():
+    found = claims.read()
+    assert len(found) >= 15
+    for one in found:
+        inspect.signature(claims.QUANTITIES[one.quantity]).bind(None, **one.arguments)
+        assert one.claim.endswith(".") and one.source and one.region[0] < one.region[1]
+
+
+@pytest.mark.parametrize(
+    ("region", "verdict"),
+    [
+        ((-math.inf, 0), "supported"),
+        ((0, math.inf), "contradicted"),
+        ((-math.inf, -1), "inconclusive"),
+        ((-1.5, -0.5), "supported"),
+        ((-0.5, 0.5), "contradicted"),
+    ],
+)
+def test_the_verdict_is_where_the_interval_lies(region, verdict):
+    seen = evidence(ratio={"recursive": [5.0, 4.5, 4.0]})
+    found = judge(claim("change", region, metric="ratio", conditions=["recursive"]), seen)
+    assert found.verdict == verdict
+    assert found.estimate.low < -1 < found.estimate.high
+
+
+def test_differences_are_paired_and_changes_start_where_they_are_told_to():
+    seen = evidence(ratio={"recursive": [5.0, 9.0, 4.0], "fresh": [5.0, 6.0, 5.0]})
+    arguments = {"metric": "ratio", "conditions": ["recursive"]}
+    spike = judge(claim("difference", (0, math.inf), **arguments, control="fresh", generation=1), seen)
+    assert spike.verdict == "supported" and spike.estimate == pytest.approx((3, 3, 3))  # one noise for both
+    later = judge(claim("change", (-math.inf, 0), **arguments, first=1), seen)
+    assert later.estimate.estimate == pytest.approx(-5, abs=0.05)
+
+
+def test_the_first_condition_that_exists_is_taken():
+    seen = evidence(ratio={"recursive": [1.0, 2.0, 3.0], "fresh": [1.0, 1.0, 1.0]})
+    assert seen.condition(["recursive_carry", "recursive", "fresh"]) == "recursive"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"metric": "ratio", "conditions": ["static"]}, "no static condition"),
+        ({"metric": "ratio", "conditions": ["mixed", "static"]}, "no mixed or static condition"),
+        ({"metric": "tail", "conditions": ["recursive"]}, "no metric tail"),
+        ({"metric": "ratio", "conditions": ["recursive"], "first": 7}, "no generation 7"),
+    ],
+)
+def test_what_the_runs_lack_is_not_tested(arguments, reason):
+    found = judge(claim("change", (0, 1), **arguments), evidence(ratio={"recursive": [1.0, 2.0, 3.0]}))
+    assert (found.verdict, found.reason) == ("not tested", reason)
+
+
+def test_one_seed_gives_no_verdict():
+    seen = evidence(ratio={"recursive": [1.0, 2.0, 3.0]})
+    seen = Evidence(seen.table[seen.table["seed"] == 1], COVERAGE)
+    found = judge(claim("change", (0, 9), metric="ratio", conditions=["recursive"]), seen)
+    assert (found.verdict, found.reason) == ("not tested", "no interval")
+
+
+def test_shares_are_ratios_at_the_last_generation():
+    seen = evidence(one={"s2": [0.0, 0.0, -10.0]}, two={"s2": [0.0, 0.0, -1000.0]})
+    found = judge(claim("share", (-0.1, 0.1), metric="one", of="two", conditions=["s2"]), seen)
+    assert found.verdict == "supported" and found.estimate.estimate == pytest.approx(0.01, abs=1e-4)
+
+
+def test_the_error_exponent_of_a_power_law_is_found_and_coverage_is_its_range():
+    seen = evidence(ratio={"recursive": [1.0, 2.0, 3.0]})
+    assert judge(claim("error_exponent", (-0.6, -0.4)), seen).estimate == pytest.approx((-0.5, -0.5, -0.5))
+    found = judge(claim("coverage", (0.9, 1.0)), seen)
+    assert found.verdict == "contradicted" and found.estimate[1:] == (0.1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- {id: a, claim: c, source: s, figure: f, quantity: change}", "claim 'a' has no region"),
+        ("- {id: a, claim: c, source: s, figure: f, quantity: wish, region: [0, 1]}", "claim 'a' asks for 'wish'"),
+        (2 * "- {id: a, claim: c, source: s, figure: f, quantity: coverage, region: [0, 1]}\n", "'a' stands twice"),
+    ],
+)
+def test_a_broken_row_is_named(tmp_path, text, message):
+    path = tmp_path / "claims.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        claims.read(path)
+
+
+def test_all_claims_are_judged_on_the_committed_file():
+    assert claims.CLAIMS == paths.PUBLISHED / "claims.yaml"
+    seen = evidence(training_loss={"recursive": [3.0, 2.0, 1.0], "fresh": [3.0, 2.5, 2.4]})
+    found = claims.verdicts(seen)
+    by_id = {one.claim.id: one for one in found}
+    assert by_id["loss_improves"].verdict == "supported"
+    assert by_id["ratio_below_baseline"].reason == "no metric log_published_ratio"
+    assert {one.verdict for one in found} <= set(claims.VERDICTS)
