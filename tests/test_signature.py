@@ -37,7 +37,7 @@ def outlying(seed: int = 0, n: int = 300) -> Rotated:
 
 @pytest.fixture(scope="module")
 def gpt2():
-    """Tiny GPT-2, ten blocks, and the eigenvalues of its Hessian (whose products test_hessian checks)."""
+    """Tiny GPT-2, ten blocks, and the eigenvalues of its Hessian (whose products test_operators checks)."""
     model, tokens = tiny("gpt2"), frozen_blocks(10)
     operator = HessianOperator(model, tokens)
     dense = operator.matmat(torch.eye(operator.n, dtype=torch.float64))
@@ -97,6 +97,18 @@ def test_every_part_of_the_network_has_a_signature(gpt2):
         )
         largest = torch.linalg.eigvalsh((dense + dense.T) / 2)[-1].item()
         assert found[part].lambda_max == pytest.approx(largest, abs=found[part].lambda_max_residual + 1e-9)
+
+
+def test_later_probes_of_two_steps_have_their_moments_and_leave_the_eigenvalues_to_the_first(gpt2):
+    model, tokens, eigenvalues = gpt2
+    options = {"probes": 3, "seed": 2, "batch_errors": False}
+    short = spectral_signature(model, tokens, steps=12, later_steps=2, **options)
+    full = spectral_signature(model, tokens, steps=12, **options)
+    for name in ("mean_eigenvalue", "spectral_variance", "effective_rank"):
+        ours, theirs = getattr(short, name), getattr(full, name)
+        assert (ours.value, ours.probe_error) == pytest.approx((theirs.value, theirs.probe_error), rel=1e-9), name
+    assert [len(nodes) for nodes in short.nodes] == [12, 2, 2]
+    assert short.lambda_max == pytest.approx(eigenvalues[-1], abs=short.lambda_max_residual + 1e-9)
 
 
 def test_a_basis_that_does_not_fit_changes_little_but_its_name(gpt2):
