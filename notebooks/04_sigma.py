@@ -80,7 +80,10 @@ rows = [
     for kind in ("plug_in", "corrected")
     if value[f"logdet_{kind}"] and generation in (0, settings.generations)
 ]
-display(pd.DataFrame(rows, columns=["condition", "generation", "kind", "log det G", "low", "high"]))
+if rows:
+    display(pd.DataFrame(rows, columns=["condition", "generation", "kind", "log det G", "low", "high"]))
+else:
+    print("No checkpoint has more blocks than live dimensions: log det G is not estimated.")
 
 # %% [markdown]
 # ## Reading the tracks
