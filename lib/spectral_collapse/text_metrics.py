@@ -31,10 +31,11 @@ class Estimate(NamedTuple):
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Jackknife interval, value ± t_{N−1} √((N − 1)/N Σ (θ_(i) − mean θ_(·))²); NaN below two texts.
 
-        For the metric's expectation at this number of texts, and not cut to the metric's range. A bootstrap would draw texts twice, which by itself
-        lowers distinct-n and raises self-BLEU; leaving one out changes the amount of text by 1/N only. For a mean it is
-        the t interval; in general its variance is too large on average, not too small. In simulation on storyworld,
-        with 40 and 160 stories, 95 % intervals covered 93-100 % of the time, of the tail mass ratio 89-95 %.
+        For the metric's expectation at this number of texts; not cut to its range. A bootstrap would draw texts
+        twice, which by itself lowers distinct-n and raises self-BLEU; leaving one out changes the amount of text by 1/N
+        only. For a mean it is the t interval; in general its variance is too large on average, not too small. In
+        simulation on storyworld, with 40 and 160 stories, 95 % intervals covered 93-100 % of the time, of the tail mass
+        ratio 89-95 %.
         Source: Efron & Stein 1981.
         """
         n = len(self.left_out)
