@@ -56,6 +56,19 @@ print("coherent:", perplexity <= bound)
 print("prompts answered:", baseline["responses"]["prompts"])
 
 # %% [markdown]
+# ## What its text is like
+#
+# Stories drawn without a prompt, continuations of held-out text against the true ones (BLEU, ROUGE-L), and the
+# held-out blocks themselves (entropy of the predictions). Intervals are over texts: how well so many of them fix the
+# values of this one model.
+
+# %%
+measured = evaluation | baseline["continuations"] | baseline["anchors"]
+names = [name.removesuffix("_interval") for name in measured if name.endswith("_interval")]
+rows = [[measured[name], *measured[f"{name}_interval"]] for name in names]
+pd.DataFrame(rows, index=names, columns=["value", "95 %, low", "high"]).style.format(precision=4, na_rep="–")
+
+# %% [markdown]
 # ## The spectrum of generation 0
 #
 # The Hessian of the loss on the frozen held-out blocks, by Lanczos quadrature. Each quantity comes with the error it

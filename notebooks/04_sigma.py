@@ -41,6 +41,8 @@ measured = {}
 for name in settings.conditions:
     run = runs.Run(settings, name, seed, real=real)
     measured[name] = [measure.sigma(run, generation) for generation in range(settings.generations + 1)]
+    for generation in range(settings.generations + 1):
+        measure.coherence(run, generation)
 space = measure.embeddings(run, 0)
 
 # %% tags=["nbval-check-output"]
@@ -123,11 +125,12 @@ figures.sigma_buckets(series.bucket_drifts(settings, seeds=[seed]))
 # ## Surface proxies of the same responses
 #
 # Concentration of word triples (hashed HHI) rises and the share of distinct pairs falls when answers repeat each
-# other. They are context for the tracks, not a definition of collapse.
+# other. By the same encoder, coherence is the mean cosine of consecutive sentences, prompt similarity that of a prompt
+# with its answer. They are context for the tracks, not a definition of collapse.
 
 # %%
-table = series.table(settings, seeds=[seed], stages=("evaluation", "sigma"))
-figures.series(table, ["track_two_drift", "hashed_ngram_hhi", "response_distinct_2"])
+table = series.table(settings, seeds=[seed], stages=("evaluation", "sigma", "coherence"))
+figures.series(table, ["hashed_ngram_hhi", "response_distinct_2", "coherence", "prompt_similarity"], columns=4)
 
 # %% [markdown]
 # ## Does the series forecast itself?

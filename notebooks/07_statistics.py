@@ -144,6 +144,11 @@ text = [
 output.figure("text_metrics", figures.series(table, text))
 
 # %%
+quality = ["bleu", "rouge_l", "mauve", "self_bleu", "ngram_entropy_2", "coherence", "prompt_similarity"]
+precursors = ["predictive_entropy", "representation_drift", "rare_token_coverage"]  # of silent collapse
+output.figure("text_quality", figures.series(table, quality + precursors))
+
+# %%
 output.figure("training_curves", figures.training_curves(list(series.results(settings, "training"))))
 
 # %% [markdown]

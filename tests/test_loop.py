@@ -1,6 +1,8 @@
 """The recursion: what each condition trains on, what is found again, and what survives a kill."""
 
+import functools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,7 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from spectral_collapse import generate, loop, measure, models, params, provenance, runs, seeding, series
+from safetensors.torch import load_file
+from spectral_collapse import (
+    generate,
+    loop,
+    measure,
+    models,
+    params,
+    provenance,
+    runs,
+    seeding,
+    series,
+    statistics,
+    tables,
+)
 
 # The smoke profile made smaller still: a model that need not be coherent.
 TINY = {
@@ -145,6 +160,56 @@ def test_divergence_stops_with_what_was_computed_kept(tiny):
     assert json.loads(run.path(1, "diverged.json").read_text())["losses"]
 
 
+# ---- what the text and the anchors say
+
+
+def test_continuations_are_of_held_out_blocks_and_compared_with_their_ends(tiny):
+    run = runs.Run(tiny, "fresh", 1, say=quiet)
+    found = measure.continuations(run, 0)
+    lines = [json.loads(line) for line in run.path(0, "continuations.jsonl").read_text().splitlines()]
+    assert len(lines) == tiny.held_out_blocks and found["examples"] == lines[:3]
+    decode = functools.partial(run.real.tokenizer.batch_decode, skip_special_tokens=True)
+    half = tiny.block_tokens // 2
+    assert [line["context"] for line in lines] == decode(run.real.held_out[:, :half])
+    assert [line["reference"] for line in lines] == decode(run.real.held_out[:, half:])
+    for name in ("bleu", "rouge_l"):
+        low, high = found[f"{name}_interval"]
+        assert low < found[name] < high
+
+
+def test_a_generation_that_learns_nothing_says_the_same_and_stands_still(tiny):
+    still = params.check({**tiny.model_dump(), "learning_rate": 1e-30, "profile": "still"})
+    run = runs.Run(still, "fresh", 1, say=quiet)
+    measure.generation(run, 0)
+    before, after = (measure.anchors(run, generation) for generation in (0, 1))
+    assert before["representation_drift"] == 0 and after["representation_drift"] == pytest.approx(0, abs=1e-12)
+    assert before["predictive_entropy"] == pytest.approx(after["predictive_entropy"])
+    assert 0 < before["predictive_entropy"] < math.log(len(run.real.tokenizer))
+    assert measure.continuations(run, 0)["bleu"] == measure.continuations(run, 1)["bleu"]
+
+
+def test_anchors_move_from_one_generation_to_the_next(tiny):
+    run = runs.Run(tiny, "fresh", 1, say=quiet)
+    states = [load_file(measure.anchors.artefact(run, generation))["representations"] for generation in range(3)]
+    assert states[0].shape == (tiny.held_out_blocks, tiny.hidden_size)
+    for generation in (1, 2):
+        moved = (states[generation] - states[generation - 1]).norm(dim=1) / states[generation - 1].norm(dim=1)
+        assert measure.anchors(run, generation)["representation_drift"] == pytest.approx(moved.mean().item(), rel=1e-5)
+
+
+def test_every_metric_has_an_interval_and_a_name_for_readers(tiny):
+    run = runs.Run(tiny, "fresh", 1, say=quiet)
+    measure.generation(run, 0)
+    table = series.table(tiny.model_copy(update={"generations": 0}), ["fresh"], [1], ("evaluation", "continuations"))
+    found = measure.evaluation(run, 0) | measure.continuations(run, 0)
+    metrics = statistics.metric_names(table)
+    assert {"held_out_perplexity", "self_bleu", "rare_token_coverage", "bleu", "tail_coverage"} <= set(metrics)
+    for name in metrics:
+        low, high = found[f"{name}_interval"]
+        assert low <= found[name] <= high
+        assert name in tables.LABELS
+
+
 # ---- records
 
 
@@ -271,7 +336,7 @@ def test_killed_runs_go_on_and_end_with_the_same_records(tmp_path):
     whole.communicate(timeout=300)
     assert whole.returncode == 0
     assert records(broken) == records(tmp_path / "whole")
-    assert len(records(broken)) == 4 + 2 * 5
+    assert len(records(broken)) == 6 + 2 * 7
     assert not list(broken.rglob("training_state.safetensors"))
 
 

@@ -5,7 +5,20 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from spectral_collapse import figures, measure, models, paper, params, paths, runs, series, sigma, statistics, tables
+from spectral_collapse import (
+    figures,
+    measure,
+    models,
+    paper,
+    params,
+    paths,
+    runs,
+    series,
+    sigma,
+    statistics,
+    tables,
+    text_metrics,
+)
 from test_loop import TINY, quiet
 
 
@@ -118,6 +131,47 @@ def test_lost_embeddings_are_made_again(run):
     before = path.read_bytes()
     path.unlink()
     assert len(measure.read_embeddings(run(), 1).rows) and path.read_bytes() == before
+
+
+def test_coherence_is_that_of_the_responses(run, monkeypatch):
+    monkeypatch.setattr(text_metrics, "mauve_installed", lambda: False)
+    found, lines = measure.coherence(run(), 1), measure.read_responses(run(), 1)
+    embed = WordEncoder()
+    assert len(lines) == 200  # every fourth of them is read
+    by_hand = []
+    for line in lines[::4]:
+        rows = [embed([sentence])[0].numpy() for sentence in text_metrics.sentences(line["response"])]
+        if len(rows) > 1:
+            by_hand.append(np.mean([a @ b for a, b in zip(rows[1:], rows[:-1], strict=True)]))
+    assert found["coherence"] == pytest.approx(np.mean(by_hand))
+    assert found["coherence_interval"][0] < found["coherence"] < found["coherence_interval"][1]
+    assert "mauve" not in found
+
+
+def test_similarity_is_that_of_a_prompt_and_the_blocks_of_its_response(run, monkeypatch):
+    monkeypatch.setattr(text_metrics, "mauve_installed", lambda: False)
+    embed, by_hand = WordEncoder(), []
+    for line in measure.read_responses(run(), 1):
+        blocks = sigma.split_blocks(line["response"], run().params.response_block_words)
+        if blocks:
+            mean, prompt = embed(blocks).sum(0).numpy(), embed([line["text"]])[0].numpy()
+            by_hand.append(mean @ prompt / np.linalg.norm(mean) / np.linalg.norm(prompt))
+    assert measure.coherence(run(), 1)["prompt_similarity"] == pytest.approx(np.mean(by_hand), rel=1e-5)
+
+
+def test_mauve_is_a_column_where_its_package_is_installed(run, monkeypatch):
+    given = {}
+
+    def mauve(texts, references, seed):
+        given.update(texts=texts, references=references)
+        return 0.7, (0.6, 0.8)
+
+    monkeypatch.setattr(text_metrics, "mauve_installed", lambda: True)
+    monkeypatch.setattr(text_metrics, "mauve", mauve)
+    monkeypatch.setattr(measure.importlib.metadata, "version", lambda name: "1")
+    found = measure.coherence(run(seed=2), 1)
+    assert found["mauve"] == 0.7 and found["mauve_interval"] == [0.6, 0.8]
+    assert given["texts"].shape == given["references"].shape == (run().params.held_out_blocks, 12)
 
 
 def test_series_have_drifts_bands_and_no_other_columns_of_the_tracks(tiny):

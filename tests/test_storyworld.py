@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats
 from spectral_collapse import storyworld
-from spectral_collapse.storyworld import SLOTS, generate_stories, parse_fillers, tail_metrics
+from spectral_collapse.storyworld import SLOTS, generate_stories, parse_fillers
 
 SLOT = {slot.name: slot for slot in SLOTS}
 RATIOS = ("tail_mass_ratio", "tail_coverage", "slot_kl", "slot_entropy")
+
+
+def tail_metrics(texts, tail_mass=0.1) -> dict[str, float]:
+    return {name: estimate.value for name, estimate in storyworld.tail_metrics(texts, tail_mass).items()}
 
 
 @pytest.fixture(scope="module")

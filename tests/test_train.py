@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from scipy import stats
 from spectral_collapse import train as training
 from spectral_collapse.train import Recipe, TrainingDiverged, perplexity, train
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
@@ -284,8 +285,11 @@ def test_standard_error_of_perplexity_agrees_with_a_bootstrap(tiny_model):
         losses = np.array([model(input_ids=block[None], labels=block[None]).loss.item() for block in blocks])
     draws = np.random.default_rng(0).choice(losses, (4000, len(losses)))
     bootstrap = np.exp(draws.mean(axis=1)).std()
-    found = perplexity(model, blocks, 50)["held_out_perplexity_standard_error"]
-    assert found == pytest.approx(bootstrap, rel=0.05)
+    found = perplexity(model, blocks, 50)
+    assert found["held_out_perplexity_standard_error"] == pytest.approx(bootstrap, rel=0.05)
+    assert found["held_out_loss_standard_error"] == pytest.approx(stats.sem(losses), rel=1e-4)
+    ends = stats.t.interval(0.95, len(losses) - 1, losses.mean(), stats.sem(losses))
+    assert found["held_out_perplexity_interval"] == pytest.approx(np.exp(ends), rel=1e-4)
 
 
 def test_state_is_not_written_at_the_end(tiny_model, fit, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """The measurements of a generation: its text, its responses, its curvature, their Gram matrix."""
 
 import functools
+import importlib.metadata
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from . import (
     loop,
     models,
     paths,
+    precursors,
     provenance,
     seeding,
     storyworld,
@@ -50,11 +53,11 @@ def _model_inputs(run: Run, generation: int) -> dict[str, Any]:
 
 @stage(
     parameters=("held_out_blocks", "block_tokens", "evaluation_stories", "story_tokens", *loop.SAMPLING),
-    code=(loop.draw, train, corpora, generate, seeding, text_metrics, storyworld),
+    code=(loop.draw, train, corpora, generate, seeding, text_metrics, precursors, storyworld),
     inputs=_model_inputs,
 )
 def evaluation(run: Run, generation: int) -> dict:
-    """Held-out perplexity, surface metrics of unconditional stories, and storyworld's tail metrics."""
+    """Held-out perplexity; of unconditional stories surface metrics, coverage of rare tokens, storyworld's tails."""
     params, tokenizer = run.params, run.real.tokenizer
     model = loop.load(run, generation)
     result = train.perplexity(model, run.real.held_out, params.batch_size)
@@ -63,10 +66,77 @@ def evaluation(run: Run, generation: int) -> dict:
     end = run.real.separator
     drawn = loop.draw(run, generation, [[end]] * len(seeds), seeds, params.story_tokens, "stories", stop_token=end)
     stories = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in drawn]
-    result |= text_metrics.surface_metrics(stories)
+    metrics = text_metrics.surface_metrics(stories)
+    metrics["rare_token_coverage"] = precursors.rare_token_coverage(drawn, run.real.held_out.flatten().tolist())
     if params.corpus == "storyworld":
-        result |= storyworld.tail_metrics(stories)
-    return result | {"stories": stories[:5]}
+        metrics |= storyworld.tail_metrics(stories)
+    return result | text_metrics.with_intervals(metrics) | {"stories": stories[:5]}
+
+
+def _write_lines(path: Path, lines: list[dict[str, str]]) -> str:
+    """Writes a JSON document a line; the file's hash."""
+    provenance.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return provenance.file_hash(path)
+
+
+def _read_lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@stage(
+    parameters=("held_out_blocks", "block_tokens", *loop.SAMPLING),
+    code=(loop.draw, _write_lines, corpora, generate, seeding, text_metrics),
+    inputs=_model_inputs,
+    file="continuations.jsonl",
+)
+def continuations(run: Run, generation: int) -> dict:
+    """Continues the first half of every held-out block: BLEU and ROUGE-L against its second half."""
+    tokenizer, blocks = run.real.tokenizer, run.real.held_out.tolist()
+    half = run.params.block_tokens // 2
+    seeds = [stable_seed(run.seed, "continuation", index) for index in range(len(blocks))]
+    new_tokens = run.params.block_tokens - half
+    drawn = loop.draw(run, generation, [block[:half] for block in blocks], seeds, new_tokens, "continuations")
+    parts = {
+        "context": [block[:half] for block in blocks],
+        "continuation": drawn,
+        "reference": [block[half:] for block in blocks],
+    }
+    told = {name: tokenizer.batch_decode(tokens, skip_special_tokens=True) for name, tokens in parts.items()}
+    lines = [dict(zip(told, texts, strict=True)) for texts in zip(*told.values(), strict=True)]
+    digest = _write_lines(run.path(generation, "continuations.jsonl"), lines)
+    metrics = {
+        "bleu": text_metrics.bleu(told["continuation"], told["reference"]),
+        "rouge_l": text_metrics.rouge_l(told["continuation"], told["reference"]),
+    }
+    return {"continuations_sha256": digest, **text_metrics.with_intervals(metrics), "examples": lines[:3]}
+
+
+def _anchor_inputs(run: Run, generation: int) -> dict[str, Any]:
+    before = {"before": anchors(run, generation - 1)["anchors_sha256"]} if generation else {}
+    return _model_inputs(run, generation) | before
+
+
+@stage(
+    parameters=("held_out_blocks", "block_tokens", "threads"),
+    code=(precursors, text_metrics, corpora),
+    inputs=_anchor_inputs,
+    file="anchors.safetensors",
+)
+def anchors(run: Run, generation: int) -> dict:
+    """Predictive entropy on the held-out blocks, and how far their representations moved since the generation before.
+
+    At generation 0 the drift is 0: it is the start of the movement, as of SIGMA's drifts.
+    """
+    model = loop.load(run, generation)
+    entropies, after = precursors.anchor_statistics(model, run.real.held_out, run.params.batch_size)
+    path = run.path(generation, "anchors.safetensors")
+    provenance.write_atomically(path, lambda temporary: save_file({"representations": after}, temporary))
+    before = load_file(anchors.artefact(run, generation - 1))["representations"] if generation else after
+    metrics = {
+        "predictive_entropy": text_metrics.mean_over_texts(entropies),
+        "representation_drift": precursors.representation_drift(before, after),
+    }
+    return {"anchors_sha256": provenance.file_hash(path), **text_metrics.with_intervals(metrics)}
 
 
 def _prompt_inputs(run: Run, generation: int) -> dict[str, Any]:
@@ -79,7 +149,7 @@ def _prompt_inputs(run: Run, generation: int) -> dict[str, Any]:
 
 @stage(
     parameters=("prompt_bank", "response_tokens", *loop.SAMPLING),
-    code=(loop.draw, generate, seeding),
+    code=(loop.draw, _write_lines, generate, seeding),
     inputs=_prompt_inputs,
     file="responses.jsonl",
 )
@@ -96,15 +166,13 @@ def responses(run: Run, generation: int) -> dict:
         {**prompt, "response": tokenizer.decode(ids, skip_special_tokens=True)}
         for prompt, ids in zip(prompts, drawn, strict=True)
     ]
-    path = run.path(generation, "responses.jsonl")
-    provenance.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return {"responses_sha256": provenance.file_hash(path), "prompts": len(lines), "examples": lines[:3]}
+    digest = _write_lines(run.path(generation, "responses.jsonl"), lines)
+    return {"responses_sha256": digest, "prompts": len(lines), "examples": lines[:3]}
 
 
 def read_responses(run: Run, generation: int) -> list[dict[str, str]]:
     """Prompts with their responses."""
-    lines = responses.artefact(run, generation).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return _read_lines(responses.artefact(run, generation))
 
 
 _SPECTRUM = ("curvature_blocks", "block_tokens", "lanczos_steps", "lanczos_probes", "curvature_memory_gb", "threads")
@@ -257,6 +325,10 @@ def sigma(run: Run, generation: int) -> dict:
     total = count + unobserved
     lines = read_responses(run, generation)
     texts = [line["response"] for line in lines]
+    surface = {
+        "hashed_ngram_hhi": text_metrics.hashed_ngram_hhi(texts),
+        "response_distinct_2": text_metrics.distinct_n(texts, 2),
+    }
     return {
         "observed_blocks": count,
         "total_blocks": total,
@@ -269,9 +341,68 @@ def sigma(run: Run, generation: int) -> dict:
         **_logdet(last.rows, gram, total),
         "drifts": sigma_package.banded_drifts(first, last, budget, run.seed),
         "bucket_drifts": sigma_package.bucket_drifts(first, last, [line["bucket"] for line in lines], budget, run.seed),
-        "hashed_ngram_hhi": text_metrics.hashed_ngram_hhi(texts),
-        "response_distinct_2": text_metrics.distinct_n(texts, 2),
+        **text_metrics.with_intervals(surface),
     }
+
+
+# ---- what a text says, by the sentence encoder
+
+
+COHERENT_RESPONSES = 64  # sentences cost as much to embed as blocks do, and the mean of so many is sharp enough
+
+
+@functools.cache
+def _embedded(embed: models.Encoder, texts: tuple[str, ...]) -> np.ndarray:
+    """Embeddings (N, m) of texts that are the same for all checkpoints."""
+    return embed(list(texts)).numpy()
+
+
+def _prompt_similarity(run: Run, generation: int, embed: models.Encoder) -> text_metrics.Estimate:
+    """Mean over prompts of the cosine of the prompt and the mean of its response's blocks, if it has any."""
+    found = read_embeddings(run, generation)
+    prompts = _embedded(embed, tuple(line["text"] for line in read_responses(run, generation)))
+    cosines = []
+    for index, prompt in enumerate(_live_space(embed).project(prompts)):
+        mean = found.rows[found.prompts == index].sum(axis=0)
+        norm = np.linalg.norm(mean) * np.linalg.norm(prompt)
+        cosines.append(mean @ prompt / norm if norm > 0 else np.nan)
+    return text_metrics.mean_over_texts(cosines)
+
+
+def _mauve(run: Run, generation: int, embed: models.Encoder) -> dict[str, float | list[float]]:
+    """MAUVE of the continuations against the held-out text, where its package is installed; else nothing."""
+    if not text_metrics.mauve_installed():
+        return {}
+    lines = _read_lines(continuations.artefact(run, generation))
+    references = _embedded(embed, tuple(line["reference"] for line in lines))
+    texts = embed([line["continuation"] for line in lines]).numpy()
+    value, interval = text_metrics.mauve(texts, references, stable_seed(run.seed, "mauve"))
+    return {"mauve": value, "mauve_interval": list(interval)}
+
+
+def _coherence_inputs(run: Run, generation: int) -> dict[str, Any]:
+    inputs = {"embeddings": embeddings(run, generation)["embeddings_sha256"], "seed": run.seed}
+    if text_metrics.mauve_installed():
+        inputs["mauve"] = importlib.metadata.version("mauve-text")
+        inputs["continuations"] = continuations(run, generation)["continuations_sha256"]
+    return inputs
+
+
+@stage(
+    parameters=("threads",),
+    code=(read_embeddings, _live_space, _prompt_similarity, _mauve, sigma_package, models, storyworld, text_metrics),
+    inputs=_coherence_inputs,
+)
+def coherence(run: Run, generation: int) -> dict:
+    """Coherence of a part of the responses, evenly chosen, their similarity to the prompts, and MAUVE if installed."""
+    embed = sentence_encoder()
+    texts = [line["response"] for line in read_responses(run, generation)]
+    chosen = texts[:: -(-len(texts) // COHERENT_RESPONSES)]
+    metrics = {
+        "coherence": text_metrics.coherence(chosen, lambda batch: embed(batch).numpy()),
+        "prompt_similarity": _prompt_similarity(run, generation, embed),
+    }
+    return text_metrics.with_intervals(metrics) | _mauve(run, generation, embed)
 
 
 def generation(run: Run, generation: int) -> dict[str, dict]:
@@ -281,10 +412,13 @@ def generation(run: Run, generation: int) -> dict[str, dict]:
     """
     with provenance.locked(run.base.folder, run.say):
         _require_coherent_base(run)
+        anchors(run, 0)
     with provenance.locked(run.owner(generation).folder, run.say):
         return {
             "training": loop.training(run, generation),
             "evaluation": evaluation(run, generation),
+            "continuations": continuations(run, generation),
+            "anchors": anchors(run, generation),
             "responses": responses(run, generation),
             "curvature": curvature(run, generation),
         }

@@ -15,8 +15,11 @@ _COLUMNS = {
     "training": ("training_loss",),
     "evaluation": (
         *("held_out_perplexity", "distinct_1", "distinct_2", "distinct_3", "distinct_4", "repetition_4"),
-        *("type_token_ratio", "tail_mass_ratio", "tail_coverage", "slot_kl", "slot_entropy"),
+        *("type_token_ratio", "ngram_entropy_2", "self_bleu", "rare_token_coverage"),
+        *("tail_mass_ratio", "tail_coverage", "slot_kl", "slot_entropy"),
     ),
+    "continuations": ("bleu", "rouge_l"),
+    "anchors": ("predictive_entropy", "representation_drift"),
     "curvature": (
         *(
             "lambda_max",
@@ -29,6 +32,7 @@ _COLUMNS = {
         *("published_iqr",),
     ),
     "sigma": ("hashed_ngram_hhi", "response_distinct_2"),
+    "coherence": ("coherence", "prompt_similarity", "mauve"),
 }
 
 
@@ -73,7 +77,7 @@ def table(
 ) -> pd.DataFrame:
     """Tidy table of the profile's runs: model, condition, seed, generation, then the metrics of the stages.
 
-    A metric that the corpus does not have (storyworld's tails on other text) has no column. Drifts are
+    A metric that there is not (storyworld's tails on other text, MAUVE without its package) has no column. Drifts are
     differences to generation 0 of the same seed.
     """
     rows: dict[tuple[str, int, int], dict] = {}

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .text_metrics import Estimate
+
 ZIPF_EXPONENT = 1.0
 REGIONS = 6
 LOCALITY = 0.6  # weight of the region's own fillers in the mixture of helper and problem
@@ -350,7 +352,32 @@ def _tail(slot: Slot, tail_mass: float) -> np.ndarray:
     return mask
 
 
-def tail_metrics(texts: Sequence[str], tail_mass: float = 0.1) -> dict[str, float]:
+def _scores(counts: Sequence[np.ndarray], tails: Sequence[np.ndarray], texts: int) -> dict[str, float]:
+    """The metrics of `tail_metrics` from the counts (K,) read of every slot in so many texts."""
+    ratios, divergences, entropies = [], [], []
+    covered = expected = total_read = 0.0
+    for slot, tail, read_of in zip(SLOTS, tails, counts, strict=True):
+        true, read = slot.probabilities, read_of.sum()
+        if read == 0:
+            continue
+        total_read += read
+        ratios.append(read_of[tail].sum() / read / true[tail].sum())
+        covered += np.count_nonzero(read_of[tail])
+        expected += -np.expm1(read * np.log1p(-true[tail])).sum()
+        smoothed = (read_of + KL_SMOOTHING) / (read + KL_SMOOTHING * len(read_of))
+        divergences.append(np.sum(true * np.log(true / smoothed)))
+        seen = read_of[read_of > 0] / read
+        entropies.append(-np.sum(seen * np.log(seen)))
+    return {
+        "tail_mass_ratio": float(np.mean(ratios)) if ratios else float("nan"),
+        "tail_coverage": float(covered / expected) if ratios else float("nan"),
+        "slot_kl": float(np.mean(divergences)) if ratios else float("nan"),
+        "slot_entropy": float(np.mean(entropies)) if ratios else float("nan"),
+        "slots_read": float(total_read / (len(SLOTS) * texts)) if texts else float("nan"),
+    }
+
+
+def tail_metrics(texts: Sequence[str], tail_mass: float = 0.1) -> dict[str, Estimate]:
     """Loss of tails in `texts`, read from the first filler of each slot in each text.
 
     With p the true probabilities of a slot (K fillers), n the counts read, N = Σ n, and T the tail of the
@@ -370,28 +397,24 @@ def tail_metrics(texts: Sequence[str], tail_mass: float = 0.1) -> dict[str, floa
     """
     if isinstance(texts, str):
         raise ValueError("tail_metrics got one string; pass a list of texts.")
+    tails = [_tail(slot, tail_mass) for slot in SLOTS]
+    places = [{filler: index for index, filler in enumerate(slot.fillers)} for slot in SLOTS]
     readings = [parse_fillers(text) for text in texts]
-    ratios, divergences, entropies = [], [], []
-    covered = expected = total_read = 0.0
-    for slot in SLOTS:
-        true, tail = slot.probabilities, _tail(slot, tail_mass)
-        drawn = [reading[slot.name] for reading in readings if slot.name in reading]
-        counts = np.array([drawn.count(filler) for filler in slot.fillers], dtype=np.float64)
-        read = counts.sum()
-        if read == 0:
-            continue
-        total_read += read
-        ratios.append(counts[tail].sum() / read / true[tail].sum())
-        covered += np.count_nonzero(counts[tail])
-        expected += -np.expm1(read * np.log1p(-true[tail])).sum()
-        smoothed = (counts + KL_SMOOTHING) / (read + KL_SMOOTHING * len(counts))
-        divergences.append(np.sum(true * np.log(true / smoothed)))
-        seen = counts[counts > 0] / read
-        entropies.append(-np.sum(seen * np.log(seen)))
-    return {
-        "tail_mass_ratio": float(np.mean(ratios)) if ratios else float("nan"),
-        "tail_coverage": float(covered / expected) if ratios else float("nan"),
-        "slot_kl": float(np.mean(divergences)) if ratios else float("nan"),
-        "slot_entropy": float(np.mean(entropies)) if ratios else float("nan"),
-        "slots_read": float(total_read / (len(SLOTS) * len(readings))) if readings else float("nan"),
-    }
+    # Of every slot which filler each text has, -1 for none: (texts,).
+    read = [
+        np.array([place.get(reading.get(slot.name), -1) for reading in readings], dtype=int)
+        for slot, place in zip(SLOTS, places, strict=True)
+    ]
+    counts = [
+        np.bincount(each[each >= 0], minlength=len(slot.fillers)).astype(np.float64)
+        for slot, each in zip(SLOTS, read, strict=True)
+    ]
+    values, left_out = _scores(counts, tails, len(texts)), []
+    for index in range(len(texts)):
+        own = [each[index] for each in read]
+        for count, filler in zip(counts, own, strict=True):
+            count[filler] -= filler >= 0
+        left_out.append(_scores(counts, tails, len(texts) - 1))
+        for count, filler in zip(counts, own, strict=True):
+            count[filler] += filler >= 0
+    return {name: Estimate(value, np.array([each[name] for each in left_out])) for name, value in values.items()}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from scipy import stats
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -137,11 +138,12 @@ def train(
 
 
 @torch.no_grad()
-def perplexity(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int) -> dict[str, float]:
-    """Held-out perplexity exp(mean loss) over blocks (N, T), with its standard error over blocks.
+def perplexity(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int) -> dict[str, float | list[float]]:
+    """Held-out perplexity exp(mean loss) over blocks (N, T), with its standard error and 95 % interval over blocks.
 
     The loss of a block is the mean over its T − 1 predictions, in nats; the standard error follows from
-    that of the mean by the delta method. Source: Jurafsky & Martin, Speech and Language Processing, ch. 3.
+    that of the mean by the delta method, the interval is exp of the t interval of the mean loss. Both carry the
+    noise of the blocks, not that of training. Source: Jurafsky & Martin, Speech and Language Processing, ch. 3.
     """
     model.eval()
     losses = []
@@ -152,9 +154,13 @@ def perplexity(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int) ->
             torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
         )
     per_block = torch.cat(losses).double().cpu().numpy()
-    value = float(np.exp(per_block.mean()))
+    mean, error = float(per_block.mean()), float(per_block.std(ddof=1)) / math.sqrt(len(per_block))
+    half = float(stats.t.ppf(0.975, len(per_block) - 1)) * error
+    value, low, high = np.exp([mean, mean - half, mean + half]).tolist()
     return {
-        "held_out_loss_nats": float(per_block.mean()),
+        "held_out_loss_nats": mean,
+        "held_out_loss_standard_error": error,
         "held_out_perplexity": value,
-        "held_out_perplexity_standard_error": value * float(per_block.std(ddof=1)) / math.sqrt(len(per_block)),
+        "held_out_perplexity_standard_error": value * error,
+        "held_out_perplexity_interval": [low, high],
     }
