@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.mathtext import MathTextParser
-from spectral_collapse import statistics, tables
+from spectral_collapse import anova, correlation, findings, formatting, statistics, tables
 from spectral_collapse.tables import Number, Raw
 from test_statistics import make_table, noise
 
@@ -79,9 +79,9 @@ def test_any_text_survives_typesetting(tmp_path):
 
 @pytest.mark.parametrize("fonts", ["", T1])
 def test_every_character_taken_for_granted_has_a_glyph(tmp_path, fonts):
-    plain = [chr(code) for code in range(0xA1, 0x2200) if statistics.escape(chr(code)) == chr(code)]
+    plain = [chr(code) for code in range(0xA1, 0x2200) if formatting.escape(chr(code)) == chr(code)]
     assert len(plain) > 200 and "é" in plain and "—" in plain
-    values = {"all": " ".join(plain), "nasty": statistics.escape(" ".join(NASTY))}
+    values = {"all": " ".join(plain), "nasty": formatting.escape(" ".join(NASTY))}
     tables.write_values(values, tmp_path / "numbers.tex")
     typeset(tmp_path, r"\raggedright\input{numbers.tex}\val{all} \val{nasty}", fonts)
 
@@ -94,11 +94,15 @@ def test_every_builder_typesets_within_the_page(tmp_path, table):
         "posthoc": tables.posthoc(table, few),
         "effect_sizes": tables.effect_sizes(table, few),
         "correlations": tables.correlations(table, few[:3]),
+        "equivalence": tables.equivalence(table, few),
+        "slopes": tables.slope_tests(table, few[:2]),
+        "early_warning": tables.early_warnings(table),
+        "leads": tables.leads(table, few[1:]),
         "published_hessian": tables.published_hessian(),
     }
     for name, frame in built.items():
         tables.write_table(frame, tmp_path / f"{name}.tex")
-    values = statistics.values(table)
+    values = findings.values(table)
     tables.write_values(values, tmp_path / "numbers.tex")
     every = "\n".join(rf"\val{{{key}}} $\val{{{key}}}$" for key in values if not key.startswith("rho"))
     body = "\n\n".join(rf"\input{{{name}.tex}}" for name in built)
@@ -119,23 +123,23 @@ def test_builders_report_the_statistics(table):
     assert shown.loc[0, "static"] == tables._plus_minus(cell["mean"], (cell["high"] - cell["low"]) / 2)
     assert list(shown.columns) == ["Metric", "recursive", "fresh", "static", "mixed"]
 
-    anova = statistics.repeated_measures_anova(table, metric).set_index("effect")
+    effects = anova.repeated_measures_anova(table, metric).set_index("effect")
     shown = tables.anova(table, [metric]).iloc[0]
-    assert shown[r"$F_{cg}(12, 24)$"] == anova.F["interaction"]
-    assert shown["$p_{c}$"] == statistics.format_p(anova.p["condition"])
+    assert shown[r"$F_{cg}(12, 24)$"] == effects.F["interaction"]
+    assert shown["$p_{c}$"] == formatting.format_p(effects.p["condition"])
 
     shown = tables.posthoc(table, [metric])
     assert list(shown["Condition"]) == ["recursive", "static", "mixed"]
     assert list(shown["$t(2)$"]) == list(statistics.paired_tests(table, metric)["t"])
     shown = tables.effect_sizes(table, [metric])
     sizes = statistics.effect_sizes(table, metric)
-    assert shown.iloc[2, 2] == statistics.format_interval(sizes["mixed"].d_av)
+    assert shown.iloc[2, 2] == formatting.format_interval(sizes["mixed"].d_av)
     assert shown.iloc[0, 4] == sizes["recursive"].g_z
 
     shown = tables.correlations(table, [metric], [metric, "lambda_max"])
-    rho = statistics.within_run_spearman(table, [metric, "lambda_max"]).iloc[0]
+    rho = correlation.within_run_spearman(table, [metric, "lambda_max"]).iloc[0]
     assert shown.iloc[0, 1] == "--"
-    assert shown.iloc[1, 1].startswith(statistics.format_number(rho["rho"]))
+    assert shown.iloc[1, 1].startswith(formatting.format_number(rho["rho"]))
 
 
 def test_published_figures_are_copied_digit_for_digit():
