@@ -236,7 +236,7 @@ def test_equivalence_against_two_tests_of_scipy():
 
 def test_equivalence_errs_at_its_level_on_the_margin_and_sees_equality():
     rng = np.random.default_rng(0)
-    for n, width in ((3, 2.8), (5, 1.4)):
+    for n, width in ((3, 2.66), (5, 1.6)):
         on_margin, equal = [], []
         for _ in range(1500):
             draws = rng.normal(size=n)

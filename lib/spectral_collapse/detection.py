@@ -31,7 +31,8 @@ def auc_interval(auc: float, treated: int, control: int, level: float = 0.95) ->
     """AUC with the interval that Newcombe (2006) recommends, his method 5, for so many treated and control runs.
 
     All θ with |auc − θ| ≤ z √V(θ), V(θ) = θ(1 − θ)(1 + k (1 − θ)/(2 − θ) + k θ/(1 + θ))/(mn), k = (m + n)/2 − 1. It
-    does not shrink to a point at 0 or 1. Runs are taken as independent.
+    does not shrink to a point at 0 or 1. Runs are taken as independent; for
+    the scores of `separation` it covered 93 to 99.7 % in simulation, at three, five and ten seeds.
     """
     z = stats.norm.ppf(0.5 + level / 2)
     k = (treated + control) / 2 - 1
@@ -40,19 +41,21 @@ def auc_interval(auc: float, treated: int, control: int, level: float = 0.95) ->
         variance = theta * (1 - theta) * (1 + k * (1 - theta) / (2 - theta) + k * theta / (1 + theta))
         return (auc - theta) ** 2 - z**2 * variance / (treated * control)
 
-    low = optimize.brentq(beyond, 0, auc) if auc > 0 and beyond(0) > 0 else 0.0
-    high = optimize.brentq(beyond, auc, 1) if auc < 1 and beyond(1) > 0 else 1.0
+    # V is 0 at 0 and 1, so that an AUC of 0 or 1 solves the equation itself: the other solution is the one meant.
+    low = optimize.brentq(beyond, 0, min(auc, 1 - 1e-9)) if auc > 0 else 0.0
+    high = optimize.brentq(beyond, max(auc, 1e-9), 1) if auc < 1 else 1.0
     return Interval(auc, low, high)
 
 
 def separation(
     table: pd.DataFrame, metric: str, condition: str = TREATMENT, control: str = CONTROL
 ) -> tuple[Interval, float]:
-    """AUC of the alarm score between treated and control runs, and its exact one-sided permutation p.
+    """AUC of the alarm score between treated and control runs, and its exact permutation p.
 
     Without an effect the treated and the control run of a seed may be exchanged: all 2^seeds exchanges are made, bands
-    and scores computed anew for each, and p is the share whose AUC is as large. At three seeds p is at least 1/8, at
-    five 1/32. NaN below three seeds; p is NaN beyond `EXACT_SEEDS`.
+    and scores computed anew for each, and p is the share whose AUC is as large. Exchanging every run separates well
+    separated conditions just as well, so that p is hardly below 2/2^seeds: 0.25 at three seeds, 0.06 at five. NaN below
+    three seeds; p is NaN beyond `EXACT_SEEDS`.
     """
     changes = changes_by_condition(table, metric, control)
     pair = np.stack([changes[condition], changes[control]])  # (2, seeds, generations)
@@ -85,9 +88,12 @@ def detection(
     at most; auc, auc_low, auc_high; p (of `separation`) and p_holm over the metrics.
 
     With three seeds a band rests on two runs and t has one degree of freedom. At rate 0.05 over five generations the
-    band's half-width is then 78 standard deviations of those two, and a constant shift by ten standard deviations
-    between runs is detected in about a quarter of the runs, at five seeds in nine of ten.
+    band's half-width is then 76 standard deviations of those two. A shift of all five generations by five standard
+    deviations between control runs was detected, in simulation, in 24 % of the runs at three seeds and in 91 % at five;
+    by ten in 43 % and 100 %.
     """
+    if not metrics:
+        raise ValueError("There is no metric to try: give at least one.")
     rows = []
     for metric in metrics:
         found = {}

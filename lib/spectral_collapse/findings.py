@@ -132,6 +132,6 @@ def values(table: pd.DataFrame) -> dict[str, str]:
         for row in within_run_spearman(table, metrics).itertuples():
             rho = format_interval(Interval(row.rho, row.low, row.high))
             text[f"rho.{row.metric_a}.{row.metric_b}"] = text[f"rho.{row.metric_b}.{row.metric_a}"] = rho
-    if {CONTROL, TREATMENT} <= set(conditions):
+    if {CONTROL, TREATMENT} <= set(conditions) and early_warning.candidates(table):
         text |= warning_values(table)
     return text

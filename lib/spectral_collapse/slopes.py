@@ -87,11 +87,12 @@ def mixed_model(table: pd.DataFrame, metric: str, control: str = CONTROL, level:
         warnings.simplefilter("ignore", UserWarning)
         try:
             fit = MixedLM(values / spread, fixed, groups=runs.to_numpy(), exog_re=random).fit(reml=True)
+            estimates, errors = np.asarray(fit.fe_params), np.asarray(fit.bse_fe)
         except (np.linalg.LinAlgError, ValueError) as reason:
             return failed(f"the mixed model could not be fitted ({reason}).")
     places = np.arange(len(names) + 1, 2 * len(names))
     scale = spread / table["generation"].std(ddof=0)
-    estimates, errors = (np.asarray(each)[places] * scale for each in (fit.fe_params, fit.bse_fe))
+    estimates, errors = estimates[places] * scale, errors[places] * scale
     if not fit.converged or not np.isfinite(errors).all():
         return failed("the mixed model's likelihood did not converge.")
     half = stats.t.ppf(0.5 + level / 2, df) * errors

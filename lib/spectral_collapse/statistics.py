@@ -225,8 +225,8 @@ def equivalence(
 
     Columns condition, difference, low, high (t interval at 2 level − 1, 90 % by default, inside ± margin exactly where
     p < 1 − level), margin, p, p_holm (over the conditions of this metric and generation), equivalent (p_holm below
-    1 − level). Where all seeds differ by the same amount p is 0 or 1. With three pairs whose differences have standard
-    deviation s, equality is shown in four of five cases only if the margin exceeds 2.8 s, with five pairs 1.4 s.
+    1 − level). Where all seeds differ by the same amount p is 0 or 1. Of pairs that are equal but for noise with
+    standard deviation s of their difference, three show it in four of five cases if the margin is 2.7 s, five if 1.6 s.
     """
     if not margin > 0:
         raise ValueError(f"An equivalence margin is a positive number in units of {metric}, not {margin}.")
