@@ -135,16 +135,16 @@ def test_mixed_anova_agrees_with_nested_linear_models():
 
 
 def test_mixed_anova_and_both_permutation_tests_hold_their_level():
-    mixed = pd.concat(anova.mixed_anova(unpaired(seed, (4, 3, 4), 4), METRIC, 199) for seed in range(200))
+    mixed = pd.concat(anova.mixed_anova(unpaired(seed, (4, 3, 4), 4), METRIC, 99) for seed in range(80))
     paired = pd.concat(
-        anova.repeated_measures_anova(make_table(noise(seed, (3, 4, 4))), METRIC, 199) for seed in range(100)
+        anova.repeated_measures_anova(make_table(noise(seed, (3, 4, 4))), METRIC, 99) for seed in range(60)
     )
     for effect in ("condition", "interaction"):
         rows = mixed[mixed.effect == effect]
         assert stats.kstest(rows.p_uncorrected, "uniform").pvalue > 0.001
         for found in (rows, paired[paired.effect == effect]):
             assert (found.p_permutation < 0.05).mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(found))
-    assert mixed.p_permutation[mixed.effect == "interaction"].mean() == pytest.approx(0.5, abs=0.07)
+    assert mixed.p_permutation[mixed.effect == "interaction"].mean() == pytest.approx(0.5, abs=0.1)
 
 
 def test_mixed_anova_sees_a_planted_effect_and_the_permutation_too():

@@ -56,13 +56,13 @@ def test_changes_count_and_not_levels():
 def test_without_an_effect_alarms_come_at_the_stated_rate_in_control_and_treatment(seeds):
     rng = np.random.default_rng(seeds)
     rises = {"recursive": [], "fresh": []}
-    for _ in range(400):
+    for _ in range(200):
         table = series({name: rng.normal(size=(seeds, 3)) for name in rises})
         for name, runs in early_warning.icarus(table, "ratio", level=0.8).groupby("condition"):
             rises[name] += runs["rise"].tolist()
     for found in rises.values():
-        # Runs of one table share their control, so that fewer than 400 × seeds are independent.
-        assert np.mean(found) == pytest.approx(0.1, abs=4 * math.sqrt(0.09 / 400))
+        # Runs of one table share their control, so that fewer than 200 × seeds are independent.
+        assert np.mean(found) == pytest.approx(0.1, abs=4 * math.sqrt(0.09 / 200))
 
 
 def test_two_control_runs_judge_nothing():
@@ -82,8 +82,8 @@ def test_an_absent_control_and_an_incomplete_table_are_refused():
 def test_the_table_marks_the_controls_alarms():
     quiet = np.random.default_rng(1).normal(0, 0.1, size=(4, 3))
     frame = tables.icarus(series({"recursive": quiet + np.array([0, 9, -9]), "fresh": quiet}), ["ratio"])
-    assert frame["Condition"].tolist() == ["fresh (false alarms)", "recursive"]
-    assert frame["Both"].tolist() == ["0", "4"]
+    assert frame["Condition"].tolist() == ["recursive", "fresh (false alarms)"]
+    assert frame["Both"].tolist() == ["4", "0"]
 
 
 def walks(rng: np.random.Generator, seeds: int, generations: int = 6, names=("recursive", "fresh")) -> dict:
@@ -151,11 +151,11 @@ def test_alarms_are_two_sided_and_say_which_side():
 def test_the_sign_test_of_leads_without_a_lead_errs_at_its_level():
     rng = np.random.default_rng(5)
     ps = []
-    for _ in range(150):
+    for _ in range(100):
         tables = [series(walks(rng, 6)) for _ in range(2)]
         table = tables[0].assign(outcome=tables[1]["ratio"])
         ps.append(early_warning.lead_summary(table, ["ratio"], "outcome", rate=0.5).p[0])
-    assert np.mean(np.array(ps) < 0.05) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)
+    assert np.mean(np.array(ps) < 0.05) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 100)
 
 
 def test_a_metric_that_does_not_vary_never_alarms_and_two_seeds_judge_nothing():

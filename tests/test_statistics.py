@@ -237,14 +237,13 @@ def test_equivalence_against_two_tests_of_scipy():
 def test_equivalence_errs_at_its_level_on_the_margin_and_sees_equality():
     rng = np.random.default_rng(0)
     for n, width in ((3, 2.66), (5, 1.6)):
-        on_margin, equal = [], []
-        for _ in range(1500):
-            draws = rng.normal(size=n)
-            for shift, found in ((width, on_margin), (0.0, equal)):
-                table = two_conditions(list(draws + shift), [0.0] * n)
-                found.append(statistics.equivalence(table, METRIC, width).p[0] < 0.05)
-        assert np.mean(on_margin) == pytest.approx(0.05, abs=3 * np.sqrt(0.05 * 0.95 / 1500))
-        assert np.mean(equal) == pytest.approx(0.8, abs=0.04)
+        for shift, share in ((width, 0.05), (0.0, 0.8)):
+            # A condition for each draw, against a control that is 0.
+            differences = pd.DataFrame(rng.normal(shift, 1, (n, 1500))).assign(fresh=0.0).rename_axis(index="seed")
+            table = differences.melt(var_name="condition", value_name=METRIC, ignore_index=False).reset_index()
+            found = statistics.equivalence(table.assign(generation=1), METRIC, width)
+            error = 3 * np.sqrt(share * (1 - share) / 1500)
+            assert np.mean(found.p < 0.05) == pytest.approx(share, abs=error + 0.01 * (shift == 0))
 
 
 def test_equivalence_without_spread_and_with_a_margin_that_is_none():

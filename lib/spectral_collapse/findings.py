@@ -121,7 +121,7 @@ def values(table: pd.DataFrame) -> dict[str, str]:
         margin = margin_of(table, metric)
         for row in equivalence(table, metric, margin).itertuples() if margin > 0 else ():
             text[f"equal.{metric}.{row.condition}"] = f"equal within {text['margin']}" if row.equivalent else NOT_EQUAL
-        for row in slope_tests(table, metric).itertuples():
+        for row in slope_tests(table, metric).itertuples() if table["generation"].nunique() > 1 else ():
             text[f"slope.{metric}.{row.condition}"] = format_interval(
                 Interval(row.slope, row.slope_low, row.slope_high)
             )

@@ -14,9 +14,11 @@ from .statistics import CONTROL, ROUNDING, mean_interval, paired_tests, require_
 def run_slopes(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Least-squares slope over generations of every run, generation 0 included: columns condition, seed, slope.
 
-    In units of the metric a generation. ValueError for an incomplete table.
+    In units of the metric a generation. ValueError for an incomplete table, and for a single generation.
     """
     require_complete(table, metric, paired=False)
+    if table["generation"].nunique() < 2:
+        raise ValueError(f"{metric} was measured at one generation: a slope needs two.")
     wide = table.pivot(index=["condition", "seed"], columns="generation", values=metric)
     generations = wide.columns.to_numpy(float)
     centred = generations - generations.mean()
