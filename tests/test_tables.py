@@ -10,7 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.mathtext import MathTextParser
-from spectral_collapse import anova, correlation, findings, formatting, statistics, tables
+from spectral_collapse import (
+    anova,
+    correlation,
+    detection,
+    early_warning,
+    findings,
+    formatting,
+    slopes,
+    statistics,
+    tables,
+)
 from spectral_collapse.tables import Number, Raw
 from test_statistics import make_table, noise
 
@@ -191,3 +201,22 @@ def test_labels_are_matplotlib_text_and_unknown_metrics_keep_their_name():
         parser.parse(tables.label(metric))
     assert tables.label("tail_coverage") == "Tail coverage"
     assert tables.label("new_metric&co") == r"new metric\&co"
+
+
+def test_builders_of_alarms_and_slopes_report_the_frames(table):
+    metrics = ["lambda_max", "distinct_2"]
+    found = detection.detection(table, metrics).iloc[0]
+    shown = tables.early_warnings(table, metrics).set_index("Metric").loc[tables.LABELS["lambda_max"]]
+    assert shown["Detected"].startswith(f"{found.detected} of 3 [") and shown["AUC"].startswith(f"{found.auc:.2f} [")
+    assert shown["$p$"] == formatting.format_p(found.p)
+    lead = early_warning.lead_summary(table, metrics, "held_out_perplexity").iloc[1]
+    shown = tables.leads(table, metrics).iloc[1]
+    assert shown["Fired"] == f"{lead.both} / {lead.metric_only} / {lead.outcome_only} / {lead.neither}"
+    assert list(tables.leads(table, metrics)["Outcome"]) == ["Perplexity (held out)"] * 2 + ["Training loss"] * 2
+    slope = slopes.slope_tests(table, "lambda_max").set_index("condition")
+    shown = tables.slope_tests(table, ["lambda_max"]).set_index("Condition")
+    assert shown.loc["fresh", "Less fresh"] == "--"
+    assert shown.loc["mixed", r"$p_{\mathrm{Holm}}$"] == formatting.format_p(slope.p_holm["mixed"])
+    # A drift is zero at generation 0 and has no margin.
+    drift = table.assign(track_two_drift=table["track_two_drift"].where(table["generation"] > 0, 0.0))
+    assert set(tables.equivalence(drift, ["track_two_drift", "lambda_max"])["Metric"]) == {tables.LABELS["lambda_max"]}

@@ -428,36 +428,40 @@ def correlations(table: pd.DataFrame, metrics: Sequence[str], condition: str = "
 @_drawn
 def alarms(table: pd.DataFrame, metrics: Sequence[str], conditions: Sequence[str] = ("recursive", "fresh")) -> Figure:
     """First generation at which each run leaves the control's band (`early_warning.alarms`): a row a metric, a mark a
-    run. Treated runs are full marks, the control's false alarms hollow ones; outcomes are in the shaded rows on top,
-    and the line is the median alarm of the first. A mark to its left warned."""
-    outcomes = [name for name in early_warning.OUTCOMES if name in table]
-    shown = outcomes + [name for name in metrics if name in table and name not in outcomes]
+    run. Treated runs are full marks, pale where they stay inside, and the control's false alarms hollow ones. Outcomes
+    are in the shaded rows on top, the line is the median alarm of the first, and the other metrics are sorted: a mark
+    to the line's left warned."""
     last = table["generation"].max()
     never = last + 1.4  # a column of its own, set apart from the generations
+    treated, control = conditions
+    outcomes = [name for name in early_warning.OUTCOMES if name in table]
+    judged = table[table["condition"].isin(conditions)]
+    names = outcomes + [name for name in metrics if name in table and name not in outcomes]
+    places = {}
+    for name in names:
+        found = early_warning.alarms(judged, name, control=control).dropna().set_index("condition")["alarm"]
+        places[name] = found.clip(upper=never)
+    mean = {name: found[found.index == treated].mean() for name, found in places.items()}
+    shown = outcomes + sorted(names[len(outcomes) :], key=mean.get)
     figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.2 * len(shown)), layout="constrained")
     axes.axhspan(-0.5, len(outcomes) - 0.5, color="0.93", linewidth=0)
     axes.axvline(last + 0.7, color="0.7", linewidth=0.8)
-    for row, metric in enumerate(shown):
-        found = early_warning.alarms(table[table["condition"].isin(conditions)], metric).dropna()
-        for condition, runs in found.groupby("condition"):
-            treated = condition == conditions[0]
-            if not treated:
-                runs = runs[np.isfinite(runs["alarm"])]  # a control that stays inside is no news
-            elif row == 0 and len(runs):
-                axes.axvline(min(runs["alarm"].median(), never), color=colour(condition), linestyle="--", linewidth=1)
-            # Runs with the same alarm stand side by side.
-            place = runs["alarm"].clip(upper=never)
-            offset = 0.13 * (place.groupby(place).cumcount() - (place.groupby(place).transform("size") - 1) / 2)
-            shift = 0.0 if treated else 0.22
-            face = colour(condition) if treated else "white"
-            axes.plot(place + offset, row + shift + 0 * place, "o", color=colour(condition), markersize=4.5, mfc=face)
-    axes.plot([], [], "o", color=colour(conditions[0]), markersize=4.5, label=f"a {conditions[0]} run's alarm")
-    axes.plot(
-        [], [], "o", color=colour(conditions[1]), mfc="white", markersize=4.5, label="a false alarm of the control"
-    )
-    if outcomes:
-        name = LABELS.get(outcomes[0], outcomes[0])
-        axes.plot([], [], "--", color=colour(conditions[0]), linewidth=1, label=f"{name}: median alarm")
+    if outcomes and len(places[outcomes[0]]):
+        median = places[outcomes[0]].loc[[treated]].median()
+        label = f"{LABELS.get(outcomes[0], outcomes[0])}: median alarm"
+        axes.axvline(median, color=colour(treated), linestyle="--", linewidth=1, label=label)
+    for row, name in enumerate(shown):
+        for condition, below, size, face in ((treated, 0.0, 4.5, colour(treated)), (control, 0.3, 3.2, "white")):
+            found = places[name][places[name].index == condition]
+            for place, runs in found.groupby(found):
+                if place == never and condition == control:
+                    continue  # a control run that stays inside is no news
+                # Runs with the same alarm stand side by side.
+                offsets = min(0.13, 0.8 / len(runs)) * (np.arange(len(runs)) - (len(runs) - 1) / 2)
+                style = {"color": colour(condition), "mfc": face, "alpha": 0.3 if place == never else 1.0}
+                axes.plot(place + offsets, np.full(len(runs), row + below), "o", markersize=size, **style)
+    axes.plot([], [], "o", color=colour(treated), markersize=4.5, label=f"alarm of a {treated} run")
+    axes.plot([], [], "o", color=colour(control), markersize=3.2, mfc="white", label=f"false alarm of a {control} run")
     axes.set_yticks(range(len(shown)), [LABELS.get(name, name) for name in shown])
     axes.set_xticks([*range(1, last + 1), never], [*map(str, range(1, last + 1)), "never"])
     axes.set(xlim=(0.5, never + 0.5), ylim=(len(shown) - 0.5, -0.5), xlabel="generation of the alarm")

@@ -74,7 +74,7 @@ def warning_values(table: pd.DataFrame) -> dict[str, str]:
     for metric, rows in lagged_spearman(table, metrics, outcomes[:1]).groupby("leading"):
         best = rows.loc[rows["rho"].abs().fillna(-1).idxmax()]
         key = f"lag.{metric}.{outcomes[0]}"
-        text[f"{key}.best"] = f"{best['lag']:+d}" if np.isfinite(best["rho"]) else "--"
+        text[f"{key}.best"] = format_generations(best["lag"] if np.isfinite(best["rho"]) else np.nan)
         text[f"{key}.rho"] = format_interval(Interval(best["rho"], best["low"], best["high"]))
     return text
 

@@ -52,7 +52,8 @@ def mixed_model(table: pd.DataFrame, metric: str, control: str = CONTROL, level:
     difference b_c − b_control with its interval low, high; t, df, p; note.
 
     The Wald statistic is held against t with (runs − conditions) degrees of freedom, since slopes vary between runs:
-    against the normal distribution it would reject too often. Runs are taken as independent; where conditions share
+    against the normal distribution it would reject too often. Ψ and σ are taken to be the same in all conditions: where
+    one scatters more than the others its p is too small. Runs are taken as independent; where conditions share
     seeds and runs of a seed move together, the test is conservative and `slope_tests` is the sharper one. In balanced
     designs the two estimates agree and only their errors differ.
 

@@ -12,7 +12,7 @@ import pandas as pd
 from . import detection, early_warning, paths, provenance, slopes, statistics
 from .anova import repeated_measures_anova
 from .correlation import within_run_spearman
-from .formatting import escape, format_interval, format_number, format_p, format_percent
+from .formatting import escape, format_generations, format_interval, format_number, format_p, format_percent
 from .statistics import CONTROL, TREATMENT, Interval, metric_names
 
 # LaTeX that is matplotlib text as well: words, and mathematics between dollars.
@@ -211,28 +211,31 @@ def equivalence(table: pd.DataFrame, metrics: Sequence[str] | None = None, contr
         margin = statistics.margin_of(table, metric)
         for row in statistics.equivalence(table, metric, margin, control=control).itertuples() if margin > 0 else ():
             interval = Number(format_interval(Interval(row.difference, row.low, row.high)))
-            numbers = [Number(rf"$\pm$ {format_number(margin)}"), *(Number(format_p(p)) for p in (row.p, row.p_holm))]
+            numbers = [Number(rf"$\pm$ {format_number(margin)}"), Number(format_p(row.p_holm))]
             rows.append([label(metric), row.condition, interval, *numbers, "yes" if row.equivalent else "not shown"])
-    headings = [f"Difference from {control}, 90 %", "Margin", Raw("$p$"), Raw(r"$p_{\mathrm{Holm}}$"), "Equal"]
+    headings = [f"Less {control}", "Margin", Raw(r"$p_{\mathrm{Holm}}$"), "Equal"]
     return frame_of(rows, ["Metric", "Condition", *headings])
 
 
 def slope_tests(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
-    """Metric and condition: slope over generations, its paired difference from the control's, and the mixed model's."""
+    """Metric and condition: slope over generations, its paired difference from the control's, the mixed model's p."""
     rows = []
     for metric in metrics or metric_names(table):
         models = slopes.mixed_model(table, metric, control).set_index("condition")
         for row in slopes.slope_tests(table, metric, control).itertuples():
             slope = Number(format_interval(Interval(row.slope, row.slope_low, row.slope_high)))
-            rows.append([label(metric), row.condition, slope, *[Number("--")] * 5])
+            rows.append([label(metric), row.condition, slope, *[Number("--")] * 4])
             if row.condition != control:
-                model = models.loc[row.condition]
-                difference, other = (Interval(x.difference, x.low, x.high) for x in (row, model))
-                ps = [Number(format_p(p)) for p in (row.p_holm, row.p_permutation, model.p)]
-                intervals = [Number(format_interval(each)) for each in (difference, other)]
-                rows[-1][3:] = [intervals[0], *ps[:2], intervals[1], ps[2]]
-    headings = [Raw(r"$p_{\mathrm{Holm}}$"), Raw(r"$p_{\mathrm{flip}}$"), "Mixed model", Raw(r"$p_{\mathrm{mixed}}$")]
+                difference = Number(format_interval(Interval(row.difference, row.low, row.high)))
+                ps = row.p_holm, row.p_permutation, models.loc[row.condition, "p"]
+                rows[-1][3:] = [difference, *(Number(format_p(p)) for p in ps)]
+    headings = [Raw(rf"$p_{{\mathrm{{{name}}}}}$") for name in ("Holm", "flip", "mixed")]
     return frame_of(rows, ["Metric", "Condition", "Slope per generation", f"Less {control}", *headings])
+
+
+def _ends(interval: Interval) -> str:
+    """The interval of a probability, to two decimals."""
+    return f"[{interval.low:.2f}, {interval.high:.2f}]" if np.isfinite(interval.low) else "[--, --]"
 
 
 def early_warnings(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
@@ -246,34 +249,30 @@ def early_warnings(table: pd.DataFrame, metrics: Sequence[str] | None = None, co
     for row in pd.concat([detection.detection(table, names, control=control) for names in families]).itertuples():
         counts = row.detected, row.false_alarms, row.detected_family
         cells = [
-            Number(f"{count} of {row.runs} {_share(detection.exact_interval(count, row.runs))}") for count in counts[:2]
+            Number(f"{count} of {row.runs} {_ends(detection.exact_interval(count, row.runs))}") for count in counts[:2]
         ]
-        auc = Number(format_interval(Interval(row.auc, row.auc_low, row.auc_high)))
+        area = Interval(row.auc, row.auc_low, row.auc_high)
+        auc = Number(f"{area.estimate:.2f} {_ends(area)}" if np.isfinite(area.estimate) else "--")
         ps = [Number(format_p(p)) for p in (row.p, row.p_holm)]
         rows.append([label(row.metric), *cells, Number(f"{counts[2]} of {row.runs}"), auc, *ps])
-    headings = ["Metric", "Detected", f"False alarms ({control})", "Detected, family-wise", "AUC"]
+    headings = ["Metric", "Detected", "False alarms", "Family-wise", "AUC"]
     return frame_of(rows, [*headings, Raw("$p$"), Raw(r"$p_{\mathrm{Holm}}$")])
 
 
-def _share(interval: Interval) -> str:
-    return f"[{format_percent(interval.low)}, {format_percent(interval.high)}]"
-
-
 def leads(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
-    """Metric by metric, for every outcome: runs by what fired, lead in generations with its bounds, sign test."""
+    """Metric by metric, for every outcome: runs in which both / the metric alone / the outcome alone / neither fired,
+    lead in generations with its bounds, sign test."""
     outcomes = [name for name in early_warning.OUTCOMES if name in table]
     metrics = list(metrics or early_warning.candidates(table))
     rows = []
     for outcome in outcomes:
         for row in early_warning.lead_summary(table, metrics, outcome, control=control).itertuples():
-            counts = [Number(str(n)) for n in (row.both, row.metric_only, row.outcome_only, row.neither)]
-            bounds = Number(f"[{format_number(row.low)}, {format_number(row.high)}]")
-            order = Number(f"{row.earlier} : {row.later}")
+            fired = Number(f"{row.both} / {row.metric_only} / {row.outcome_only} / {row.neither}")
+            median, low, high = map(format_generations, (row.median, row.low, row.high))
+            lead = [Number(median), Number(f"[{low}, {high}]"), Number(f"{row.earlier} : {row.later}")]
             ps = [Number(format_p(p)) for p in (row.p, row.p_holm)]
-            rows.append(
-                [label(outcome), label(row.metric), *counts, Number(format_number(row.median)), bounds, order, *ps]
-            )
-    headings = ["Outcome", "Metric", "Both", "Metric only", "Outcome only", "Neither", "Median lead", "Bounds"]
+            rows.append([label(outcome), label(row.metric), fired, *lead, *ps])
+    headings = ["Outcome", "Metric", "Fired", "Median", "Bounds"]
     return frame_of(rows, [*headings, "Earlier : later", Raw("$p$"), Raw(r"$p_{\mathrm{Holm}}$")])
 
 
