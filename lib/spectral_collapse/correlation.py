@@ -57,8 +57,8 @@ def lagged_spearman(
     or where either metric is constant over them, has no ρ at that lag and is left out: `runs` counts the others.
 
     The bootstrap over few runs is too short: for series of six generations it covered 68-75 % in simulation at three
-    runs and 78-90 % at five, the t interval 87-94 % and 89-94 %. Two series
-    with a trend correlate at every lag, so that a lag is evidence of order only where ρ there exceeds that at lag 0.
+    runs and 78-90 % at five, the t interval 87-94 % and 89-94 %. Two series with a trend correlate at every lag, so
+    that a lag is evidence of order only where ρ there exceeds that at lag 0.
     """
     rng = np.random.default_rng(0)
     runs = _runs(table, list(dict.fromkeys([*leading, *following])), condition)

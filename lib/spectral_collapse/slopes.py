@@ -51,11 +51,13 @@ def mixed_model(table: pd.DataFrame, metric: str, control: str = CONTROL, level:
     with run r of condition c and generation g = 0, 1, …. One row for every condition but the control: condition,
     difference b_c − b_control with its interval low, high; t, df, p; note.
 
-    The Wald statistic is held against t with (runs − conditions) degrees of freedom, since slopes vary between runs:
-    against the normal distribution it would reject too often. Ψ and σ are taken to be the same in all conditions: where
-    one scatters more than the others its p is too small. Runs are taken as independent; where conditions share
-    seeds and runs of a seed move together, the test is conservative and `slope_tests` is the sharper one. In balanced
-    designs the two estimates agree and only their errors differ.
+    The Wald statistic is held against t with (runs − conditions) degrees of freedom, since slopes vary between runs.
+    Without an effect it rejected, in simulation at the 0.05 level, in 6 % of the cases with three runs a condition and
+    in 6 % with five; against the normal distribution in 9 and 10 %. Where runs do not differ in slope it rejects in 1
+    %. Ψ and σ are taken to be the same in all conditions: where one scatters more than the others its p is too small.
+    Runs are taken as independent; where conditions share seeds and runs of a seed move together, the test is
+    conservative and `slope_tests` is the sharper one. In balanced designs the two estimates agree and only their errors
+    differ.
 
     A model that cannot be fitted is a row of NaN whose note says why; where all is well the note is empty.
     """
@@ -89,15 +91,24 @@ def mixed_model(table: pd.DataFrame, metric: str, control: str = CONTROL, level:
         warnings.simplefilter("ignore", RuntimeWarning)
         warnings.simplefilter("ignore", UserWarning)
         try:
-            fit = MixedLM(values / spread, fixed, groups=runs.to_numpy(), exog_re=random).fit(reml=True)
-            estimates, errors = np.asarray(fit.fe_params), np.asarray(fit.bse_fe)
+            # Powell's method needs no gradient, which is of no use where a variance is zero.
+            fit = MixedLM(values / spread, fixed, groups=runs.to_numpy(), exog_re=random).fit(
+                method=["lbfgs", "powell"]
+            )
         except (np.linalg.LinAlgError, ValueError) as reason:
             return failed(f"the mixed model could not be fitted ({reason}).")
+    if not fit.converged or not fit.scale > ROUNDING:
+        return failed("the mixed model's likelihood did not converge.")
+    # Generalised least squares at the estimated variances; the inverse Hessian does not exist at a variance of zero.
+    information = np.zeros((fixed.shape[1], fixed.shape[1]))
+    for run in runs.unique():
+        rows = (runs == run).to_numpy()
+        variance = random[rows] @ fit.cov_re @ random[rows].T + fit.scale * np.eye(rows.sum())
+        information += fixed[rows].T @ np.linalg.solve(variance, fixed[rows])
     places = np.arange(len(names) + 1, 2 * len(names))
     scale = spread / table["generation"].std(ddof=0)
-    estimates, errors = estimates[places] * scale, errors[places] * scale
-    if not fit.converged or not np.isfinite(errors).all():
-        return failed("the mixed model's likelihood did not converge.")
+    estimates = np.asarray(fit.fe_params)[places] * scale
+    errors = np.sqrt(np.diag(np.linalg.inv(information)))[places] * scale
     half = stats.t.ppf(0.5 + level / 2, df) * errors
     t = estimates / errors
     cells = zip(names[1:], estimates, estimates - half, estimates + half, t, strict=True)
