@@ -24,10 +24,12 @@
 import pandas as pd
 from IPython.display import display
 from spectral_collapse import (
+    anova,
     claims,
     early_warning,
     estimators,
     figures,
+    findings,
     paper,
     params,
     paths,
@@ -155,11 +157,12 @@ output.figure("training_curves", figures.training_curves(list(series.results(set
 # ## Do conditions differ, and by how much?
 #
 # The interaction is the effect of interest: conditions that move apart over the generations. Few seeds see large
-# effects only; the smallest paired d that this design detects in four of five cases is printed below.
+# effects only; the smallest paired d that this design detects in four of five cases is printed below. A test that
+# does not reject shows no equality: that takes two one-sided tests against a margin, 5 % of the base model's value.
 
 # %%
 output.table("anova", tables.anova(table))
-display(statistics.repeated_measures_anova(table, "held_out_perplexity").style.format(precision=3).hide())
+display(anova.repeated_measures_anova(table, "held_out_perplexity").style.format(precision=3).hide())
 
 # %%
 reported = [
@@ -170,25 +173,45 @@ reported = [name for name in reported if name in metrics]
 output.table("posthoc", tables.posthoc(table, reported))
 output.table("effect_sizes", tables.effect_sizes(table, reported))
 output.table("last_generation", tables.last_generation(table))
+output.table("equivalence", tables.equivalence(table, reported))
+output.table("slopes", tables.slope_tests(table, reported))
 display(statistics.paired_tests(table, "held_out_perplexity").style.format(precision=3).hide())
 
 # %%
 print(f"detectable d_z with {len(settings.seeds)} seeds: {statistics.detectable_effect(len(settings.seeds)):.2f}")
 
 # %% [markdown]
+# ## Does any metric warn?
+#
+# A run raises an alarm at the first generation at which its change from the base model leaves the prediction band of
+# the fresh control, on either side. The band comes from the control's runs of the other seeds, and is set so wide that
+# five per cent of runs without an effect raise an alarm at any generation. A lead is the generation at which
+# perplexity, or training loss, raises its alarm, less that of the metric; what never fires is censored. Every metric of
+# the table is tried, and the corrected columns pay for that. With three seeds the bands are very wide.
+
+# %%
+signals = ["log_spectral_ratio", "log_published_ratio", "lambda_max", "bulk_sigma"]
+signals += ["track_two_drift", "track_one_drift", "track_one_sharp_drift"]
+output.figure("alarms", figures.alarms(table, early_warning.candidates(table)))
+
+# %%
+output.table("early_warning", tables.early_warnings(table))
+output.table("leads", tables.leads(table))
+early_warning.lead_summary(table, signals, "held_out_perplexity").style.format(precision=2).hide()
+
+# %% [markdown]
 # ## Which signals move together?
 #
 # Spearman's rho over the generations of each recursive run, averaged over runs. Everything that drifts in one
-# direction correlates with everything else that does; a correlation here is no warning and no cause.
+# direction correlates with everything else that does; a correlation here is no warning and no cause. With a lag of k
+# the signal of the row is read k generations before the metric of the panel.
 
 # %%
-signals = [
-    "log_spectral_ratio", "log_published_ratio", "lambda_max", "bulk_sigma", "track_two_drift",
-    "track_one_drift", "track_one_sharp_drift",
-]
 outcomes = ["held_out_perplexity", "distinct_2", "repetition_4", "tail_coverage"]
 outcomes = [name for name in outcomes if name in metrics]
 output.figure("correlations", figures.correlations(table, signals + outcomes))
+followed = ["held_out_perplexity", "distinct_2", "track_two_drift"]
+output.figure("lagged_correlations", figures.lagged_correlations(table, signals, followed))
 output.table("correlations", tables.correlations(table, outcomes, signals))
 
 # %% [markdown]
@@ -232,7 +255,7 @@ output.table(
 )
 output.table("published_hessian", tables.published_hessian())
 output.values(
-    statistics.values(table)
+    findings.values(table)
     | paper.committed_values(noise, pretrained)
     | paper.sigma_values(series.results(settings, "sigma"), drifts, covered)
     | rescue.values(found)

@@ -135,3 +135,25 @@ def test_all_claims_are_judged_on_the_committed_file():
     assert by_id["loss_improves"].verdict == "supported"
     assert by_id["ratio_below_baseline"].reason == "no metric log_published_ratio"
     assert {one.verdict for one in found} <= set(claims.VERDICTS)
+
+
+@pytest.mark.parametrize(
+    ("late", "verdict", "ends"),
+    [(3, "supported", (2, 2, 2)), (2, "contradicted", (1, 1, 1)), (None, "supported", (math.nan, 4, math.inf))],
+)
+def test_a_lead_is_the_range_over_runs_with_censored_ones_at_their_bounds(late, verdict, ends):
+    rows = []
+    for seed in range(1, 7):
+        for condition in ("recursive", "fresh"):
+            for generation in range(5):
+                noise = 0.1 * math.sin(11 * seed + 5 * generation) * (generation > 0)
+                treated = condition == "recursive"
+                early = 50.0 * (treated and generation >= 1)
+                outcome = 50.0 * (treated and late is not None and generation >= late)
+                rows.append((condition, seed, generation, early + noise, outcome + noise))
+    names = ["condition", "seed", "generation", "ratio", "held_out_perplexity"]
+    seen = Evidence(pd.DataFrame(rows, columns=names), COVERAGE)
+    arguments = {"metric": "ratio", "outcome": "held_out_perplexity", "conditions": ["recursive"]}
+    found = judge(claim("lead", (2, math.inf), **arguments), seen)
+    assert found.verdict == verdict
+    assert found.estimate == pytest.approx(ends, nan_ok=True)

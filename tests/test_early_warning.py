@@ -56,13 +56,13 @@ def test_changes_count_and_not_levels():
 def test_without_an_effect_alarms_come_at_the_stated_rate_in_control_and_treatment(seeds):
     rng = np.random.default_rng(seeds)
     rises = {"recursive": [], "fresh": []}
-    for _ in range(400):
+    for _ in range(200):
         table = series({name: rng.normal(size=(seeds, 3)) for name in rises})
         for name, runs in early_warning.icarus(table, "ratio", level=0.8).groupby("condition"):
             rises[name] += runs["rise"].tolist()
     for found in rises.values():
-        # Runs of one table share their control, so that fewer than 400 × seeds are independent.
-        assert np.mean(found) == pytest.approx(0.1, abs=4 * math.sqrt(0.09 / 400))
+        # Runs of one table share their control, so that fewer than 200 × seeds are independent.
+        assert np.mean(found) == pytest.approx(0.1, abs=4 * math.sqrt(0.09 / 200))
 
 
 def test_two_control_runs_judge_nothing():
@@ -82,5 +82,87 @@ def test_an_absent_control_and_an_incomplete_table_are_refused():
 def test_the_table_marks_the_controls_alarms():
     quiet = np.random.default_rng(1).normal(0, 0.1, size=(4, 3))
     frame = tables.icarus(series({"recursive": quiet + np.array([0, 9, -9]), "fresh": quiet}), ["ratio"])
-    assert frame["Condition"].tolist() == ["fresh (false alarms)", "recursive"]
-    assert frame["Both"].tolist() == ["0", "4"]
+    assert frame["Condition"].tolist() == ["recursive", "fresh (false alarms)"]
+    assert frame["Both"].tolist() == ["4", "0"]
+
+
+def walks(rng: np.random.Generator, seeds: int, generations: int = 6, names=("recursive", "fresh")) -> dict:
+    """Random walks without an effect: the changes of a run that is trained on, generation by generation."""
+    return {name: rng.normal(size=(seeds, generations)).cumsum(1) for name in names}
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_without_an_effect_a_run_raises_an_alarm_at_the_stated_rate(seeds):
+    rng = np.random.default_rng(seeds)
+    independent = rng.normal(size=(2, seeds, 8000, 5))
+    level = early_warning.level_of(0.05, 5)
+    for changes, least in ((independent, 0.045), (independent.cumsum(-1), 0.03)):
+        for judged in changes:  # treated runs, and the control's own
+            positions = early_warning.band_positions(judged, changes[1], level)
+            assert least < (np.abs(positions) > 1).any(-1).mean() < 0.055
+
+
+def test_alarms_count_over_the_generations_as_their_level_says():
+    rng = np.random.default_rng(0)
+    found = {"recursive": [], "fresh": []}
+    for _ in range(150):
+        changes = {name: rng.normal(size=(4, 6)) * (np.arange(6) > 0) for name in found}
+        for name, alarm in early_warning.alarms(series(changes), "ratio", rate=0.3).groupby("condition")["alarm"]:
+            found[name] += np.isfinite(alarm).tolist()
+    for alarm in found.values():
+        # Runs of one table share their control: count tables, not runs.
+        assert np.mean(alarm) == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / 150))
+
+
+def stepped(shifts: dict[str, int], size: float = 40.0, seeds: int = 6, last: int = 6) -> pd.DataFrame:
+    """Metrics whose treated runs leave the control by `size` at a generation of its own, `last + 1`: never."""
+    rng = np.random.default_rng(4)
+    columns = {}
+    for name, at in shifts.items():
+        quiet = {condition: rng.normal(size=(seeds, last + 1)) for condition in ("recursive", "fresh")}
+        quiet["recursive"][:, at:] -= size
+        columns[name] = series(quiet)
+    table = next(iter(columns.values())).drop(columns="ratio")
+    return table.assign(**{name: frame["ratio"] for name, frame in columns.items()})
+
+
+def test_a_known_lead_is_recovered_with_its_censoring():
+    table = stepped({"first": 2, "outcome": 4, "late": 5, "never": 7})
+    found = early_warning.lead_summary(table, ["first", "late", "never"], "outcome", rate=0.01).set_index("metric")
+    assert found.loc["first", ["both", "median", "low", "high", "earlier", "later"]].tolist() == [6, 2, 2, 2, 6, 0]
+    assert found.loc["late", ["both", "median", "earlier", "later"]].tolist() == [6, -1, 0, 6]
+    assert found.loc["never", ["both", "outcome_only", "neither", "later"]].tolist() == [0, 6, 0, 6]
+    assert math.isnan(found.loc["never", "median"])
+    assert found.loc["never", ["low", "high"]].tolist() == [-math.inf, 4 - 7]
+    assert found.p["first"] == 1 / 64 and found.p_holm["first"] == 3 / 64 and found.p["late"] == 1
+    alone = early_warning.leads(table, "first", "never", rate=0.01)
+    assert alone["low"].tolist() == [7 - 2] * 6 and alone["high"].tolist() == [math.inf] * 6
+    neither = early_warning.leads(table, "never", "never", rate=0.01)
+    assert neither[["low", "high"]].to_numpy().tolist() == [[-math.inf, math.inf]] * 6
+
+
+def test_alarms_are_two_sided_and_say_which_side():
+    found = early_warning.alarms(stepped({"ratio": 3}), "ratio", rate=0.01).set_index("condition")
+    assert found.loc["recursive", "alarm"].tolist() == [3] * 6
+    assert found.loc["recursive", "direction"].tolist() == [-1] * 6
+    assert (found["score"] > 1).equals(np.isfinite(found["alarm"]))
+
+
+def test_the_sign_test_of_leads_without_a_lead_errs_at_its_level():
+    rng = np.random.default_rng(5)
+    ps = []
+    for _ in range(100):
+        tables = [series(walks(rng, 6)) for _ in range(2)]
+        table = tables[0].assign(outcome=tables[1]["ratio"])
+        ps.append(early_warning.lead_summary(table, ["ratio"], "outcome", rate=0.5).p[0])
+    assert np.mean(np.array(ps) < 0.05) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 100)
+
+
+def test_a_metric_that_does_not_vary_never_alarms_and_two_seeds_judge_nothing():
+    flat = series({"recursive": np.ones((3, 4)), "fresh": np.ones((3, 4))})
+    runs = early_warning.alarms(flat, "ratio")
+    assert np.isinf(runs["alarm"]).all() and runs["score"].eq(0).all()
+    pair = series(walks(np.random.default_rng(0), 2))
+    assert early_warning.alarms(pair, "ratio")["alarm"].isna().all()
+    summary = early_warning.lead_summary(pair.assign(outcome=pair["ratio"]), ["ratio"], "outcome").iloc[0]
+    assert summary[["both", "metric_only", "outcome_only", "neither", "earlier"]].tolist() == [0] * 5

@@ -8,7 +8,6 @@ import pingouin
 import pytest
 from scipy import stats
 from spectral_collapse import statistics
-from statsmodels.stats.anova import AnovaRM
 
 CONDITIONS = ("recursive", "fresh", "static", "mixed")
 METRIC = "held_out_perplexity"
@@ -39,7 +38,7 @@ def test_cells_that_are_missing_doubled_or_not_finite_are_named():
     cells.loc[("fresh", 10, 5), METRIC] = np.inf
     damaged = pd.concat([cells.drop(("static", 12, 3)), cells.loc[[("mixed", 14, 0)]]])
     with pytest.raises(ValueError) as error:
-        statistics.repeated_measures_anova(damaged, METRIC)
+        statistics.summary(damaged, METRIC)
     message = str(error.value)
     assert "missing: static, seed 12, generation 3." in message
     assert "doubled: mixed, seed 14, generation 0." in message
@@ -54,73 +53,6 @@ def test_one_seed_an_absent_metric_and_two_models_are_refused():
         statistics.summary(table, "lambda_max")
     with pytest.raises(ValueError, match="llama, opt"):
         statistics.summary(pd.concat([table, table.assign(model="opt")]), METRIC)
-
-
-# ANOVA
-
-
-def test_anova_agrees_with_statsmodels_and_leaves_generation_zero_out():
-    values = noise(1)
-    later = make_table(values).query("generation > 0")
-    expected = AnovaRM(later, METRIC, "seed", within=["condition", "generation"]).fit().anova_table
-    values[:, :, 0] = 1e3
-    found = statistics.repeated_measures_anova(make_table(values), METRIC)
-    np.testing.assert_allclose(found["F"], expected["F Value"], rtol=1e-9)
-    np.testing.assert_allclose(found["p_uncorrected"], expected["Pr > F"], rtol=1e-9)
-    np.testing.assert_array_equal(found[["df1", "df2"]], expected[["Num DF", "Den DF"]])
-
-
-def test_anova_correction_and_eta_by_hand():
-    values = noise(2, (3, 6, 4))
-    found = statistics.repeated_measures_anova(make_table(values), METRIC).set_index("effect")
-    y = values[:, :, 1:].transpose(1, 0, 2)  # (seeds, conditions, generations)
-    by_condition = y.mean(2)
-    covariance = np.cov(by_condition.T)
-    centre = np.eye(3) - 1 / 3
-    centred = centre @ covariance @ centre
-    epsilon = np.trace(centred) ** 2 / (2 * np.trace(centred @ centred))
-    row = found.loc["condition"]
-    assert row.epsilon == pytest.approx(epsilon)
-    assert row.p == pytest.approx(stats.f.sf(row.F, epsilon * row.df1, epsilon * row.df2))
-    # Generalised η² keeps every sum of squares that involves seeds in the denominator.
-    effect = 6 * 3 * ((by_condition.mean(0) - y.mean()) ** 2).sum()
-    assert row.eta == pytest.approx(effect / (effect + ((y - y.mean(0)) ** 2).sum()))
-
-
-def test_anova_holds_its_level_under_the_null():
-    tables = (make_table(noise(seed, (4, 5, 4))) for seed in range(120))
-    anovas = pd.concat(statistics.repeated_measures_anova(table, METRIC) for table in tables)
-    for _, rows in anovas.groupby("effect"):
-        assert stats.kstest(rows.p_uncorrected, "uniform").pvalue > 0.001
-        assert (rows.p < 0.05).mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 120)
-
-
-def test_anova_recovers_a_planted_interaction_only():
-    values = noise(3, (4, 8, 6)) * 0.3
-    generations = np.arange(6) - 3  # centred over generations 1-5: no main effect of the condition
-    values[0] += generations
-    values[1] -= generations
-    found = statistics.repeated_measures_anova(make_table(values), METRIC).set_index("effect")
-    assert found.loc["interaction", "p"] < 1e-4
-    assert found.loc[["condition", "generation"], "p"].min() > 0.01
-
-
-def test_epsilon_is_bounded_by_the_number_of_seeds():
-    for seed in range(20):
-        found = statistics.repeated_measures_anova(make_table(noise(seed, (4, 3, 6))), METRIC)
-        epsilon = found.set_index("effect").epsilon["interaction"]
-        assert 1 / 12 <= epsilon <= 2 / 12 + 1e-12
-
-
-def test_anova_without_variation_or_without_levels_is_undefined():
-    constant = statistics.repeated_measures_anova(make_table(np.ones((4, 3, 6))), METRIC)
-    alike = np.broadcast_to(noise(4, (4, 1, 6)), (4, 3, 6)) + np.arange(3)[:, None]
-    parallel = statistics.repeated_measures_anova(make_table(alike), METRIC)
-    short = statistics.repeated_measures_anova(make_table(noise(4, (4, 3, 2))), METRIC)
-    for result in (constant, parallel, short):
-        assert list(result["effect"]) == ["condition", "generation", "interaction"]
-        assert result[["F", "p", "p_uncorrected", "epsilon"]].isna().all(axis=None)
-    assert constant.eta.isna().all() and parallel.eta.between(0, 1).all()
 
 
 # Paired comparisons
@@ -284,102 +216,46 @@ def test_detectable_effect_reaches_its_power():
         statistics.detectable_effect(1)
 
 
-# Correlations
+# Equivalence
 
 
-def test_within_run_spearman_against_scipy():
-    first, second = noise(8), noise(9)
-    table = make_table(first).assign(lambda_max=make_table(second)[METRIC], flat=1.0)
-    metrics = [METRIC, "lambda_max", "flat"]
-    found = statistics.within_run_spearman(table.sample(frac=1, random_state=1), metrics)
-    found = found.set_index(["metric_a", "metric_b"])
-    rhos = [stats.spearmanr(first[0, s], second[0, s]).statistic for s in range(5)]
-    row = found.loc[(METRIC, "lambda_max")]
-    assert (row.rho, row.low, row.high) == pytest.approx(statistics.mean_interval(rhos)) and row.runs == 5
-    flat = found.loc[("lambda_max", "flat")]
-    assert np.isnan(flat.rho) and flat.runs == 0
-    with pytest.raises(ValueError, match="Condition 'accumulate'"):
-        statistics.within_run_spearman(table, metrics, "accumulate")
+def test_equivalence_against_two_tests_of_scipy():
+    values = noise(12)
+    found = statistics.equivalence(make_table(values), METRIC, 1.5, generation=3).set_index("condition")
+    for place, condition in ((0, "recursive"), (2, "static"), (3, "mixed")):
+        differences = values[place, :, 3] - values[1, :, 3]
+        lower = stats.ttest_1samp(differences, -1.5, alternative="greater").pvalue
+        upper = stats.ttest_1samp(differences, 1.5, alternative="less").pvalue
+        row = found.loc[condition]
+        assert row.p == pytest.approx(max(lower, upper))
+        interval = stats.ttest_1samp(differences, 0).confidence_interval(0.9)
+        assert (row.low, row.high) == pytest.approx(tuple(interval))
+        assert (row.p < 0.05) == (row.low > -1.5 and row.high < 1.5)
+        assert row.equivalent == (row.p_holm < 0.05)
 
 
-def test_spearman_of_monotone_series_and_of_a_constant_run():
-    rising = np.broadcast_to(np.arange(6.0), (4, 3, 6))
-    other = np.exp(-rising).copy()
-    table = make_table(rising).assign(other=make_table(other)[METRIC])
-    found = statistics.within_run_spearman(table, [METRIC, "other"])
-    assert tuple(found.iloc[0, 2:]) == (-1, -1, -1, 3)
-    table.loc[(table.seed == 10) & (table.condition == "recursive"), "other"] = 0.0
-    assert statistics.within_run_spearman(table, [METRIC, "other"]).runs[0] == 2
+def test_equivalence_errs_at_its_level_on_the_margin_and_sees_equality():
+    rng = np.random.default_rng(0)
+    for n, width in ((3, 2.66), (5, 1.6)):
+        for shift, share in ((width, 0.05), (0.0, 0.8)):
+            # A condition for each draw, against a control that is 0.
+            differences = pd.DataFrame(rng.normal(shift, 1, (n, 1500))).assign(fresh=0.0).rename_axis(index="seed")
+            table = differences.melt(var_name="condition", value_name=METRIC, ignore_index=False).reset_index()
+            found = statistics.equivalence(table.assign(generation=1), METRIC, width)
+            error = 3 * np.sqrt(share * (1 - share) / 1500)
+            assert np.mean(found.p < 0.05) == pytest.approx(share, abs=error + 0.01 * (shift == 0))
 
 
-# Text
+def test_equivalence_without_spread_and_with_a_margin_that_is_none():
+    table = two_conditions([0.3, 0.4, 0.9], [0.1, 0.2, 0.7])
+    assert statistics.equivalence(table, METRIC, 0.3).equivalent[0]
+    assert not statistics.equivalence(table, METRIC, 0.1).equivalent[0]
+    for margin in (0, -1, np.nan):
+        with pytest.raises(ValueError, match="positive number"):
+            statistics.equivalence(table, METRIC, margin)
 
 
-@pytest.mark.parametrize(
-    ("x", "text"),
-    [
-        (0, "0"),
-        (12.345, "12.3"),
-        (2.1, "2.10"),
-        (0.0012345, "0.00123"),
-        (99.96, "100"),
-        (12345, "12300"),
-        (-0.5, "$-0.500$"),
-        (123456, r"$1.23\times10^{5}$"),
-        (99999, r"$1.00\times10^{5}$"),
-        (-0.00099, r"$-9.90\times10^{-4}$"),
-        (0.00099999, "0.00100"),
-        (np.nan, "--"),
-        (-np.inf, r"$-\infty$"),
-    ],
-)
-def test_format_number(x, text):
-    assert statistics.format_number(x) == text
-
-
-def test_format_p():
-    assert [statistics.format_p(p) for p in (0.0131, 0.0009, np.nan)] == ["0.013", "$<0.001$", "--"]
-
-
-def test_values_hold_every_key_and_the_right_words():
-    rng = np.random.default_rng(3)
-    first = rng.normal(10, 0.1, (4, 3, 6))
-    first[:, :, 0] = first[:1, :, 0]
-    first[0] += np.arange(6)
-    first[2, :, 5] -= 4
-    first[3] = first[1] + rng.normal(0, 0.1, (3, 6))
-    table = make_table(first).assign(lambda_max=lambda t: t[METRIC] * 2, empty=np.nan, model="llama_1m")
-    text = statistics.values(table)
-    assert text["seeds"] == "3" and text["generations"] == "5" and text["model"] == r"llama\_1m"
-    assert text["detectable.d"] == "3.26"
-    assert not any("empty" in key for key in text)
-    words = [text[f"word.held_out_perplexity.{condition}"] for condition in ("recursive", "static", "mixed")]
-    assert words == ["higher", "lower", "not distinguishable"]
-    assert "word.held_out_perplexity.fresh" not in text
-    assert text["held_out_perplexity.recursive.peak_generation"] == "5"
-    mean, low, high = statistics.mean_interval(first[0, :, 5])
-    assert text["held_out_perplexity.recursive.last"] == f"{mean:.1f} [{low:.1f}, {high:.1f}]"
-    assert text["anova.lambda_max.interaction.df"] == "12, 24"
-    assert text["rho.lambda_max.held_out_perplexity"] == "1.00 [1.00, 1.00]"
-    effect = statistics.cohen_d(2 * first[0, :, 5], 2 * first[1, :, 5]).d_av
-    assert text["d.lambda_max.recursive"] == statistics.format_interval(effect)
-    for effect, figure in itertools.product(statistics.EFFECTS, ("F", "p", "df", "eta")):
-        assert f"anova.lambda_max.{effect}.{figure}" in text
-    assert {"diff.lambda_max.static", "lambda_max.mixed.first"} <= text.keys()
-
-
-def test_the_verdict_follows_the_adjusted_p():
-    candidates = (make_table(noise(seed, (4, 4, 1))) for seed in range(100))
-    rows = ((table, statistics.paired_tests(table, METRIC).iloc[0]) for table in candidates)
-    table, row = next((table, row) for table, row in rows if row.p < 0.05 < row.p_holm)
-    assert statistics.values(table)[f"word.{METRIC}.{row.condition}"] == "not distinguishable"
-
-
-def test_values_of_a_minimal_and_of_a_constant_design():
-    small = make_table(noise(10, (1, 2, 2)))  # one condition, two seeds, one generation after the base model
-    text = statistics.values(small)
-    assert text["anova.held_out_perplexity.interaction.p"] == "--"
-    assert not any(key.startswith(("d.", "word.")) for key in text)
-    constant = statistics.values(make_table(np.ones((4, 3, 6))))
-    assert constant["word.held_out_perplexity.recursive"] == "not distinguishable"
-    assert constant["d.held_out_perplexity.recursive"] == "-- [--, --]"
+def test_margins_are_shares_of_the_base_model():
+    table = make_table(np.full((2, 2, 2), -20.0)).assign(log_ratio=3.0, drift=0.0)
+    margins = [statistics.margin_of(table, name) for name in (METRIC, "log_ratio", "drift")]
+    assert margins[:2] == pytest.approx([1.0, np.log(1.05)]) and np.isnan(margins[2])

@@ -10,7 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.mathtext import MathTextParser
-from spectral_collapse import statistics, tables
+from spectral_collapse import (
+    anova,
+    correlation,
+    detection,
+    early_warning,
+    findings,
+    formatting,
+    slopes,
+    statistics,
+    tables,
+)
 from spectral_collapse.tables import Number, Raw
 from test_statistics import make_table, noise
 
@@ -79,9 +89,9 @@ def test_any_text_survives_typesetting(tmp_path):
 
 @pytest.mark.parametrize("fonts", ["", T1])
 def test_every_character_taken_for_granted_has_a_glyph(tmp_path, fonts):
-    plain = [chr(code) for code in range(0xA1, 0x2200) if statistics.escape(chr(code)) == chr(code)]
+    plain = [chr(code) for code in range(0xA1, 0x2200) if formatting.escape(chr(code)) == chr(code)]
     assert len(plain) > 200 and "é" in plain and "—" in plain
-    values = {"all": " ".join(plain), "nasty": statistics.escape(" ".join(NASTY))}
+    values = {"all": " ".join(plain), "nasty": formatting.escape(" ".join(NASTY))}
     tables.write_values(values, tmp_path / "numbers.tex")
     typeset(tmp_path, r"\raggedright\input{numbers.tex}\val{all} \val{nasty}", fonts)
 
@@ -94,11 +104,15 @@ def test_every_builder_typesets_within_the_page(tmp_path, table):
         "posthoc": tables.posthoc(table, few),
         "effect_sizes": tables.effect_sizes(table, few),
         "correlations": tables.correlations(table, few[:3]),
+        "equivalence": tables.equivalence(table, few),
+        "slopes": tables.slope_tests(table, few[:2]),
+        "early_warning": tables.early_warnings(table),
+        "leads": tables.leads(table, few[1:]),
         "published_hessian": tables.published_hessian(),
     }
     for name, frame in built.items():
         tables.write_table(frame, tmp_path / f"{name}.tex")
-    values = statistics.values(table)
+    values = findings.values(table)
     tables.write_values(values, tmp_path / "numbers.tex")
     every = "\n".join(rf"\val{{{key}}} $\val{{{key}}}$" for key in values if not key.startswith("rho"))
     body = "\n\n".join(rf"\input{{{name}.tex}}" for name in built)
@@ -119,23 +133,23 @@ def test_builders_report_the_statistics(table):
     assert shown.loc[0, "static"] == tables._plus_minus(cell["mean"], (cell["high"] - cell["low"]) / 2)
     assert list(shown.columns) == ["Metric", "recursive", "fresh", "static", "mixed"]
 
-    anova = statistics.repeated_measures_anova(table, metric).set_index("effect")
+    effects = anova.repeated_measures_anova(table, metric).set_index("effect")
     shown = tables.anova(table, [metric]).iloc[0]
-    assert shown[r"$F_{cg}(12, 24)$"] == anova.F["interaction"]
-    assert shown["$p_{c}$"] == statistics.format_p(anova.p["condition"])
+    assert shown[r"$F_{cg}(12, 24)$"] == effects.F["interaction"]
+    assert shown["$p_{c}$"] == formatting.format_p(effects.p["condition"])
 
     shown = tables.posthoc(table, [metric])
     assert list(shown["Condition"]) == ["recursive", "static", "mixed"]
     assert list(shown["$t(2)$"]) == list(statistics.paired_tests(table, metric)["t"])
     shown = tables.effect_sizes(table, [metric])
     sizes = statistics.effect_sizes(table, metric)
-    assert shown.iloc[2, 2] == statistics.format_interval(sizes["mixed"].d_av)
+    assert shown.iloc[2, 2] == formatting.format_interval(sizes["mixed"].d_av)
     assert shown.iloc[0, 4] == sizes["recursive"].g_z
 
     shown = tables.correlations(table, [metric], [metric, "lambda_max"])
-    rho = statistics.within_run_spearman(table, [metric, "lambda_max"]).iloc[0]
+    rho = correlation.within_run_spearman(table, [metric, "lambda_max"]).iloc[0]
     assert shown.iloc[0, 1] == "--"
-    assert shown.iloc[1, 1].startswith(statistics.format_number(rho["rho"]))
+    assert shown.iloc[1, 1].startswith(formatting.format_number(rho["rho"]))
 
 
 def test_published_figures_are_copied_digit_for_digit():
@@ -187,3 +201,22 @@ def test_labels_are_matplotlib_text_and_unknown_metrics_keep_their_name():
         parser.parse(tables.label(metric))
     assert tables.label("tail_coverage") == "Tail coverage"
     assert tables.label("new_metric&co") == r"new metric\&co"
+
+
+def test_builders_of_alarms_and_slopes_report_the_frames(table):
+    metrics = ["lambda_max", "distinct_2"]
+    found = detection.detection(table, metrics).iloc[0]
+    shown = tables.early_warnings(table, metrics).set_index("Metric").loc[tables.LABELS["lambda_max"]]
+    assert shown["Detected"].startswith(f"{found.detected} of 3 [") and shown["AUC"].startswith(f"{found.auc:.2f} [")
+    assert shown["$p$"] == formatting.format_p(found.p)
+    lead = early_warning.lead_summary(table, metrics, "held_out_perplexity").iloc[1]
+    shown = tables.leads(table, metrics).iloc[1]
+    assert shown["Fired"] == f"{lead.both} / {lead.metric_only} / {lead.outcome_only} / {lead.neither}"
+    assert list(tables.leads(table, metrics)["Outcome"]) == ["Perplexity (held out)"] * 2 + ["Training loss"] * 2
+    slope = slopes.slope_tests(table, "lambda_max").set_index("condition")
+    shown = tables.slope_tests(table, ["lambda_max"]).set_index("Condition")
+    assert shown.loc["fresh", "Less fresh"] == "--"
+    assert shown.loc["mixed", r"$p_{\mathrm{Holm}}$"] == formatting.format_p(slope.p_holm["mixed"])
+    # A drift is zero at generation 0 and has no margin.
+    drift = table.assign(track_two_drift=table["track_two_drift"].where(table["generation"] > 0, 0.0))
+    assert set(tables.equivalence(drift, ["track_two_drift", "lambda_max"])["Metric"]) == {tables.LABELS["lambda_max"]}

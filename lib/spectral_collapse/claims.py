@@ -12,7 +12,8 @@ import scipy.stats
 import yaml
 
 from . import early_warning, paths
-from .statistics import Interval, escape, format_interval, mean_interval
+from .formatting import escape, format_interval
+from .statistics import CONTROL, Interval, mean_interval
 from .tables import Number, Raw, frame_of
 
 CLAIMS = paths.PUBLISHED / "claims.yaml"
@@ -98,12 +99,20 @@ def share(evidence: Evidence, metric: str, of: str, conditions: Sequence[str]) -
 
 
 def lead(evidence: Evidence, metric: str, outcome: str, conditions: Sequence[str]) -> Interval:
-    """Generations by which the metric's alarm precedes the outcome's, by `early_warning`."""
+    """Generations by which the metric's alarm precedes the outcome's (`early_warning.leads`): the median of the runs in
+    which both fire, and the range of what the leads of all runs may be, censored ones at their bounds.
+
+    The range of S runs holds the median of all runs with probability 1 − 2^{1−S}: 75 % at three seeds, 94 % at five.
+    """
     condition = evidence.condition(conditions)
-    evidence.condition([early_warning.CONTROL])
+    evidence.condition([CONTROL])
     for name in (metric, outcome):
         evidence.values(name, condition, 0)
-    return early_warning.mean_lead(evidence.table, metric, outcome, condition)
+    runs = early_warning.leads(evidence.table, metric, outcome, condition=condition).dropna()
+    if runs.empty:
+        return Interval(math.nan, math.nan, math.nan)
+    known = runs.loc[runs["low"] == runs["high"], "low"]
+    return Interval(known.median(), runs["low"].min(), runs["high"].max())
 
 
 def error_exponent(evidence: Evidence) -> Interval:

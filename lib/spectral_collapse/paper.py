@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import curvature, estimators, figures, models, paths, provenance, statistics, tables
+from . import curvature, estimators, figures, formatting, models, paths, provenance, statistics, tables
 from .params import Params, load
 from .runs import BASELINE
 
@@ -65,7 +65,7 @@ def design(params: Params) -> pd.DataFrame:
 
 def _number(value: float | None) -> str:
     """A number of a record, where infinity stands as null."""
-    return statistics.format_number(float("inf") if value is None else value)
+    return formatting.format_number(float("inf") if value is None else value)
 
 
 def _pair(result: dict, name: str, error: str) -> str:
@@ -78,7 +78,7 @@ def _bracket(result: dict, name: str) -> str:
 
 
 def _interval(result: dict, name: str) -> str:
-    return statistics.format_interval(statistics.Interval(result[name], *result[f"{name}_interval"]))
+    return formatting.format_interval(statistics.Interval(result[name], *result[f"{name}_interval"]))
 
 
 def spectrum_baseline(spectra: Results) -> pd.DataFrame:
@@ -170,7 +170,7 @@ def committed_values(noise: pd.DataFrame, result: dict) -> dict[str, str]:
     """Numbers of the committed studies: noise.<quantity>.<column of the summary>, and pretrained.<quantity>."""
     text = {}
     for name, column in estimators.summary(noise).items():
-        show = statistics.format_percent if name.startswith("cv") else statistics.format_number
+        show = formatting.format_percent if name.startswith("cv") else formatting.format_number
         text |= {f"noise.{quantity}.{name}": show(value) for quantity, value in column.items()}
     widths = _published_widths(result)
     return text | {
@@ -227,8 +227,8 @@ def sigma_values(results: Results, drifts: pd.DataFrame, covered: pd.DataFrame) 
     for (condition, track), runs in last.groupby(["condition", "track"]):
         text[f"moved.{track}.{condition}"] = f"{(runs['p_value'] < 0.05).sum()} of {len(runs)}"
     for correction, shares in covered[covered["m"] == covered["m"].max()].groupby("correction")["coverage"]:
-        text[f"coverage.{correction}.least"] = statistics.format_percent(shares.min())
-        text[f"coverage.{correction}.most"] = statistics.format_percent(shares.max())
+        text[f"coverage.{correction}.least"] = formatting.format_percent(shares.min())
+        text[f"coverage.{correction}.most"] = formatting.format_percent(shares.max())
     return text
 
 
@@ -238,11 +238,11 @@ def context(params: Params, training: Results) -> dict[str, str]:
     parameters = next(iter(training))[3]["parameters"]
     values = params.model_dump(exclude={"data_path", "held_out_path"})
     return {
-        "profile": tables.escape(params.profile),
+        "profile": formatting.escape(params.profile),
         "commit": git["commit"][:10] + ("+" if git["dirty"] else ""),
-        "model": tables.escape(params.model),
+        "model": formatting.escape(params.model),
         "parameters": f"{parameters / 1e6:.2f} million" if parameters >= 1e5 else f"{parameters / 1e3:.0f} thousand",
-        "conditions": tables.escape(", ".join(params.conditions)),
-        **{f"version.{name}": tables.escape(version) for name, version in versions.items()},
-        **{f"param.{name}": tables.escape(_parameter(value)) for name, value in values.items()},
+        "conditions": formatting.escape(", ".join(params.conditions)),
+        **{f"version.{name}": formatting.escape(version) for name, version in versions.items()},
+        **{f"param.{name}": formatting.escape(_parameter(value)) for name, value in values.items()},
     }

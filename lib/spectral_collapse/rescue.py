@@ -12,9 +12,10 @@ from scipy.stats import rankdata
 
 from . import corpora, loop, models, provenance, seeding, storyworld, train
 from .early_warning import prediction_band
+from .formatting import format_interval, format_number
 from .runs import Run, stage
 from .seeding import generator
-from .statistics import CONTROL, TREATMENT, Interval, format_interval, format_number, require_complete
+from .statistics import CONTROL, TREATMENT, Interval, require_complete
 from .tables import Number, Raw, frame_of, label
 
 OUTCOME = "held_out_perplexity"

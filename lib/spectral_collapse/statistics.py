@@ -4,10 +4,8 @@ Every function takes the tidy table, one row per (condition, seed, generation) o
 when a cell is missing, doubled or not finite.
 """
 
-import re
-import unicodedata
 from collections.abc import Sequence
-from itertools import combinations, product
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -15,12 +13,13 @@ import pandas as pd
 import pingouin
 from scipy import special, stats
 from statsmodels.stats.power import TTestPower
+from statsmodels.stats.weightstats import ttost_paired
 
 from . import forecast
 
 DESIGN = ("condition", "seed", "generation")
-EFFECTS = ("condition", "generation", "interaction")
 CONTROL, TREATMENT = "fresh", "recursive"
+MARGIN = 0.05  # "no difference" means less than this share of the base model's value
 ROUNDING = 1e-12  # differences below this share of the values are rounding errors, not variation
 
 
@@ -45,11 +44,13 @@ def metric_names(table: pd.DataFrame) -> list[str]:
     return [name for name in table.columns if name not in ("model", *DESIGN) and table[name].notna().any()]
 
 
-def require_complete(table: pd.DataFrame, metric: str) -> None:
+def require_complete(table: pd.DataFrame, metric: str, paired: bool = True) -> None:
     """Raises ValueError unless every (condition, seed, generation) cell holds one finite value of `metric`.
 
-    pingouin drops a subject with a missing cell without a word, so every function here calls this first.
-    At least two seeds are needed: with one there is no variation between runs to compare anything with.
+    Paired, every condition needs every seed; otherwise conditions may have seeds of their own, and every run that
+    exists needs every generation. pingouin drops a subject with a missing cell without a word, so every function here
+    calls this first. A condition needs at least two seeds: with one there is no variation between runs to compare
+    anything with.
     """
     for name in (*DESIGN, metric):
         if name not in table.columns:
@@ -58,7 +59,10 @@ def require_complete(table: pd.DataFrame, metric: str) -> None:
         raise ValueError(f"The table mixes the models {', '.join(table['model'].unique())}: select one.")
 
     counts = table.groupby(list(DESIGN), observed=True).size()
-    cells = product(*(table[name].unique() for name in DESIGN))
+    runs = product(*(table[name].unique() for name in DESIGN[:2]))
+    if not paired:
+        runs = table[list(DESIGN[:2])].drop_duplicates().itertuples(index=False)
+    cells = [(*run, generation) for run in runs for generation in table["generation"].unique()]
     infinite = table.loc[~np.isfinite(table[metric].astype(float)), list(DESIGN)]
     problems = {
         "missing": [cell for cell in cells if cell not in counts.index],
@@ -72,8 +76,12 @@ def require_complete(table: pd.DataFrame, metric: str) -> None:
     ]
     if found:
         raise ValueError(f"{metric} needs one finite value per condition, seed and generation. {'. '.join(found)}.")
-    if table["seed"].nunique() < 2:
-        raise ValueError(f"{metric} was measured with one seed: statistics over runs need at least two.")
+    seeds = table.groupby("condition", observed=True)["seed"].nunique()
+    if seeds.min() < 2:
+        raise ValueError(
+            f"{metric} was measured with one seed in condition {seeds.idxmin()!r}: "
+            "statistics over runs need at least two."
+        )
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
@@ -95,44 +103,6 @@ def summary(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     cells = product(table["condition"].unique(), sorted(table["generation"].unique()))
     rows = [(*cell, *mean_interval(groups.get_group(cell))) for cell in cells]
     return pd.DataFrame(rows, columns=["condition", "generation", "mean", "low", "high"])
-
-
-def repeated_measures_anova(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Two-way repeated-measures ANOVA, condition × generation, with the seed as subject.
-
-    Generation 0 is the same model in every condition, so that its differences are zero by construction and
-    would dilute the effects: the ANOVA uses generations ≥ 1. One row per effect (`EFFECTS`) with columns
-    effect, df1, df2 (uncorrected), F, p_uncorrected, epsilon (Greenhouse–Geisser), p (with df1 and df2
-    multiplied by epsilon) and eta (generalised η², Bakeman 2005).
-
-    With s seeds an effect's error covariance has rank s − 1 at most, hence 1/df1 ≤ epsilon ≤ (s − 1)/df1
-    whatever the truth: with three seeds and df1 = 12 epsilon cannot exceed 1/6, and p is conservative.
-
-    F, epsilon and p are NaN where seeds do not vary in the effect's error term (a constant metric, say);
-    with one condition or one generation after 0 there is nothing to cross and every figure is NaN.
-    """
-    require_complete(table, metric)
-    later = table[table["generation"] >= 1]
-    figures = ["df1", "df2", "F", "p_uncorrected", "epsilon", "p", "eta"]
-    result = pd.DataFrame({"effect": EFFECTS}).assign(**dict.fromkeys(figures, np.nan))
-    if later["condition"].nunique() < 2 or later["generation"].nunique() < 2:
-        return result
-
-    with np.errstate(divide="ignore", invalid="ignore"):
-        anova = pingouin.rm_anova(later, dv=metric, within=["condition", "generation"], subject="seed")
-    result[figures] = anova[["ddof1", "ddof2", "F", "p_unc", "eps", "p_GG_corr", "ng2"]].to_numpy(float)
-
-    # Without variation in the error term, F is a quotient of rounding errors.
-    wide = later.pivot(index="seed", columns=["condition", "generation"], values=metric).sort_index(axis=1)
-    values = wide.to_numpy(float).reshape(len(wide), later["condition"].nunique(), -1)
-    deviations = values - values.mean(0)  # (seeds, conditions, generations)
-    seeds = deviations.mean((1, 2), keepdims=True)
-    conditions = deviations.mean(2, keepdims=True) - seeds
-    generations = deviations.mean(1, keepdims=True) - seeds
-    errors = (conditions, generations, deviations - conditions - generations - seeds)
-    exact = [np.abs(error).max() <= ROUNDING * np.abs(values).max() for error in errors]
-    result.loc[exact, ["F", "p_uncorrected", "epsilon", "p"]] = np.nan
-    return result
 
 
 def _paired_d(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -228,34 +198,57 @@ def paired_tests(
     return result
 
 
+def margin_of(table: pd.DataFrame, metric: str, share: float = MARGIN) -> float:
+    """Margin for `equivalence`, in units of the metric: `share` of its mean at generation 0, which no condition moves.
+
+    log(1 + share) for a metric that is a logarithm itself; NaN for one that is 0 at generation 0, such as a drift.
+    """
+    if metric.startswith("log_"):
+        return float(np.log1p(share))
+    size = abs(table.loc[table["generation"] == 0, metric].mean())
+    return float(share * size) if size > 0 else np.nan
+
+
+def equivalence(
+    table: pd.DataFrame,
+    metric: str,
+    margin: float,
+    generation: int | None = None,
+    control: str = CONTROL,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Is every condition within ± `margin` of the control at one generation (the last by default)? Paired by seed.
+
+    Two one-sided t-tests (Schuirmann 1987): p is the greater of those of difference ≤ −margin and difference ≥ margin.
+    Only a p below 1 − level says "no difference of this size"; a paired test that does not reject says nothing of it.
+    The margin, in units of the metric, must be chosen before the data are seen.
+
+    Columns condition, difference, low, high (t interval at 2 level − 1, 90 % by default, inside ± margin exactly where
+    p < 1 − level), margin, p, p_holm (over the conditions of this metric and generation), equivalent (p_holm below
+    1 − level). Where all seeds differ by the same amount p is 0 or 1. Of pairs that are equal but for noise with
+    standard deviation s of their difference, three show it in four of five cases if the margin is 2.7 s, five if 1.6 s.
+    """
+    if not margin > 0:
+        raise ValueError(f"An equivalence margin is a positive number in units of {metric}, not {margin}.")
+    wide = _by_condition(table, metric, generation, control)
+    rows = []
+    for condition in wide.columns.drop(control):
+        a, b = wide[condition].to_numpy(float), wide[control].to_numpy(float)
+        interval = mean_interval(a - b, 2 * level - 1)
+        if (a - b).std(ddof=1) <= ROUNDING * np.abs([a, b]).max():
+            p = float(abs(interval.estimate) >= margin)
+        else:
+            p = float(ttost_paired(a, b, -margin, margin)[0])
+        rows.append((condition, *interval, margin, p))
+    result = pd.DataFrame(rows, columns=["condition", "difference", "low", "high", "margin", "p"])
+    result["p_holm"] = pingouin.multicomp(result["p"].to_numpy(), method="holm")[1] if rows else []
+    return result.assign(equivalent=result["p_holm"] < 1 - level)
+
+
 def effect_sizes(table: pd.DataFrame, metric: str, control: str = CONTROL) -> dict[str, EffectSize]:
     """`cohen_d` of every condition against the control at the last generation."""
     wide = _by_condition(table, metric, None, control)
     return {condition: cohen_d(wide[condition], wide[control]) for condition in wide.columns.drop(control)}
-
-
-def within_run_spearman(table: pd.DataFrame, metrics: Sequence[str], condition: str = TREATMENT) -> pd.DataFrame:
-    """Spearman's ρ of every two metrics over the generations of a run, averaged over the condition's runs.
-
-    Columns metric_a, metric_b, rho, low, high, runs. The interval is the 95 % t interval of the mean over
-    runs, cut to [−1, 1]: for three runs of six generations it covered 85-93 % in simulation, a bootstrap over
-    runs 74 %, and Fisher's z is infinite at ρ = ±1, which a short series often reaches. A run where either
-    metric is constant, or with fewer than three generations, has no ρ and is left out; `runs` counts the
-    others, and rho is NaN if there are none.
-    """
-    for metric in metrics:
-        require_complete(table, metric)
-    chosen = table[table["condition"] == condition]
-    if chosen.empty:
-        raise ValueError(f"Condition {condition!r} is not among {', '.join(table['condition'].unique())}.")
-    runs = [run[list(metrics)].corr("spearman", min_periods=3) for _, run in chosen.groupby("seed")]
-    rows = []
-    for first, second in combinations(metrics, 2):
-        rhos = np.array([run.loc[first, second] for run in runs])
-        rhos = rhos[np.isfinite(rhos)]
-        mean, low, high = mean_interval(rhos)
-        rows.append((first, second, mean, np.clip(low, -1, 1), np.clip(high, -1, 1), len(rhos)))
-    return pd.DataFrame(rows, columns=["metric_a", "metric_b", "rho", "low", "high", "runs"])
 
 
 def forecasts(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -284,114 +277,3 @@ def detectable_effect(n: int, alpha: float = 0.05, power: float = 0.8) -> float:
     if n < 2:
         raise ValueError(f"A paired t-test needs at least two seeds, not {n}.")
     return float(TTestPower().solve_power(nobs=n, alpha=alpha, power=power))
-
-
-# Text for the paper
-
-_ESCAPES = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "`": r"\textasciigrave{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "[": "{[}",  # in braces, or a row that starts with one would be an argument of the \\ before it
-        "*": "{*}",
-        **{character: "\\" + character for character in "{}$&#%_"},
-    }
-)
-# Whatever pdflatex does not set in the OT1 and T1 encodings alike: both have ASCII, most accented Latin
-# letters and the common punctuation.
-_NOT_SET_BY_LATEX = re.compile("[^ -~¡-ª¬®-º¼-ÏÑ-Ýß-ïñ-ýÿ-ăĆ-ďĒ-ėĚ-ĥĨ-ĭİ-ķĹ-ľŁ-ňŌ-ťŨ-űŴ-žȘșȚț‐‑–—‘’“”†‡•…‰€™]")
-
-
-def escape(text: str) -> str:
-    """LaTeX that prints `text` on one line, whatever it contains.
-
-    White space becomes single spaces. A character that pdflatex may have no glyph for is printed as its code
-    point (U+1F600), so that it neither stops the compilation nor vanishes.
-    """
-    text = unicodedata.normalize("NFC", " ".join(text.split())).translate(_ESCAPES)
-    text = re.sub(r"([-',])(?=\1)", r"\1{}", text)  # no ligatures: -- is two hyphens, not a dash
-    return _NOT_SET_BY_LATEX.sub(lambda match: rf"\texttt{{U+{ord(match[0]):04X}}}", text)
-
-
-def format_number(x: float) -> str:
-    """`x` to three significant digits as LaTeX for running text; scientific from 1e5 on and below 1e-3."""
-    if np.isnan(x):
-        return "--"
-    if np.isinf(x):
-        return r"$\infty$" if x > 0 else r"$-\infty$"
-    digits, exponent = f"{x:.2e}".split("e")
-    exponent = int(exponent)
-    if x == 0:
-        return "0"
-    if not -3 <= exponent < 5:
-        return rf"${digits}\times10^{{{exponent}}}$"
-    text = f"{float(f'{x:.2e}'):.{max(0, 2 - exponent)}f}"
-    return f"${text}$" if x < 0 else text
-
-
-def format_percent(share: float) -> str:
-    r"""A share in percent with two significant digits from one on, `4.5\,\%`; `--` where there is none."""
-    return rf"{100 * share:.{0 if abs(share) >= 0.0995 else 1}f}\,\%" if np.isfinite(share) else "--"
-
-
-def format_interval(interval: Interval) -> str:
-    """`12.3 [11.1, 13.5]`."""
-    estimate, low, high = map(format_number, interval)
-    return f"{estimate} [{low}, {high}]"
-
-
-def format_p(p: float) -> str:
-    """A p-value to three decimals, `$<0.001$` below that."""
-    if np.isnan(p):
-        return "--"
-    return "$<0.001$" if p < 0.001 else f"{p:.3f}"
-
-
-def values(table: pd.DataFrame) -> dict[str, str]:
-    """Every number of the paper that derives from the tidy table, as LaTeX for running text.
-
-    Keys (M metric, C condition, A, B metrics): seeds, generations (the last one), model, detectable.d;
-    M.C.first, M.C.last (mean at the first and last generation with t interval), M.C.peak_generation (where
-    the mean is greatest, the earlier at a tie); anova.M.{condition,generation,interaction}.{F,p,df,eta} with
-    Greenhouse-Geisser p; against `fresh` at the last generation d.M.C (d_av with bootstrap interval),
-    diff.M.C (mean difference with t interval) and word.M.C: `higher` or `lower` if the Holm-adjusted paired
-    t-test gives p < 0.05, else `not distinguishable`; rho.A.B over the generations of `recursive` runs.
-    Keys that need an absent control or treatment are absent too.
-    """
-    conditions, metrics = list(table["condition"].unique()), metric_names(table)
-    text = {
-        "seeds": str(table["seed"].nunique()),
-        "generations": str(table["generation"].max()),
-        "model": escape(table["model"].iloc[0]),
-        "detectable.d": format_number(detectable_effect(table["seed"].nunique())),
-    }
-    for metric in metrics:
-        for condition, series in summary(table, metric).groupby("condition"):
-            intervals = [Interval(*row) for row in series[["mean", "low", "high"]].to_numpy()]
-            text[f"{metric}.{condition}.first"] = format_interval(intervals[0])
-            text[f"{metric}.{condition}.last"] = format_interval(intervals[-1])
-            text[f"{metric}.{condition}.peak_generation"] = str(series["generation"].iloc[series["mean"].argmax()])
-        for row in repeated_measures_anova(table, metric).itertuples():
-            key = f"anova.{metric}.{row.effect}"
-            text[f"{key}.F"], text[f"{key}.p"] = format_number(row.F), format_p(row.p)
-            text[f"{key}.df"] = f"{row.df1:.0f}, {row.df2:.0f}" if np.isfinite(row.df1) else "--"
-            text[f"{key}.eta"] = format_number(row.eta)
-        if CONTROL not in conditions:
-            continue
-        for condition, effect in effect_sizes(table, metric).items():
-            text[f"d.{metric}.{condition}"] = format_interval(effect.d_av)
-        for row in paired_tests(table, metric).itertuples():
-            difference = Interval(row.difference, row.low, row.high)
-            text[f"diff.{metric}.{row.condition}"] = format_interval(difference)
-            word = "higher" if row.difference > 0 else "lower"
-            text[f"word.{metric}.{row.condition}"] = word if row.p_holm < 0.05 else "not distinguishable"
-    if TREATMENT in conditions:
-        for row in within_run_spearman(table, metrics).itertuples():
-            rho = format_interval(Interval(row.rho, row.low, row.high))
-            text[f"rho.{row.metric_a}.{row.metric_b}"] = text[f"rho.{row.metric_b}.{row.metric_a}"] = rho
-    return text

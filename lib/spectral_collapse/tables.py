@@ -9,17 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import early_warning, paths, provenance, statistics
-from .statistics import (
-    CONTROL,
-    TREATMENT,
-    Interval,
-    escape,
-    format_interval,
-    format_number,
-    format_p,
-    metric_names,
-)
+from . import detection, early_warning, paths, provenance, slopes, statistics
+from .anova import repeated_measures_anova
+from .correlation import within_run_spearman
+from .formatting import escape, format_generations, format_interval, format_number, format_p, format_percent
+from .statistics import CONTROL, TREATMENT, Interval, metric_names
 
 # LaTeX that is matplotlib text as well: words, and mathematics between dollars.
 LABELS = {
@@ -169,22 +163,22 @@ def last_generation(table: pd.DataFrame, metrics: Sequence[str] | None = None) -
 
 
 def anova(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> pd.DataFrame:
-    """A row per metric: F and Greenhouse–Geisser p of each effect, η² and ε of the interaction.
+    """A row per metric: F and Greenhouse–Geisser p of each effect; η², ε and permutation p of the interaction.
 
     Subscripts c, g and cg stand for condition, generation and interaction, with uncorrected degrees of
     freedom, which all metrics share.
     """
     rows, headings = [], []
     for metric in metrics or metric_names(table):
-        effects = statistics.repeated_measures_anova(table, metric)
+        effects = repeated_measures_anova(table, metric)
         rows.append([label(metric)])
         headings = ["Metric"]
         for short, effect in zip(("c", "g", "cg"), effects.itertuples(), strict=True):
             degrees = f"({effect.df1:.0f}, {effect.df2:.0f})" if effect.df1 == effect.df1 else ""
             headings += [Raw(rf"$F_{{{short}}}{degrees}$"), Raw(rf"$p_{{{short}}}$")]
             rows[-1] += [effect.F, Number(format_p(effect.p))]
-        headings += [Raw(r"$\eta^2_{cg}$"), Raw(r"$\varepsilon_{cg}$")]
-        rows[-1] += [effect.eta, effect.epsilon]
+        headings += [Raw(r"$\eta^2_{cg}$"), Raw(r"$\varepsilon_{cg}$"), Raw(r"$p_{cg}$, permuted")]
+        rows[-1] += [effect.eta, effect.epsilon, Number(format_p(effect.p_permutation))]
     return frame_of(rows, headings)
 
 
@@ -220,6 +214,78 @@ def effect_sizes(table: pd.DataFrame, metrics: Sequence[str] | None = None, cont
     return frame_of(rows, ["Metric", "Condition", *headings])
 
 
+def equivalence(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
+    """Metric and condition: two one-sided tests at the last generation; metrics without a margin are left out."""
+    rows = []
+    for metric in metrics or metric_names(table):
+        margin = statistics.margin_of(table, metric)
+        for row in statistics.equivalence(table, metric, margin, control=control).itertuples() if margin > 0 else ():
+            interval = Number(format_interval(Interval(row.difference, row.low, row.high)))
+            numbers = [Number(rf"$\pm$ {format_number(margin)}"), Number(format_p(row.p_holm))]
+            rows.append([label(metric), row.condition, interval, *numbers, "yes" if row.equivalent else "not shown"])
+    headings = [f"Less {control}", "Margin", Raw(r"$p_{\mathrm{Holm}}$"), "Equal"]
+    return frame_of(rows, ["Metric", "Condition", *headings])
+
+
+def slope_tests(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
+    """Metric and condition: slope over generations, its paired difference from the control's, the mixed model's p."""
+    rows = []
+    for metric in metrics or metric_names(table):
+        models = slopes.mixed_model(table, metric, control).set_index("condition")
+        for row in slopes.slope_tests(table, metric, control).itertuples():
+            slope = Number(format_interval(Interval(row.slope, row.slope_low, row.slope_high)))
+            rows.append([label(metric), row.condition, slope, *[Number("--")] * 4])
+            if row.condition != control:
+                difference = Number(format_interval(Interval(row.difference, row.low, row.high)))
+                ps = row.p_holm, row.p_permutation, models.loc[row.condition, "p"]
+                rows[-1][3:] = [difference, *(Number(format_p(p)) for p in ps)]
+    headings = [Raw(rf"$p_{{\mathrm{{{name}}}}}$") for name in ("Holm", "flip", "mixed")]
+    return frame_of(rows, ["Metric", "Condition", "Slope per generation", f"Less {control}", *headings])
+
+
+def _ends(interval: Interval) -> str:
+    """The interval of a probability, to two decimals."""
+    return f"[{interval.low:.2f}, {interval.high:.2f}]" if np.isfinite(interval.low) else "[--, --]"
+
+
+def early_warnings(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
+    """Metric by metric: runs with an alarm, treated and control, uncorrected and at the family's rate; AUC.
+
+    The outcomes come first, in a family of their own.
+    """
+    outcomes = [name for name in early_warning.OUTCOMES if name in table]
+    families = (outcomes, list(metrics or early_warning.candidates(table)))
+    rows = []
+    for row in pd.concat([detection.detection(table, names, control=control) for names in families]).itertuples():
+        counts = row.detected, row.false_alarms, row.detected_family
+        cells = [
+            Number(f"{count} of {row.runs} {_ends(detection.exact_interval(count, row.runs))}") for count in counts[:2]
+        ]
+        area = Interval(row.auc, row.auc_low, row.auc_high)
+        auc = Number(f"{area.estimate:.2f} {_ends(area)}" if np.isfinite(area.estimate) else "--")
+        ps = [Number(format_p(p)) for p in (row.p, row.p_holm)]
+        rows.append([label(row.metric), *cells, Number(f"{counts[2]} of {row.runs}"), auc, *ps])
+    headings = ["Metric", "Detected", "False alarms", "Family-wise", "AUC"]
+    return frame_of(rows, [*headings, Raw("$p$"), Raw(r"$p_{\mathrm{Holm}}$")])
+
+
+def leads(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
+    """Metric by metric, for every outcome: runs in which both / the metric alone / the outcome alone / neither fired,
+    lead in generations with its bounds, sign test."""
+    outcomes = [name for name in early_warning.OUTCOMES if name in table]
+    metrics = list(metrics or early_warning.candidates(table))
+    rows = []
+    for outcome in outcomes:
+        for row in early_warning.lead_summary(table, metrics, outcome, control=control).itertuples():
+            fired = Number(f"{row.both} / {row.metric_only} / {row.outcome_only} / {row.neither}")
+            median, low, high = map(format_generations, (row.median, row.low, row.high))
+            lead = [Number(median), Number(f"[{low}, {high}]"), Number(f"{row.earlier} : {row.later}")]
+            ps = [Number(format_p(p)) for p in (row.p, row.p_holm)]
+            rows.append([label(outcome), label(row.metric), fired, *lead, *ps])
+    headings = ["Outcome", "Metric", "Fired", "Median", "Bounds"]
+    return frame_of(rows, [*headings, "Earlier : later", Raw("$p$"), Raw(r"$p_{\mathrm{Holm}}$")])
+
+
 def icarus(table: pd.DataFrame, metrics: Sequence[str], control: str = CONTROL) -> pd.DataFrame:
     """Metric and condition: runs that could be judged, and how many rise, fall, and do both."""
     rows = []
@@ -236,8 +302,8 @@ def estimators(summary: pd.DataFrame) -> pd.DataFrame:
     rows = [
         [
             label(row.Index),
-            *(Number(statistics.format_percent(getattr(row, name))) for name in ("cv_probes", "cv_batches")),
-            *(Number(statistics.format_number(getattr(row, name))) for name in steps),
+            *(Number(format_percent(getattr(row, name))) for name in ("cv_probes", "cv_batches")),
+            *(Number(format_number(getattr(row, name))) for name in steps),
         ]
         for row in summary.itertuples()
     ]
@@ -253,7 +319,7 @@ def correlations(
 ) -> pd.DataFrame:
     """Metrics by a few others (`against`): mean Spearman ρ within the condition's runs with its interval."""
     metrics = list(metrics or metric_names(table))
-    rhos = statistics.within_run_spearman(table, list(dict.fromkeys([*metrics, *against])), condition)
+    rhos = within_run_spearman(table, list(dict.fromkeys([*metrics, *against])), condition)
     cells = {
         pair: Number(format_interval(Interval(row.rho, row.low, row.high)))
         for row in rhos.itertuples()
