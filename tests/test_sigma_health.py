@@ -83,3 +83,6 @@ def test_each_unsound_input_has_its_message():
     assert message.startswith("7 embeddings span at most 7 of 10 dimensions: 3 log delta = -20.7 dominates")
     [message] = health_checks(np.tile(unit_rows(3, 1, 10), (50, 1)), rho=1.0, delta=DELTA)
     assert message.startswith("all embeddings are the same vector")
+    [message] = health_checks(np.repeat(unit_rows(3, 8, 10), 5, axis=0), rho=1.0, delta=DELTA)
+    assert message.startswith("40 embeddings, 8 of them different, span 8 of 10 dimensions: the responses repeat")
+    assert "2 log delta = -13.8 is in the tracks" in message

@@ -290,11 +290,15 @@ def read_embeddings(run: Run, generation: int) -> sigma_package.Observed:
 
 
 def _logdet(rows: np.ndarray, gram: np.ndarray, total: int) -> dict[str, list[float] | None]:
-    """log det G as [estimate, low, high], plug-in and corrected; None where the rows (n_A, m) are too few."""
+    """log det G as [estimate, low, high], plug-in and corrected; None where the rows (n_A, m) are too few or alike."""
     count, m = rows.shape
+    nothing = {"logdet_plug_in": None, "logdet_corrected": None}
     if count <= m:
-        return {"logdet_plug_in": None, "logdet_corrected": None}
-    leverages = sigma_package.leverages(rows, gram)
+        return nothing
+    try:
+        leverages = sigma_package.leverages(rows, gram)
+    except sigma_package.SingularGram:  # a collapse: what the tracks are for, and no reason to stop
+        return nothing
     return {
         name: list(sigma_package.logdet_estimate(gram, count, total, correction, leverages=leverages)[:3])
         for name, correction in (("logdet_plug_in", "none"), ("logdet_corrected", "leverage"))

@@ -19,6 +19,7 @@ from .bands import (
 from .gram import (
     Bounds,
     GramAccumulator,
+    SingularGram,
     cholesky_logdet,
     deterministic_bounds,
     drift,
@@ -50,6 +51,7 @@ __all__ = [
     "LiveSpace",
     "Observed",
     "ObservedSet",
+    "SingularGram",
     "banded_drift",
     "banded_drifts",
     "bucket_drifts",

@@ -72,10 +72,14 @@ class GramAccumulator:
         return self
 
 
+class SingularGram(ValueError):
+    """A Gram matrix without an inverse: too few different embeddings, or dead directions."""
+
+
 def cholesky_logdet(gram: np.ndarray, shift: float = 0.0) -> float:
     """log det(A + shift·I) of a symmetric A (m, m), by Cholesky in float64, m³/3 flops.
 
-    Raises ValueError where A + shift·I is not positive definite and finite.
+    Raises SingularGram where A + shift·I is not positive definite and finite.
     """
     shifted = np.array(gram, dtype=np.float64, order="C")
     diagonal = np.einsum("ii->i", shifted)  # a view
@@ -83,7 +87,7 @@ def cholesky_logdet(gram: np.ndarray, shift: float = 0.0) -> float:
     _, failed = dpotrf(shifted.T, lower=1, clean=0, overwrite_a=1)  # in place: the transpose is Fortran-ordered
     value = math.nan if failed else 2 * np.log(diagonal).sum()
     if not math.isfinite(value):
-        raise ValueError("the Gram matrix plus delta is not positive definite and finite.")
+        raise SingularGram("the Gram matrix plus delta is not positive definite and finite.")
     return float(value)
 
 
@@ -103,7 +107,7 @@ def regularized_logdet(gram_or_embeddings: np.ndarray, delta: float) -> float:
     matrix = np.asarray(gram_or_embeddings, dtype=np.float64)
     rows, m = matrix.shape
     if not np.isfinite(matrix).all():
-        raise ValueError("the Gram matrix plus delta is not positive definite and finite.")
+        raise SingularGram("the Gram matrix plus delta is not positive definite and finite.")
     if rows == m and np.abs(matrix - matrix.T).max() <= 1e-9 * np.abs(matrix).max():
         return cholesky_logdet(matrix, _positive(delta))
     if rows < m:

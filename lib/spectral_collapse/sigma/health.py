@@ -8,6 +8,8 @@ import numpy as np
 
 from ..provenance import canonical, text_hash
 
+DEAD = 1e-9  # energy of a dead direction, at most, relative to the mean of all
+
 
 @dataclass(frozen=True)
 class ObservedSet:
@@ -84,7 +86,7 @@ class LiveSpace:
         return (self.dim - self.m_eff) * math.log(delta / n_observed)
 
 
-def live_space(reference: np.ndarray, tolerance: float = 1e-9) -> LiveSpace:
+def live_space(reference: np.ndarray, tolerance: float = DEAD) -> LiveSpace:
     """The live directions of an encoder, from embeddings (k, m) of a broad reference set.
 
     A direction is dead where its energy is below `tolerance` times the mean energy of a direction. Where the
@@ -116,11 +118,20 @@ def health_checks(embeddings: np.ndarray, rho: float, delta: float) -> list[str]
             f"{over} of {count} embeddings exceed the energy budget rho = {rho:g} (largest squared norm "
             f"{energy.max():.4g}): Track I spikes and bounds nothing; normalise them."
         )
-    if count < m:
+    gram = rows.T @ rows
+    rank = int((np.linalg.eigvalsh(gram) > DEAD * np.trace(gram) / m).sum())
+    if ((rows - rows.mean(0)) ** 2).sum() <= 1e-10 * energy.sum():
+        found.append("all embeddings are the same vector: both tracks stay flat whatever the model does.")
+    elif count < m:
         found.append(
             f"{count} embeddings span at most {count} of {m} dimensions: {m - count} log delta = "
             f"{(m - count) * math.log(delta):.1f} dominates both tracks; observe more blocks or shrink."
         )
-    if ((rows - rows.mean(0)) ** 2).sum() <= 1e-10 * energy.sum():
-        found.append("all embeddings are the same vector: both tracks stay flat whatever the model does.")
+    elif rank < m:
+        different = len(np.unique(rows.astype(np.float32), axis=0))
+        found.append(
+            f"{count} embeddings, {different} of them different, span {rank} of {m} dimensions: the responses repeat "
+            f"themselves, {m - rank} log delta = {(m - rank) * math.log(delta):.1f} is in the tracks, and log det G is "
+            "not finite."
+        )
     return found

@@ -15,7 +15,7 @@ from scipy.special import digamma, polygamma
 from scipy.stats import beta, norm
 from sklearn.covariance import LedoitWolf
 
-from .gram import cholesky_logdet
+from .gram import SingularGram, cholesky_logdet
 
 CHUNK = 4096  # embeddings whitened at a time
 
@@ -23,15 +23,15 @@ CHUNK = 4096  # embeddings whitened at a time
 def leverages(embeddings: np.ndarray, gram: np.ndarray | None = None) -> np.ndarray:
     """h_j = v_jᵀ A⁻¹ v_j of the observed embeddings (n_A, m), each in [0, 1], their sum m; shape (n_A,).
 
-    A is their Gram matrix where it is not given. ValueError where A is singular: too few embeddings, or dead
-    directions of the encoder (`live_space`).
+    A is their Gram matrix where it is not given. SingularGram where it has no inverse: too few embeddings, too many
+    of them alike, or dead directions of the encoder (`live_space`).
     """
     rows = np.asarray(embeddings, dtype=np.float64)
     gram = rows.T @ rows if gram is None else gram
     try:
         factor = scipy.linalg.cholesky(gram, lower=True)
     except scipy.linalg.LinAlgError:
-        raise ValueError(
+        raise SingularGram(
             f"the Gram matrix of {len(rows)} embeddings is singular in {rows.shape[1]} dimensions: observe more "
             "blocks, or project to the encoder's live directions."
         ) from None
