@@ -138,6 +138,13 @@ output.table("forecasts", tables.forecasts(table, ["track_two_drift", "track_one
 covered = paper.sigma_coverage()
 output.table("sigma_coverage", sigma_coverage.coverage_table(covered))
 
+# %% [markdown]
+# What the tracks are for: collapse injected by a low temperature, from the committed runs of `sigma_injection`.
+
+# %%
+injected = paper.injected_collapse()
+output.figure("sigma_injection", figures.sigma_tracks(injected))
+
 # %%
 text = [
     "distinct_2", "distinct_4", "repetition_4", "type_token_ratio", "hashed_ngram_hhi", "tail_mass_ratio",
@@ -257,6 +264,7 @@ output.table("published_hessian", tables.published_hessian())
 output.values(
     findings.values(table)
     | paper.committed_values(noise, pretrained)
+    | paper.injection_values(injected)
     | paper.sigma_values(series.results(settings, "sigma"), drifts, covered)
     | rescue.values(found)
     | claims.values(verdicts)

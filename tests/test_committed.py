@@ -31,6 +31,18 @@ def test_their_numbers_have_keys_for_the_text():
     assert used <= values.keys()
 
 
+def test_the_injected_collapse_is_whole_and_seen_by_two_tracks_of_three():
+    drifts = paper.injected_collapse()
+    assert len(drifts) == 3 * 2 * 7 * 3 and drifts["drift"].notna().all()
+    last = drifts[drifts["generation"] == 6].set_index(["condition", "track"])
+    collapsed, fresh = (last.loc[condition] for condition in ("recursive_carry", "fresh"))
+    for track in ("track_two", "track_one_sharp"):
+        assert collapsed.loc[track, "high"].max() < fresh.loc[track, "low"].min() < 0
+    assert collapsed.loc["track_one", "drift"].abs().max() < fresh.loc["track_one_sharp", "drift"].abs().max()
+    values = paper.injection_values(drifts)
+    assert {"injection.track_two.recursive_carry", "injection.temperature"} <= values.keys()
+
+
 def test_a_missing_record_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "COMMITTED", tmp_path)
     with pytest.raises(ValueError, match=r"curvature\.json cannot be used .* restore it from the repository"):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import curvature, estimators, figures, formatting, models, paths, provenance, statistics, tables
+from . import curvature, estimators, figures, formatting, models, paths, provenance, series, statistics, tables
 from .params import Params, load
 from .runs import BASELINE
 
@@ -203,6 +203,27 @@ def sigma_coverage() -> pd.DataFrame:
     if not matches:
         raise ValueError(f"{folder / 'coverage.csv'} does not match its record: restore both from the repository.")
     return pd.read_csv(folder / "coverage.csv")
+
+
+def injected_collapse() -> pd.DataFrame:
+    """`series.drifts` of the committed runs of the profile `sigma_injection`."""
+    return series.drifts(load("sigma_injection"), root=paths.COMMITTED)
+
+
+def injection_values(drifts: pd.DataFrame) -> dict[str, str]:
+    """injection.<track>.<condition>, the last drift, mean over seeds with its interval; injection.temperature, .seeds,
+    .generations, of those runs."""
+    params = load("sigma_injection")
+    last = drifts[drifts["generation"] == drifts["generation"].max()]
+    text = {
+        f"injection.{track}.{condition}": formatting.format_interval(statistics.mean_interval(runs["drift"]))
+        for (condition, track), runs in last.groupby(["condition", "track"])
+    }
+    return text | {
+        "injection.temperature": f"{params.temperature:g}",
+        "injection.seeds": str(len(params.seeds)),
+        "injection.generations": str(params.generations),
+    }
 
 
 def sigma_values(results: Results, drifts: pd.DataFrame, covered: pd.DataFrame) -> dict[str, str]:

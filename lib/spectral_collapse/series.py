@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pandas as pd
 
@@ -42,16 +43,18 @@ def results(
     conditions: list[str] | None = None,
     seeds: list[int] | None = None,
     generations: Iterable[int] | None = None,
+    root: Path | None = None,
 ) -> Iterator[tuple[str, int, int, dict]]:
     """(condition, seed, generation, result) of a stage for the profile's runs, generation 0 from the base run.
 
-    Raises ValueError naming the file where one is missing or damaged.
+    `root`: where the profile's records are, `paths.results_root()` if None. Raises ValueError naming the file where
+    one is missing or damaged.
     """
     for condition in conditions or params.conditions:
         for seed in seeds or params.seeds:
             for generation in generations or range(params.generations + 1):
                 owner = BASELINE if generation == 0 else condition
-                run = paths.run_folder(params.profile, params.model, owner, seed)
+                run = paths.run_folder(params.profile, params.model, owner, seed, root)
                 path = paths.generation_folder(run, generation) / f"{stage}.json"
                 try:
                     yield condition, seed, generation, provenance.read_result(path)
@@ -100,12 +103,17 @@ def table(
     return frame.astype(dict.fromkeys(metrics, float))
 
 
-def drifts(params: Params, conditions: list[str] | None = None, seeds: list[int] | None = None) -> pd.DataFrame:
+def drifts(
+    params: Params,
+    conditions: list[str] | None = None,
+    seeds: list[int] | None = None,
+    root: Path | None = None,
+) -> pd.DataFrame:
     """Drift of every SIGMA track of the profile's runs with its band: condition, seed, generation, track, drift, low,
     high, standard_error, p_value (of drift ≠ 0). The band is the bootstrap's over prompts, within the run."""
     rows = [
         {"condition": condition, "seed": seed, "generation": generation, "track": track, **result["drifts"][track]}
-        for condition, seed, generation, result in results(params, "sigma", conditions, seeds)
+        for condition, seed, generation, result in results(params, "sigma", conditions, seeds, root=root)
         for track in TRACKS
     ]
     frame = pd.DataFrame(rows)
