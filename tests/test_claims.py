@@ -157,3 +157,16 @@ def test_a_lead_is_the_range_over_runs_with_censored_ones_at_their_bounds(late, 
     found = judge(claim("lead", (2, math.inf), **arguments), seen)
     assert found.verdict == verdict
     assert found.estimate == pytest.approx(ends, nan_ok=True)
+
+
+def test_the_table_sets_figures_verdicts_and_reasons():
+    seen = evidence(training_loss={"recursive": [3.0, 2.0, 1.0], "fresh": [3.0, 2.5, 2.4]})
+    found = claims.verdicts(seen)
+    frame = claims.table(found)
+    assert len(frame) == len(found) and "$-$150.986" in "".join(frame["Figure there"])
+    assert set(frame["Verdict"]) <= set(claims.VERDICTS)
+    row = frame[[one.claim.id == "s2_faster_than_s1" for one in found]].iloc[0]
+    assert row["Here"] == r"no recursive\_carry condition"
+    values = claims.values(found)
+    counts = [int(values[f"claims.{name.replace(' ', '_')}"]) for name in claims.VERDICTS]
+    assert sum(counts) == int(values["claims.all"]) == len(found)

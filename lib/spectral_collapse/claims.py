@@ -1,6 +1,7 @@
 """The seeds' claims, each held against the runs by one rule: supported, contradicted, inconclusive, or not tested."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,13 +190,18 @@ def verdicts(evidence: Evidence, path: Path = CLAIMS) -> list[Verdict]:
 # ---- for the paper
 
 
+def _minus(text: str) -> str:
+    """The text with a minus sign, not a hyphen, before a number."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)
+
+
 def table(found: Sequence[Verdict]) -> pd.DataFrame:
     """Every claim with its source, the figure printed there, our estimate with its interval, and the verdict."""
     rows = [
         [
             Raw(rf"\parbox[t]{{70mm}}{{\raggedright {escape(one.claim.claim)}\strut}}"),
             Raw(rf"\parbox[t]{{36mm}}{{\raggedright {escape(one.claim.source)}\strut}}"),
-            Raw(rf"\parbox[t]{{30mm}}{{\raggedright {escape(one.claim.figure)}\strut}}"),
+            Raw(rf"\parbox[t]{{30mm}}{{\raggedright {_minus(escape(one.claim.figure))}\strut}}"),
             Number(format_interval(one.estimate) if one.verdict != "not tested" else escape(one.reason)),
             one.verdict,
         ]
