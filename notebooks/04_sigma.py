@@ -62,8 +62,7 @@ print("live dimensions:", space["live_dimensions"], " dead coordinates:", space[
 counts = {name: [value["observed_blocks"] for value in values] for name, values in measured.items()}
 display(pd.DataFrame(counts).rename_axis("generation").T.rename_axis("observed blocks"))
 dead, start = len(space["dead_coordinates"]), measured[settings.conditions[0]][0]["observed_blocks"]
-hidden = dead * math.log(settings.sigma_delta / start)
-print(f"Kept, {dead} dead coordinates would add {hidden:.1f} to Track II, of delta and n_A alone.")
+print(f"Kept, {dead} dead coordinates would add {dead * math.log(settings.sigma_delta / start):.1f} to Track II.")
 messages = [message for values in measured.values() for value in values for message in value["health"]]
 print("\n".join(sorted(set(messages))) or "Nothing to report.")
 
@@ -82,10 +81,8 @@ rows = [
     for kind in ("plug_in", "corrected")
     if value[f"logdet_{kind}"] and generation in (0, settings.generations)
 ]
-if rows:
-    display(pd.DataFrame(rows, columns=["condition", "generation", "kind", "log det G", "low", "high"]))
-else:
-    print("No checkpoint has more blocks than live dimensions: log det G is not estimated.")
+estimates = pd.DataFrame(rows, columns=["condition", "generation", "kind", "log det G", "low", "high"])
+print("No checkpoint has more blocks than live dimensions: no estimate.") if estimates.empty else display(estimates)
 
 # %% [markdown]
 # ## Reading the tracks
