@@ -26,7 +26,7 @@ from spectral_collapse import curvature, models, storyworld
 from spectral_collapse.curvature import GaussNewtonOperator, HessianOperator, mean_loss, spectral_signature
 from spectral_collapse.curvature.basis import Storage, dot
 from spectral_collapse.curvature.krylov import drive, rademacher, recurrence
-from timing import interleaved, ratio
+from timing import REPETITIONS, interleaved, ratio
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -275,9 +275,10 @@ def signatures() -> dict[str, Any]:
     words, vocabulary = text_blocks(64, 1024)
     tiny = llama(alphabet, 16, 1)
     small = llama(vocabulary, 128, 4)
-    for model, blocks, steps, rate, truth_of in (
-        (tiny, characters, 300, 1e-2, dense_truth),
-        (small, words, 500, 3e-3, lanczos_truth),
+    # The spread of a moment over probes is large: where a call costs little, more of them tell the errors better.
+    for model, blocks, steps, rate, truth_of, repetitions in (
+        (tiny, characters, 300, 1e-2, dense_truth, 10 * REPETITIONS),
+        (small, words, 500, 3e-3, lanczos_truth, REPETITIONS),
     ):
         tokens = blocks[-8:]
         trained(model, blocks[:-8], steps, rate)
@@ -289,7 +290,7 @@ def signatures() -> dict[str, Any]:
         }
         over_blocks = f"{STEPS} steps, over blocks"
         calls[over_blocks] = lambda r, m=model, t=tokens: our_signature(m, t, FIRST_SEED + r, STEPS, True)
-        seconds, results = interleaved(calls)
+        seconds, results = interleaved(calls, repetitions)
         errors = {name: median_errors(found, truth) for name, found in results.items()}
         rows = {
             name: {

@@ -78,13 +78,13 @@ def spectral_signature(
     """Signature of the mean loss on blocks of token ids (B, T): `probes` Lanczos runs of `steps` products.
 
     later_steps: of the probes after the first, as many if None. A probe's moments are exact after two steps, so that
-    the first alone may go on for the eigenvalues; outliers are left out of the bulk only as far as all have them.
+    the first alone may go on, and gives the eigenvalues; outliers leave the bulk only as far as all have them.
     parameters: names to differentiate in (see `parameter_blocks`), all trainable ones if None.
     memory_budget: bytes on the model's device, four fifths of what is free if None; what is kept and what is
     made anew follows from it (`plan`). batch_errors: the noise of the blocks, by the infinitesimal jackknife,
     for a gradient and ten more per probe; it needs a basis, and more than one block. state: a file for what every
     finished probe gave, marked with `identity`; a later call with the same identity goes on with the next probe. The
-    caller removes it in the end. Without one, and with all bases in full, eigenvalues are those of `joint_ritz`.
+    caller removes it in the end. Without either, and with all bases in full, eigenvalues are those of `joint_ritz`.
     """
     operator = operator_class(kind)(model, batch, parameters=parameters)
     together = 1 if operator.device.type == "cpu" else probes
@@ -96,8 +96,8 @@ def spectral_signature(
     *budgets, block_bytes = operator.least(*budgets, block_bytes)
     # All bases side by side give sharper eigenvalues; probes read from a file have none.
     sizes = operator, min(steps, operator.n), block_bytes, together
-    operator.micro_batch, storage = plan(*budgets, *sizes, held=1 if state else probes)
-    side_by_side = state is None and storage is not None and storage.dtype == operator.torch_dtype
+    operator.micro_batch, storage = plan(*budgets, *sizes, held=1 if state or later_steps else probes)
+    side_by_side = state is None and later_steps is None and storage and storage.dtype == operator.torch_dtype
     bases = []
     finished = _finished_probes(state, identity) if state else []
     for run, basis in probe_runs(operator, steps, probes, seed, storage, len(finished), later_steps):
