@@ -18,8 +18,9 @@ import torch
 from spectra import Logits, MeanOfBlocks, Rotated, frozen_blocks, signature_of, tiny, truths, vectors, without_largest
 from spectral_collapse import curvature
 from spectral_collapse.curvature import Estimate, HessianOperator, lanczos, spectral_signature
-from spectral_collapse.curvature.krylov import rademacher
+from spectral_collapse.curvature.krylov import probe_runs, rademacher
 from spectral_collapse.curvature.memory import WORKING_VECTORS, plan
+from spectral_collapse.curvature.spectral import influences_of_blocks
 from spectral_collapse.seeding import generator
 
 OUTLIERS = np.array([20.0, 13.0, 9.0, -7.0, 5.0])
@@ -99,16 +100,32 @@ def test_every_part_of_the_network_has_a_signature(gpt2):
         assert found[part].lambda_max == pytest.approx(largest, abs=found[part].lambda_max_residual + 1e-9)
 
 
-def test_later_probes_of_two_steps_have_their_moments_and_leave_the_eigenvalues_to_the_first(gpt2):
+@pytest.mark.parametrize("later", [1, 2])
+def test_short_later_probes_have_their_moments_and_leave_the_eigenvalues_to_the_first(gpt2, later):
     model, tokens, eigenvalues = gpt2
-    options = {"probes": 3, "seed": 2, "batch_errors": False}
-    short = spectral_signature(model, tokens, steps=12, later_steps=2, **options)
+    options = {"probes": 3, "seed": 2}
+    short = spectral_signature(model, tokens, steps=12, later_steps=later, **options)
     full = spectral_signature(model, tokens, steps=12, **options)
     for name in ("mean_eigenvalue", "spectral_variance", "effective_rank"):
         ours, theirs = getattr(short, name), getattr(full, name)
         assert (ours.value, ours.probe_error) == pytest.approx((theirs.value, theirs.probe_error), rel=1e-9), name
-    assert [len(nodes) for nodes in short.nodes] == [12, 2, 2]
+    # Without outliers in the later probes the bulk is the whole spectrum, and so are the blocks' parts in it.
+    assert short.bulk_sigma.value == pytest.approx(math.sqrt(short.spectral_variance.value))
+    assert short.bulk_sigma.batch_error > 0
+    assert [len(nodes) for nodes in short.nodes] == [12, later, later]
     assert short.lambda_max == pytest.approx(eigenvalues[-1], abs=short.lambda_max_residual + 1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_influences_on_the_moments_are_exact_after_one_step(steps):
+    matrices = torch.from_numpy(np.random.default_rng(0).normal(size=(6, 40, 40)))
+    operator = MeanOfBlocks(matrices + matrices.mT)
+    ((run, basis),) = probe_runs(operator, steps, 1, seed=3)
+    found = influences_of_blocks(operator, run, basis)
+    v = rademacher(40, 3, "probe", 0).double()
+    forms = operator.matrices @ v
+    np.testing.assert_allclose(found["mean_eigenvalue"], (forms @ v) / 40, rtol=1e-9)
+    np.testing.assert_allclose(found["second"], 2 * (forms @ (operator.mean @ v)) / 40, rtol=1e-9)
 
 
 def test_a_basis_that_does_not_fit_changes_little_but_its_name(gpt2):

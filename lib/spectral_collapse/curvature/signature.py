@@ -176,16 +176,20 @@ class _Moment:
 class _Moments:
     """Moments of the spectrum from ranked runs, and what each block adds to them in each run."""
 
-    def __init__(self, ranked: list[Nodes], influences: list[dict[str, np.ndarray]] | None):
+    def __init__(self, runs: list[Quadrature], ranked: list[Nodes], influences: list[dict[str, np.ndarray]] | None):
         self.ranked = ranked
+        # Of the second moment ‖Hv‖²/vᵀv = α₁² + β₁² one node has the first term only; two have it all.
+        self.lacking = np.array([run.betas[0] ** 2 if len(run.betas) == 1 else 0.0 for run in runs])
         self.by_block = {}
         if influences:
             self.by_block = {name: np.mean([part[name] for part in influences], axis=0) for name in influences[0]}
 
     def average(self, function: Callable, name: str | None = None, leave_out: int = 0, scale: float = 1.0) -> _Moment:
         """scale Σ w f(θ), the first `leave_out` nodes left out; `name`: of its influences over blocks."""
-        by_probe = np.array([q.weights[leave_out:] @ function(q.nodes[leave_out:]) for q in self.ranked]) * scale
-        return _Moment(by_probe.mean(), by_probe, self.by_block.get(name))
+        by_probe = np.array([q.weights[leave_out:] @ function(q.nodes[leave_out:]) for q in self.ranked])
+        if function is np.square:
+            by_probe += self.lacking
+        return _Moment(by_probe.mean() * scale, by_probe * scale, self.by_block.get(name))
 
     def known(self, value: float, name: str) -> _Moment:
         """A value in which the probes agree."""
@@ -213,7 +217,7 @@ def signature_of_runs(
     a run, n(Σ w θ)/(n − n_out) averages to the bulk centre c and n(Σ w θ²)/(n − n_out) to c² + σ_bulk²: since
     E(uᵀv)² = 1 for every eigenvector u, leaving the outliers' nodes out subtracts them exactly in expectation
     and removes the variance they bring (deflation). Spectral ratio = λ_max / σ_bulk. The second moment of a
-    probe is ‖Hv‖²/n, exact after two steps. Outlier separation: from the smallest outlier's |λ| to the largest
+    probe is ‖Hv‖²/n, exact after one step. Outlier separation: from the smallest outlier's |λ| to the largest
     node that is none, in σ_bulk. Effective rank (tr H)²/tr H²; spectral entropy −Σ p log p of p = |λ|/Σ|λ|.
     Raises ValueError for fewer than two probes, and where the bulk has no width.
     Source: Ubaru, Chen & Saad 2017 (SLQ); Hutchinson 1989.
@@ -227,7 +231,7 @@ def signature_of_runs(
     top, bottom = values.argmax(), values.argmin()
     # As many in every run: a bulk that loses more eigenvalues in one run than in another is not one quantity.
     count = min(nodes.outliers(n) for nodes in ranked)
-    moments = _Moments(ranked, influences)
+    moments = _Moments(runs, ranked, influences)
 
     mean, second = moments.average(np.positive, "mean_eigenvalue"), moments.average(np.square, "second")
     deflated = {"leave_out": count, "scale": n / (n - count)}

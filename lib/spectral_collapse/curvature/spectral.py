@@ -38,7 +38,9 @@ def influences_of_blocks(operator: HessianOperator, run: Quadrature, basis: Basi
     right, left = [], []
     for coefficients in (outlying, bulk):
         right.append(basis.combine(coefficients))
-        left.append([right[-1], basis.combine(tridiagonal @ coefficients)])
+        product = basis.combine(tridiagonal @ coefficients)  # H Q c = Q T c + β_k c_k q_{k+1}
+        product.add_(basis.next, alpha=run.betas[-1] * coefficients[-1])
+        left.append([right[-1], product])
     top = basis.combine(S[:, -1])
     forms = operator.block_forms([*left, [top]], [*right, top]).T
     rest = n - count
@@ -77,8 +79,9 @@ def spectral_signature(
 ) -> Signature:
     """Signature of the mean loss on blocks of token ids (B, T): `probes` Lanczos runs of `steps` products.
 
-    later_steps: of the probes after the first, as many if None. A probe's moments are exact after two steps, so that
-    the first alone may go on, and gives the eigenvalues; outliers leave the bulk only as far as all have them.
+    later_steps: of the probes after the first, as many if None. Both moments are exact after one step, so that the
+    first probe alone may go on, and gives the eigenvalues. Outliers leave the bulk only as far as all probes have them,
+    and brackets, entropy and densities are as coarse as the short probes make them.
     parameters: names to differentiate in (see `parameter_blocks`), all trainable ones if None.
     memory_budget: bytes on the model's device, four fifths of what is free if None; what is kept and what is
     made anew follows from it (`plan`). batch_errors: the noise of the blocks, by the infinitesimal jackknife,
