@@ -1,0 +1,27 @@
+"""Every picture of the notebooks and the paper, one module a subject. Functions return a figure."""
+
+from .evidence import alarms, correlations, lagged_correlations
+from .runs import rescue, series, training_curves
+from .spectra import density, distribution, estimators, layers, published_estimator
+from .style import colour, save
+from .tracks import sigma_buckets, sigma_overlay, sigma_published, sigma_tracks
+
+__all__ = [
+    "alarms",
+    "colour",
+    "correlations",
+    "density",
+    "distribution",
+    "estimators",
+    "lagged_correlations",
+    "layers",
+    "published_estimator",
+    "rescue",
+    "save",
+    "series",
+    "sigma_buckets",
+    "sigma_overlay",
+    "sigma_published",
+    "sigma_tracks",
+    "training_curves",
+]

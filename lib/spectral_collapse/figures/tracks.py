@@ -1,0 +1,120 @@
+"""SIGMA's tracks and their proxies."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .style import WIDTH, colour, conditions_of, drawn, legend_above, panels_of
+
+TRACK_STYLES = {
+    "track_two": ("Track II", "-"),
+    "track_one_sharp": ("Track I, sharp", "-."),
+    "track_one": ("Track I", "--"),
+}
+
+
+def _draw_drifts(axes: Axes, rows: pd.DataFrame, style: str, shade: str, name: str) -> None:
+    """Drift of every run of `rows` with its band, and their mean."""
+    for _, run in rows.groupby("seed"):
+        run = run.sort_values("generation")
+        axes.plot(run["generation"], run["drift"], style, color=shade, linewidth=0.5, alpha=0.45)
+        axes.fill_between(run["generation"], run["low"], run["high"], color=shade, alpha=0.12, linewidth=0)
+    mean = rows.groupby("generation")["drift"].mean()
+    axes.plot(mean.index, mean, style, color=shade, label=name)
+
+
+def _finish_drifts(figure: Figure, panels: Sequence[Axes], frame: pd.DataFrame) -> None:
+    low, high = np.nanmin([frame["low"], frame["drift"]]), np.nanmax([frame["high"], frame["drift"]])
+    margin = 0.06 * max(high - low, 1e-9)
+    for axes in panels:
+        axes.axhline(0, color="0.6", linewidth=0.6)
+        axes.set(xlabel="generation", ylim=(low - margin, high + margin))
+        axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    panels[0].set_ylabel("drift (nats)")
+
+
+@drawn
+def sigma_tracks(drifts: pd.DataFrame) -> Figure:
+    """Drift of every SIGMA track (`series.drifts`), one panel a condition, all on one scale; each run has its band."""
+    names = conditions_of(drifts)
+    figure, panels = panels_of(len(names), min(4, len(names)), 2.0)
+    for axes, condition in zip(panels, names, strict=True):
+        rows = drifts[drifts["condition"] == condition]
+        for track, (name, style) in TRACK_STYLES.items():
+            _draw_drifts(axes, rows[rows["track"] == track], style, colour(condition), name)
+        axes.set_title(condition)
+    _finish_drifts(figure, panels, drifts)
+    panels[0].legend(fontsize=7)
+    return figure
+
+
+@drawn
+def sigma_buckets(drifts: pd.DataFrame) -> Figure:
+    """Track II's drift in every prompt bucket (`series.bucket_drifts`), one panel a condition."""
+    names, buckets = conditions_of(drifts), list(drifts["bucket"].unique())
+    figure, panels = panels_of(len(names), min(4, len(names)), 2.0)
+    shades = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(buckets)))
+    for axes, condition in zip(panels, names, strict=True):
+        rows = drifts[drifts["condition"] == condition]
+        for bucket, shade in zip(buckets, shades, strict=True):
+            _draw_drifts(axes, rows[rows["bucket"] == bucket], "-", shade, bucket.replace("_", "-"))
+        axes.set_title(condition)
+    _finish_drifts(figure, panels, drifts)
+    legend_above(figure, panels[0])
+    return figure
+
+
+@drawn
+def sigma_published(points: pd.DataFrame, drifts: pd.DataFrame, dimension: int = 384, base: int = 977) -> Figure:
+    """The published S1 drifts; the gap of their tracks over m log(n_A/n_0); and the tracks of a condition of ours.
+
+    `points` is results/published/sigma_fin_s1_points.csv, `drifts` the condition's part of `series.drifts`, `base` the
+    published n_0. The gap consists of whole numbers n_A − n_0: without unobserved embeddings it says nothing else.
+    """
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(WIDTH, 2.1), layout="constrained")
+    left.plot(points["generation"], points["track2_drift"], "-", color="black", label="Track II")
+    left.plot(points["generation"], points["track1_drift"], "--", color="black", label="Track I")
+    left.set(title="published, S1", xlabel="generation", ylabel="drift (nats)")
+    left.axhline(0, color="0.6", linewidth=0.6)
+    left.legend(fontsize=7)
+    gap = points["track1_drift"] - points["track2_drift"]
+    middle.plot(points["generation"], base * np.exp(gap / dimension), "o", color="black", markersize=3)
+    middle.set(
+        title=f"published, ${base}\\,e^{{(\\mathrm{{I}}-\\mathrm{{II}})/{dimension}}}$",
+        xlabel="generation",
+        ylabel="blocks $n_A$",
+    )
+    middle.yaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    for track, (name, style) in TRACK_STYLES.items():
+        rows = drifts[drifts["track"] == track]
+        _draw_drifts(right, rows, style, colour(rows["condition"].iloc[0]), name)
+    right.set_title(f"ours, {drifts['condition'].iloc[0]}")
+    _finish_drifts(figure, [right], drifts)
+    right.legend(fontsize=7)
+    return figure
+
+
+@drawn
+def sigma_overlay(points: Mapping[str, pd.DataFrame]) -> Figure:
+    """Tracks and surface proxies of each setting (`sigma_experiment.points`), every series scaled to [0, 1]."""
+    signals = {
+        "track2_drift": ("Track II drift", "-", "#0072B2"),
+        "track1_drift": ("Track I drift", "--", "#56B4E9"),
+        "distinct2": ("distinct-2", "-.", "#009E73"),
+        "hhi": ("hashed HHI", ":", "#D55E00"),
+    }
+    figure, panels = panels_of(len(points), 2, 2.2)
+    for axes, (setting, frame) in zip(panels, points.items(), strict=True):
+        for column, (name, style, shade) in signals.items():
+            span = frame[column].max() - frame[column].min()
+            scaled = (frame[column] - frame[column].min()) / (span if span > 0 else 1)
+            axes.plot(frame["generation"], scaled, style, color=shade, label=name)
+        axes.set(title=setting, xlabel="generation")
+        axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    panels[0].set_ylabel("each from its least to its greatest")
+    legend_above(figure, panels[0])
+    return figure
