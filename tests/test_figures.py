@@ -36,3 +36,15 @@ def test_lagged_correlations_are_those_of_the_frame():
     for axes, second in zip(figure.axes, ["held_out_perplexity", "late"], strict=False):
         shown = np.asarray(axes.images[0].get_array(), dtype=float)
         np.testing.assert_allclose(shown[0], frame.loc[frame["following"] == second, "rho"])
+
+
+def test_alarms_that_cannot_be_judged_say_so():
+    rows = [
+        (condition, seed, generation, 1.0 + seed + generation)
+        for condition in ("recursive", "fresh")
+        for seed in (1, 2)
+        for generation in range(3)
+    ]
+    table = pd.DataFrame(rows, columns=["condition", "seed", "generation", "distinct_2"])
+    (axes,) = figures.alarms(table, ["distinct_2"]).axes
+    assert "with fewer than three seeds there is no band to judge by" in [text.get_text() for text in axes.texts]

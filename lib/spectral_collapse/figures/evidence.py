@@ -77,6 +77,9 @@ def alarms(table: pd.DataFrame, metrics: Sequence[str], conditions: Sequence[str
                 offsets = min(0.13, 0.8 / len(runs)) * (np.arange(len(runs)) - (len(runs) - 1) / 2)
                 style = {"color": colour(condition), "mfc": face, "alpha": 0.3 if place == never else 1.0}
                 axes.plot(place + offsets, np.full(len(runs), row + below), "o", markersize=size, **style)
+    if not any(map(len, places.values())):
+        why = "with fewer than three seeds there is no band to judge by"
+        axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center")
     axes.plot([], [], "o", color=colour(treated), markersize=4.5, label=f"alarm of a {treated} run")
     axes.plot([], [], "o", color=colour(control), markersize=3.2, mfc="white", label=f"false alarm of a {control} run")
     axes.set_yticks(range(len(shown)), [LABELS.get(name, name) for name in shown])
