@@ -71,7 +71,7 @@ rule all:
 
 rule results:
     input:
-        GENERATED / "numbers.tex",
+        [GENERATED / name for name in pdf.GENERATED],
 
 
 rule baseline:
@@ -177,9 +177,25 @@ rule statistics:
         EXECUTE
 
 
+rule studies:
+    input:
+        SOURCES,
+        COMMITTED,
+        notebook="notebooks/08_studies.ipynb",
+    output:
+        GENERATED / "studies.tex",
+    log:
+        MODEL / "08_studies.ipynb",
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    shell:
+        EXECUTE
+
+
 rule pdf:
     input:
-        GENERATED / "numbers.tex",
+        [GENERATED / name for name in pdf.GENERATED],
         [f"paper/{name}" for name in pdf.SOURCES],
     output:
         f"paper/{P.profile}.pdf",

@@ -28,7 +28,7 @@ import math
 
 import pandas as pd
 from IPython.display import display
-from spectral_collapse import corpora, figures, measure, params, paths, runs, series, statistics, tables
+from spectral_collapse import corpora, figures, measure, params, paths, runs, series, statistics
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -96,7 +96,7 @@ drifts = series.drifts(settings, seeds=[seed])
 figures.sigma_tracks(drifts)
 
 # %%
-tables.sigma_drifts(drifts).style.hide()
+drifts[drifts["generation"] == settings.generations].style.format(precision=3).hide()
 
 # %% [markdown]
 # ## The published series beside ours

@@ -17,8 +17,8 @@
 # The unit is the run, that is the seed. Conditions share their seeds, base models and frozen evaluation sets, so
 # every comparison is paired: a two-way repeated-measures analysis of variance (condition by generation, with
 # Greenhouse–Geisser's correction), paired t-tests against the `fresh` control with Holm's adjustment, and Cohen's d
-# with bootstrap intervals. This notebook also writes every figure, table and number of the paper, and nothing else
-# does.
+# with bootstrap intervals. This notebook also writes the paper's figures, tables and numbers of the profile's runs;
+# those of the studies that come with the project are notebook 8's.
 
 # %%
 import pandas as pd
@@ -27,7 +27,6 @@ from spectral_collapse import (
     anova,
     claims,
     early_warning,
-    estimators,
     figures,
     findings,
     paper,
@@ -35,8 +34,8 @@ from spectral_collapse import (
     paths,
     rescue,
     series,
-    sigma_coverage,
     statistics,
+    studies,
     tables,
 )
 
@@ -51,19 +50,6 @@ output = paper.Output(settings.profile)
 
 # %% tags=["nbval-check-output"]
 print("cells:", len(table), " runs:", len(table.groupby(["condition", "seed"])), " metrics:", len(metrics))
-
-# %% [markdown]
-# ## First, the estimators
-#
-# Both estimators on one checkpoint, from the committed study of notebook 0: what moves is the probe, the batch of text
-# and the number of Lanczos steps. A quantity that scatters over decades here cannot carry the claims below.
-
-# %%
-noise = paper.estimator_noise()
-(pretrained,) = paper.committed("smollm2_offline", "curvature")
-output.table("estimators", tables.estimators(estimators.summary(noise)))
-output.table("pretrained", paper.pretrained(pretrained))
-output.figure("estimators", figures.estimators(noise))
 
 # %% [markdown]
 # ## The four series that matter
@@ -135,15 +121,6 @@ output.figure("sigma_published", figures.sigma_published(points, treated))
 output.figure("sigma_buckets", figures.sigma_buckets(series.bucket_drifts(settings)))
 output.table("sigma_drifts", tables.sigma_drifts(drifts))
 output.table("forecasts", tables.forecasts(table, ["track_two_drift", "track_one_sharp_drift", "track_one_drift"]))
-covered = paper.sigma_coverage()
-output.table("sigma_coverage", sigma_coverage.coverage_table(covered))
-
-# %% [markdown]
-# What the tracks are for: collapse injected by a low temperature, from the committed runs of `sigma_injection`.
-
-# %%
-injected = paper.injected_collapse()
-output.figure("sigma_injection", figures.sigma_tracks(injected))
 
 # %%
 text = [
@@ -248,7 +225,7 @@ separation.style.format(precision=3).hide()
 # contradicted if none of it does, inconclusive otherwise; where the profile lacks a condition it is not tested.
 
 # %%
-verdicts = claims.verdicts(claims.Evidence(table, covered))
+verdicts = claims.verdicts(claims.Evidence(table, studies.sigma_coverage()))
 output.table("claims", claims.table(verdicts))
 pd.DataFrame([(one.claim.claim, one.verdict) for one in verdicts], columns=["claim", "verdict"]).style.hide()
 
@@ -256,16 +233,14 @@ pd.DataFrame([(one.claim.claim, one.verdict) for one in verdicts], columns=["cla
 # ## Into the paper
 
 # %%
+output.csv("series.csv", table)
 output.table("design", paper.design(settings))
 output.table(
     "spectrum_baseline", paper.spectrum_baseline(series.results(settings, "curvature", settings.conditions[:1]))
 )
-output.table("published_hessian", tables.published_hessian())
 output.values(
     findings.values(table)
-    | paper.committed_values(noise, pretrained)
-    | paper.injection_values(injected)
-    | paper.sigma_values(series.results(settings, "sigma"), drifts, covered)
+    | paper.sigma_values(series.results(settings, "sigma"), drifts)
     | rescue.values(found)
     | claims.values(verdicts)
     | paper.context(settings, series.results(settings, "training"))

@@ -1,11 +1,11 @@
 """The studies that come with the project: whole, and turned into the paper's tables and numbers."""
 
 import pytest
-from spectral_collapse import paper, paths
+from spectral_collapse import paths, studies
 
 
 def test_the_noise_study_has_every_probe_batch_and_number_of_steps():
-    noise = paper.estimator_noise()
+    noise = studies.estimator_noise()
     assert (noise["probe"].nunique(), noise["batch"].nunique()) == (20, 5)
     assert sorted(noise["steps"].unique()) == [20, 30, 60, 120]
     counts = noise.groupby("quantity", observed=True).size()
@@ -13,37 +13,41 @@ def test_the_noise_study_has_every_probe_batch_and_number_of_steps():
 
 
 def test_smollm2_has_its_spectrum_from_three_probes_on_eight_blocks():
-    (result,) = paper.committed("smollm2_offline", "curvature")
+    (result,) = studies.committed("smollm2_offline", "curvature")
     assert (result["parameters"], result["blocks"], result["probes"]) == (134_515_008, 8, 3)
     assert result["steps"] == 20 and len(result["nodes"]) == 3
     low, high = result["log_spectral_ratio_interval"]
     assert low < result["log_spectral_ratio"] < high
     # Two estimators of the same eigenvalue.
     assert result["lambda_max"] == pytest.approx(result["published_lambda_max"], rel=0.01)
-    table = paper.pretrained(result).set_index("Quantity")["Value"]
+    table = studies.pretrained_table(result).set_index("Quantity")["Value"]
     assert len(table["IQR, published, by probe"].split(", ")) == 3
 
 
 def test_their_numbers_have_keys_for_the_text():
-    (result,) = paper.committed("smollm2_offline", "curvature")
-    values = paper.committed_values(paper.estimator_noise(), result)
+    (result,) = studies.committed("smollm2_offline", "curvature")
+    values = studies.noise_values(studies.estimator_noise()) | studies.pretrained_values(result)
     used = {"noise.published_iqr.cv_probes", "noise.bulk_sigma.at_20", "pretrained.iqr.most", "noise.most"}
     assert used <= values.keys()
 
 
 def test_the_injected_collapse_is_whole_and_seen_by_two_tracks_of_three():
-    drifts = paper.injected_collapse()
+    drifts = studies.injected_collapse()
     assert len(drifts) == 3 * 2 * 7 * 3 and drifts["drift"].notna().all()
     last = drifts[drifts["generation"] == 6].set_index(["condition", "track"])
     collapsed, fresh = (last.loc[condition] for condition in ("recursive_carry", "fresh"))
     for track in ("track_two", "track_one_sharp"):
         assert collapsed.loc[track, "high"].max() < fresh.loc[track, "low"].min() < 0
     assert collapsed.loc["track_one", "drift"].abs().max() < fresh.loc["track_one_sharp", "drift"].abs().max()
-    values = paper.injection_values(drifts)
+    values = studies.injection_values(drifts)
     assert {"injection.track_two.recursive_carry", "injection.temperature"} <= values.keys()
+
+
+def test_no_published_interval_of_the_coverage_study_covers_at_the_encoders_dimension():
+    assert studies.coverage_values(studies.sigma_coverage())["coverage.none.most"] == r"0.0\,\%"
 
 
 def test_a_missing_record_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "COMMITTED", tmp_path)
     with pytest.raises(ValueError, match=r"curvature\.json cannot be used .* restore it from the repository"):
-        paper.committed("smollm2_offline", "curvature")
+        studies.committed("smollm2_offline", "curvature")

@@ -203,10 +203,9 @@ def test_pictures_tables_and_values(tiny, tmp_path):
     assert list(tables.sigma_drifts(drifts).iloc[0])[:2] == ["recursive", tables.label("track_two_drift")]
     frame = tables.forecasts(table, ["track_two_drift"])  # too short for a fit, and said so
     assert list(frame["Rate"]) == ["--", "--"]
-    values = paper.sigma_values(series.results(tiny[0], "sigma"), drifts, paper.sigma_coverage())
+    values = paper.sigma_values(series.results(tiny[0], "sigma"), drifts)
     assert values["sigma.live"] == "11" and values["sigma.checkpoints"] == "6"
     assert values["moved.track_two.recursive"].endswith(" of 2")
-    assert values["coverage.none.most"] == r"0.0\,\%"
 
 
 def test_forecast_finds_a_fixed_point_and_its_rate():

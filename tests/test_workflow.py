@@ -75,7 +75,7 @@ def job_counts(text: str) -> dict[str, int]:
 def test_graph_of_the_default_profile(empty_results, profile):
     done = snakemake(*profile, "-n", "--quiet", "rules", "--config", "profile=default", "--", "results")
     assert done.returncode == 0, done.stderr
-    expected = {"baseline": 3, "treatment": 3, "controls": 9, "sigma": 3, "statistics": 1, "results": 1}
+    expected = {"baseline": 3, "treatment": 3, "controls": 9, "sigma": 3, "statistics": 1, "studies": 1, "results": 1}
     assert job_counts(done.stdout + done.stderr) == expected
 
 

@@ -1,5 +1,6 @@
 """Numbers and text as LaTeX for running text and cells of tables."""
 
+import math
 import re
 import unicodedata
 
@@ -76,3 +77,27 @@ def format_p(p: float) -> str:
     if np.isnan(p):
         return "--"
     return "$<0.001$" if p < 0.001 else f"{p:.3f}"
+
+
+# ---- entries of a record, where infinity stands as null
+
+
+def number_of(value: float | None) -> str:
+    """A number of a record."""
+    return format_number(math.inf if value is None else value)
+
+
+def pair_of(result: dict, name: str, error: str) -> str:
+    """A result and the error that stands beside it, as `name_error`."""
+    return rf"{number_of(result[name])} $\pm$ {number_of(result[f'{name}_{error}'])}"
+
+
+def bracket_of(result: dict, name: str) -> str:
+    """Both ends of a bracket."""
+    low, high = map(number_of, result[name])
+    return f"[{low}, {high}]"
+
+
+def interval_of(result: dict, name: str) -> str:
+    """A result with its interval."""
+    return format_interval(Interval(result[name], *result[f"{name}_interval"]))

@@ -13,6 +13,8 @@ SOURCES = [
     *("main.tex", "references.bib", "latexmkrc"),
     *sorted(f"sections/{file.name}" for file in (PAPER / "sections").glob("*.tex")),
 ]
+# What the paper cannot do without, and the notebooks that write it.
+GENERATED = {"numbers.tex": "07_statistics", "studies.tex": "08_studies"}
 ADVICE = (
     "LaTeX was not found: install latexmk and TeX Live (Debian: `apt-get install latexmk texlive-latex-extra "
     "texlive-science texlive-fonts-recommended texlive-bibtex-extra`) or tectonic, then run this again."
@@ -39,10 +41,9 @@ def build(profile: str) -> Path:
     """
     command = engine()
     generated = paths.generated_folder(profile)
-    if not (generated / "numbers.tex").exists():
-        raise ValueError(
-            f"{generated / 'numbers.tex'} is missing: run notebook 07_statistics with profile {profile!r}."
-        )
+    for name, notebook in GENERATED.items():
+        if not (generated / name).exists():
+            raise ValueError(f"{generated / name} is missing: run notebook {notebook} with profile {profile!r}.")
     folder = PAPER / "build" / profile
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(generated, folder / "generated")

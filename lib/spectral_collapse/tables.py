@@ -330,19 +330,19 @@ def correlations(
 
 
 def sigma_drifts(drifts: pd.DataFrame) -> pd.DataFrame:
-    """Condition and track at the last generation: drift of every run with its band, and in how many it is not 0.
+    """Condition and track at the last generation: mean drift over runs with its t interval, least and greatest run,
+    median standard error of a run (bootstrap over prompts), and in how many runs the drift is not 0.
 
     A run counts where its bootstrap's p is below 0.05, without correction for the number of runs.
     """
     last = drifts[drifts["generation"] == drifts["generation"].max()]
-    seeds = sorted(last["seed"].unique())
     rows = []
     for (condition, track), runs in last.groupby(["condition", "track"], sort=False):
-        runs = runs.set_index("seed").loc[seeds]
-        cells = [Number(format_interval(Interval(run.drift, run.low, run.high))) for run in runs.itertuples()]
+        values = runs["drift"].min(), runs["drift"].max(), runs["standard_error"].median()
         found = Number(f"{(runs['p_value'] < 0.05).sum()} of {len(runs)}")
-        rows.append([condition, label(f"{track}_drift"), *cells, found])
-    return frame_of(rows, ["Condition", "Track", *(f"seed {seed}" for seed in seeds), Raw("$p<0.05$")])
+        cells = [format_interval(statistics.mean_interval(runs["drift"])), *map(format_number, values)]
+        rows.append([condition, label(f"{track}_drift"), *map(Number, cells), found])
+    return frame_of(rows, ["Condition", "Track", "Mean over runs", "Least", "Greatest", "s.e.", Raw("$p<0.05$")])
 
 
 def forecasts(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:

@@ -86,15 +86,15 @@ def estimators(frame: pd.DataFrame) -> Figure:
 @drawn
 def layers(results: Sequence[tuple[str, dict]], metrics: Sequence[str] = ("lambda_max", "bulk_sigma")) -> Figure:
     """Where curvature sits: each metric of every part of the network, for each (name, result of the stage `layers`)."""
-    figure, panels = plt.subplots(
-        1, len(metrics), figsize=(WIDTH, 0.9 + 0.19 * len(results[0][1])), sharey=True, layout="constrained"
-    )
+    apart = 0.08  # inches between two results in one part
+    height = 1.4 + max(0.19, apart * (len(results) + 1)) * len(results[0][1])
+    figure, panels = plt.subplots(1, len(metrics), figsize=(WIDTH, height), sharey=True, layout="constrained")
     for axes, metric in zip(panels, metrics, strict=True):
         for index, (name, parts) in enumerate(results):
             error = "lambda_max_batch_error" if metric == "lambda_max" else f"{metric}_standard_error"
             values = [part[metric] for part in parts.values()]
             errors = [part[error] or 0.0 for part in parts.values()]
-            places = np.arange(len(parts)) + 0.22 * (index - (len(results) - 1) / 2)
+            places = np.arange(len(parts)) + (index - (len(results) - 1) / 2) / (len(results) + 1)
             shade = plt.get_cmap("viridis")(0.85 * index / max(1, len(results) - 1))
             axes.errorbar(values, places, xerr=errors, fmt="o", color=shade, markersize=3, linewidth=0.8, label=name)
         axes.set(title=LABELS.get(metric, metric), xscale="log")

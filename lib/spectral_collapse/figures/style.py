@@ -18,6 +18,7 @@ from ..params import CONDITIONS
 logging.getLogger("fontTools").setLevel(logging.ERROR)
 
 WIDTH = 6.5  # inches, the paper's text width
+LETTERS = 110  # of a legend's type that fit into it
 # Okabe & Ito's palette, told apart by most colour-blind readers.
 COLOURS = {
     "recursive": "#D55E00",
@@ -51,8 +52,8 @@ def colour(condition: str) -> str:
 
 
 def linestyle(condition: str) -> str:
-    """Line of a condition: dotted where weights restart."""
-    return ":" if condition.endswith("_restart") else "-"
+    """Line of a condition: dotted where its name says that weights restart, dashed where it says that they carry."""
+    return {"restart": ":", "carry": "--"}.get(condition.rpartition("_")[2], "-")
 
 
 def drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -91,6 +92,8 @@ def conditions_of(table: pd.DataFrame) -> list[str]:
 
 
 def legend_above(figure: Figure, axes: Axes) -> None:
-    """One row of what the axes name, above the figure."""
+    """What the axes name, above the figure: in one row if it fits."""
     handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names), handlelength=1.6, columnspacing=1.4)
+    widths = [len(name) + 5 for name in names]  # in letters, with the handle
+    ncols = len(names) if sum(widths) <= LETTERS else max(1, LETTERS // max(widths))
+    figure.legend(handles, names, loc="outside upper center", ncols=ncols, handlelength=1.6, columnspacing=1.4)

@@ -1,0 +1,136 @@
+"""The studies that come with the project: their committed records, and what every paper shows of them."""
+
+import numpy as np
+import pandas as pd
+
+from . import curvature, estimators, formatting, paths, provenance, series, statistics, tables
+from .formatting import bracket_of, interval_of, number_of, pair_of
+from .params import load
+from .runs import BASELINE
+
+
+def committed(profile: str, *stages: str) -> list[dict]:
+    """Results of stages of a profile's base model, first seed, from the records that come with the project.
+
+    ValueError naming the file where one is missing or damaged.
+    """
+    params = load(profile)
+    run = paths.run_folder(params.profile, params.model, BASELINE, params.seeds[0], paths.COMMITTED)
+    results = []
+    for stage in stages:
+        path = paths.generation_folder(run, 0) / f"{stage}.json"
+        try:
+            results.append(provenance.read_result(path))
+        except (FileNotFoundError, provenance.StaleRecord) as reason:
+            raise ValueError(f"{path} cannot be used ({reason}): restore it from the repository.") from None
+    return results
+
+
+def estimator_noise() -> pd.DataFrame:
+    """`estimators.values` of the committed study of the profile `estimators`."""
+    params = load("estimators")
+    results = committed("estimators", *(f"estimators_{batch}" for batch in range(params.estimator_batches)))
+    return estimators.values(results, params.estimator_steps)
+
+
+def _published_widths(result: dict) -> list[float]:
+    """The published width of every probe of a curvature result."""
+    return [
+        curvature.interpolated_iqr(np.asarray(nodes), np.asarray(weights))
+        for nodes, weights in zip(result["nodes"], result["weights"], strict=True)
+    ]
+
+
+def pretrained_table(result: dict) -> pd.DataFrame:
+    """Both estimators on a pretrained model: the published one by probe, and what the probes say together."""
+    widths = _published_widths(result)
+    ratios = [curvature.published_ratio(result["published_lambda_max"], width) for width in widths]
+    rows = [
+        ("IQR, published, by probe", ", ".join(map(number_of, widths))),
+        (r"$\lambda_{\max}/$IQR, published, by probe", ", ".join(map(number_of, ratios))),
+        (r"$\lambda_{\max}$, published: power iteration", number_of(result["published_lambda_max"])),
+        ("IQR, bracket", bracket_of(result, "iqr_bracket")),
+        (r"$\lambda_{\max}$ $\pm$ residual", pair_of(result, "lambda_max", "residual")),
+        (r"$\lambda_{\max}$ $\pm$ s.e.\ over blocks", pair_of(result, "lambda_max", "batch_error")),
+        (r"$\lambda_{\min}$ $\pm$ residual", pair_of(result, "lambda_min", "residual")),
+        (r"$\mathrm{tr}(H)/n$", interval_of(result, "mean_eigenvalue")),
+        (r"$\sigma_{\mathrm{bulk}}$", interval_of(result, "bulk_sigma")),
+        (r"$\log(\lambda_{\max}/\sigma_{\mathrm{bulk}})$", interval_of(result, "log_spectral_ratio")),
+    ]
+    cells = [[tables.Raw(name), tables.Number(value)] for name, value in rows]
+    return pd.DataFrame(cells, columns=pd.Index(["Quantity", "Value"], dtype=object), dtype=object)
+
+
+def noise_values(noise: pd.DataFrame) -> dict[str, str]:
+    """noise.<quantity>.<column of the summary>; noise.{probes,batches,fewest,most}, of probes, batches and steps."""
+    text = {}
+    for name, column in estimators.summary(noise).items():
+        show = formatting.format_percent if name.startswith("cv") else formatting.format_number
+        text |= {f"noise.{quantity}.{name}": show(value) for quantity, value in column.items()}
+    return text | {
+        "noise.probes": str(noise["probe"].nunique()),
+        "noise.batches": str(noise["batch"].nunique()),
+        "noise.fewest": str(noise["steps"].min()),
+        "noise.most": str(noise["steps"].max()),
+    }
+
+
+def pretrained_values(result: dict) -> dict[str, str]:
+    """pretrained.<quantity> of a curvature result."""
+    widths = _published_widths(result)
+    return {
+        "pretrained.parameters": f"{result['parameters'] / 1e6:.0f} million",
+        "pretrained.probes": str(result["probes"]),
+        "pretrained.steps": str(result["steps"]),
+        "pretrained.blocks": str(result["blocks"]),
+        "pretrained.iqr.least": number_of(min(widths)),
+        "pretrained.iqr.most": number_of(max(widths)),
+        "pretrained.iqr.bracket": bracket_of(result, "iqr_bracket"),
+        "pretrained.log_spectral_ratio": interval_of(result, "log_spectral_ratio"),
+    }
+
+
+def sigma_coverage() -> pd.DataFrame:
+    """The committed study of SIGMA's intervals (`sigma_coverage`): a row a cell and correction.
+
+    ValueError where it is missing, or its table is not the one that its record describes.
+    """
+    folder = paths.COMMITTED / "sigma_coverage"
+    try:
+        recorded = provenance.read_result(folder / "study.json")["coverage_csv_sha256"]
+        matches = provenance.file_hash(folder / "coverage.csv") == recorded
+    except (FileNotFoundError, provenance.StaleRecord) as reason:
+        raise ValueError(f"{folder} cannot be used ({reason}): restore it from the repository.") from None
+    if not matches:
+        raise ValueError(f"{folder / 'coverage.csv'} does not match its record: restore both from the repository.")
+    return pd.read_csv(folder / "coverage.csv")
+
+
+def coverage_values(covered: pd.DataFrame) -> dict[str, str]:
+    """coverage.<correction>.{least,most} over columns and n_A/m at the study's largest m, the encoder's."""
+    text = {}
+    for correction, shares in covered[covered["m"] == covered["m"].max()].groupby("correction")["coverage"]:
+        text[f"coverage.{correction}.least"] = formatting.format_percent(shares.min())
+        text[f"coverage.{correction}.most"] = formatting.format_percent(shares.max())
+    return text
+
+
+def injected_collapse() -> pd.DataFrame:
+    """`series.drifts` of the committed runs of the profile `sigma_injection`."""
+    return series.drifts(load("sigma_injection"), root=paths.COMMITTED)
+
+
+def injection_values(drifts: pd.DataFrame) -> dict[str, str]:
+    """injection.<track>.<condition>, the last drift, mean over seeds with its interval; injection.temperature, .seeds,
+    .generations, of those runs."""
+    params = load("sigma_injection")
+    last = drifts[drifts["generation"] == drifts["generation"].max()]
+    text = {
+        f"injection.{track}.{condition}": formatting.format_interval(statistics.mean_interval(runs["drift"]))
+        for (condition, track), runs in last.groupby(["condition", "track"])
+    }
+    return text | {
+        "injection.temperature": f"{params.temperature:g}",
+        "injection.seeds": str(len(params.seeds)),
+        "injection.generations": str(params.generations),
+    }

@@ -1,0 +1,87 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 8 Studies: what comes with the project
+#
+# Some questions take longer than a reader should wait, or need what not every reader has. Their records are committed,
+# and this notebook makes the paper's figures, tables and numbers from them: whatever profile a paper is of, these parts
+# of it are the same. Each study can be computed again, by the command that its heading names.
+
+# %%
+from spectral_collapse import estimators, figures, paper, params, sigma_coverage, studies, tables
+
+# %% tags=["parameters"]
+profile = "smoke"  # a file of params/; its paper gets the figures, tables and numbers below
+
+# %%
+settings = params.collect(globals())
+output = paper.Output(settings.profile)
+
+# %% [markdown]
+# ## The estimators' own noise (`make estimators`)
+#
+# Both estimators on one checkpoint, from notebook 0: what moves is the probe, the batch of text and the number of
+# Lanczos steps. A quantity that scatters over decades here cannot carry a claim.
+
+# %%
+noise = studies.estimator_noise()
+output.table("estimators", tables.estimators(estimators.summary(noise)))
+output.figure("estimators", figures.estimators(noise))
+
+# %% [markdown]
+# ## Pretrained weights
+#
+# The spectrum of SmolLM2-135M, from notebook 1 with the profile `smollm2_offline`: the published estimator probe by
+# probe, and what its probes say together.
+
+# %%
+(spectrum,) = studies.committed("smollm2_offline", "curvature")
+pretrained = studies.pretrained_table(spectrum)
+output.table("pretrained", pretrained)
+output.table("published_hessian", tables.published_hessian())
+figures.density([("SmolLM2-135M", spectrum)])
+
+# %% [markdown]
+# ## SIGMA's intervals (`python -m spectral_collapse.sigma_coverage`)
+#
+# How often the published interval of the log-determinant holds the truth, and how often the corrected ones do.
+
+# %%
+covered = studies.sigma_coverage()
+output.table("sigma_coverage", sigma_coverage.coverage_table(covered))
+covered.groupby(["correction", "population"])["coverage"].agg(["min", "max"]).style.format(precision=3)
+
+# %% [markdown]
+# ## What SIGMA's tracks are for (`make sigma PROFILE=sigma_injection`)
+#
+# Collapse injected by a low temperature, against fresh text: every track with its band, a bootstrap over prompts.
+
+# %%
+injected = studies.injected_collapse()
+output.figure("sigma_injection", figures.sigma_tracks(injected))
+
+# %% [markdown]
+# ## Into the paper
+
+# %%
+output.values(
+    studies.noise_values(noise)
+    | studies.pretrained_values(spectrum)
+    | studies.coverage_values(covered)
+    | studies.injection_values(injected),
+    "studies",
+)
+
+# %% tags=["nbval-check-output"]
+print("\n".join(output.written))
