@@ -49,7 +49,7 @@ def anisotropy(rows: torch.Tensor) -> float:
 
 
 def _hsic(X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
-    """Unbiased HSIC of linear kernels, times N(N − 3), without either (N, N) matrix. Source: Song et al. 2012, eq. 5."""
+    """Unbiased HSIC of linear kernels, times N(N − 3), without an (N, N) matrix. Source: Song et al. 2012, eq. 5."""
     n = len(X)
     x, y = X.square().sum(1), Y.square().sum(1)  # the diagonals, which the estimator leaves out
     ones_x, ones_y = X @ X.sum(0) - x, Y @ Y.sum(0) - y

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from ..curvature.basis import dot
 from ..curvature.krylov import probe_runs
-from ..curvature.signature import Nodes
 
 # A direction is the same while at least half of its squared length is.
 SAME = 0.5
@@ -19,30 +19,23 @@ FATES = ("stays", "rescales", "rotates", "merges")
 
 
 class RitzPairs(NamedTuple):
-    """Leading eigenpairs of a Hessian, largest |θ| first: values (m,), unit vectors (m, n), residual bounds (m,); how
-    many of the values are outliers, and the bulk's edge, the largest |θ| of those that are none."""
+    """Leading eigenpairs of a Hessian, largest |θ| first: values (m,), unit vectors (m, n), residual bounds (m,)."""
 
     values: np.ndarray
     vectors: torch.Tensor
     residuals: np.ndarray
-    outliers: int
-    edge: float
 
 
 def ritz_pairs(operator, steps: int, count: int, seed: int) -> RitzPairs:
     """The `count` leading Ritz pairs of one Lanczos run of `steps` products, as many as it has at most.
 
-    operator: a `HessianOperator`, or anything with its `shape`, `device` and `matvec`. Outliers as in `Signature`:
-    single eigenvalues that have converged to a hundredth of themselves, at most ten. Source: Golub & Meurant 2010, ch. 4.
+    operator: a `HessianOperator`, or anything with its `shape`, `device` and `matvec`.
+    Source: Golub & Meurant 2010, ch. 4.
     """
     ((run, basis),) = probe_runs(operator, steps, 1, seed)
-    n = operator.shape[0]
-    found = Nodes.of(run, n)
-    outliers = found.outliers(n)
     order = np.argsort(-np.abs(run.nodes))[:count]
     vectors = torch.stack([basis.combine(run.vectors[:, index]) for index in order])
-    edge = float(abs(found.nodes[outliers])) if outliers < len(found.nodes) else 0.0
-    return RitzPairs(run.nodes[order], vectors, run.residuals[order], min(outliers, len(order)), edge)
+    return RitzPairs(run.nodes[order], vectors, run.residuals[order])
 
 
 def squared_overlaps(before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
@@ -67,14 +60,25 @@ def partners(overlaps: np.ndarray) -> np.ndarray:
     return assigned
 
 
+def sunk(operator, before: torch.Tensor, overlaps: np.ndarray, values: np.ndarray) -> list[bool]:
+    """Which of the directions `before` (m, n) the leading eigenspace of `operator` has let go, (m,).
+
+    Less than half of their squared length lies in it (rows of `overlaps`), and the curvature left along them, |uᵀHu|, is
+    below the smallest |eigenvalue| of `values`, the leading ones. Costs a product for every direction that has left.
+    """
+    least = np.abs(values).min()
+    left = overlaps.sum(axis=1) < SAME
+    return [bool(gone and abs(dot(u, operator.matvec(u))) < least) for gone, u in zip(left, before, strict=True)]
+
+
 class Spectrum(NamedTuple):
-    """What `follow` needs of a generation: leading values (m,), number of outliers, and squared overlaps with the
-    generation before (m', m) and with generation 0 (m_0, m)."""
+    """What `follow` needs of a generation: leading values (m,), squared overlaps with the generation before (m', m) and
+    with generation 0 (m_0, m), and which of the directions before have `sunk` (m',)."""
 
     values: Sequence[float]
-    outliers: int
     from_before: Sequence[Sequence[float]]
     from_start: Sequence[Sequence[float]]
+    sunk: Sequence[bool]
 
 
 class Followed(NamedTuple):
@@ -89,36 +93,33 @@ class Followed(NamedTuple):
 
 
 def follow(generations: Sequence[Spectrum], count: int) -> list[Followed]:
-    """The first `count` outliers of generation 0, at most those there are, in every generation from 0 on.
+    """The first `count` eigenvectors of generation 0 in every generation from 0 on.
 
-    From one generation to the next an outlier goes to its partner (`partners`), and its fate is the first that holds:
+    From one generation to the next each goes to its partner (`partners`), and its fate is the first that holds:
 
-    - merges: its partner is no outlier, or most of its direction (more than half of the squared length) has left the
-      span of the next generation's outliers. From then on it counts as merged.
-    - rotates: still an outlier, but less than half of its squared length is the direction it had at generation 0.
+    - merges: it has `sunk`, into the rest of the spectrum. From then on it counts as merged.
+    - rotates: less than half of its squared length is the direction it had at generation 0.
     - rescales: same direction, and an eigenvalue that changed by more than a factor of 1.25, or its sign.
     - stays: same direction and value.
 
-    A direction that is replaced within one generation by another outlier counts as merged: overlaps cannot tell that
-    from one eigenvalue sinking while another rises. Two eigenvalues close to one another mix freely.
+    A direction that is replaced within one generation by another one counts as merged: overlaps cannot tell that from
+    one eigenvalue sinking while another rises. Two eigenvalues close to one another mix freely, and rotate.
     """
     start = generations[0]
     found = []
-    for outlier in range(min(count, start.outliers)):
+    for outlier in range(min(count, len(start.values))):
         place = outlier
         for number, now in enumerate(generations):
             if number and place >= 0:
-                overlaps = np.asarray(now.from_before)[:, : now.outliers]
-                kept = now.outliers and overlaps[place].sum() >= SAME
-                place = int(partners(overlaps)[place]) if kept else -1
+                place = -1 if now.sunk[place] else int(partners(np.asarray(now.from_before))[place])
             if place < 0:
                 found.append(Followed(outlier, number, "merges", math.nan, math.nan))
                 continue
-            value, overlap = now.values[place], np.asarray(now.from_start)[outlier, place]
+            value, overlap = float(now.values[place]), float(now.from_start[outlier][place])
             ratio = value / start.values[outlier]
             if overlap < SAME:
                 fate = "rotates"
             else:
                 fate = "stays" if 1 / FACTOR <= ratio <= FACTOR else "rescales"
-            found.append(Followed(outlier, number, fate, float(value), float(overlap)))
+            found.append(Followed(outlier, number, fate, value, overlap))
     return found

@@ -65,9 +65,10 @@ def line(loss: Loss, start: Vector, end: Vector, places: Sequence[float]) -> lis
 
 
 def barrier(places: Sequence[float], losses: Sequence[float]) -> float:
-    """Largest excess of the loss over the straight line between its ends, max_t L(t) − (1 − t) L(0) − t L(1), t in [0, 1].
+    """Largest excess of the loss over the chord between its ends, max_t L(t) − (1 − t) L(0) − t L(1), 0 < t < 1.
 
-    At most 0 means that the ends lie in one convex valley along the line. ValueError where 0 or 1 is not among the places.
+    At most 0 means that the ends lie in one convex valley along the line. ValueError where an end is not among the
+    places.
     Source: Frankle et al. 2020.
     """
     t, values = np.asarray(places, dtype=float), np.asarray(losses, dtype=float)

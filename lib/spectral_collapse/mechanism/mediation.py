@@ -8,7 +8,7 @@ import pandas as pd
 from ..seeding import generator
 from ..statistics import CONTROL, TREATMENT, Interval, mean_interval, require_complete
 
-NO_EFFECT, MOST, MINOR, OPEN = "no effect to account for", "most", "less than half", "undecided"
+NO_EFFECT, MOST, MINOR, OPEN = "no effect to account for", "more than half", "less than half", "undecided"
 
 
 def gaps(table: pd.DataFrame, metric: str, treatment: str = TREATMENT, control: str = CONTROL) -> pd.DataFrame:
@@ -41,11 +41,11 @@ def _share(x: np.ndarray, y: np.ndarray) -> float:
 def share(x: pd.DataFrame, y: pd.DataFrame, resamples: int = 2000) -> Interval:
     """Share of the mean gap in y (seeds, generations) that the gap in x accounts for, with a 95 % interval over seeds.
 
-    1 − (gap adjusted for x)/(total gap): the total is the mean of y, the adjusted gap the intercept of the least-squares
-    line of y on x over all seeds and generations, that is what is left where x does not differ. This is the model of a
-    within-subject mediator, and it shows correlation, not cause: whatever grows along with the gap accounts for it, be it
-    the mechanism, a consequence, or a companion with a common cause; a noisy x accounts for less than it should. The
-    share is not bounded by 0 and 1. NaN where x never varies.
+    1 − (gap adjusted for x)/(total gap): the total is the mean of y, the adjusted gap the intercept of the
+    least-squares line of y on x over all seeds and generations, that is what is left where x does not differ. This is
+    the model of a within-subject mediator, and it shows correlation, not cause: whatever grows along with the gap
+    accounts for it, be it the mechanism, a consequence, or a companion with a common cause; a noisy x accounts for less
+    than it should. The share is not bounded by 0 and 1. NaN where x never varies.
 
     Percentiles of a bootstrap over seeds, all generations of a seed together: runs are the units. Too short for few
     seeds. Source: Judd, Kenny & McClelland 2001; MacKinnon et al. 1995 (proportion mediated).
@@ -59,8 +59,8 @@ def share(x: pd.DataFrame, y: pd.DataFrame, resamples: int = 2000) -> Interval:
 
 
 def verdict(total: Interval, accounted: Interval) -> str:
-    """What a share allows to say: nothing where the total gap may be 0 or the share is undefined; `most` if the whole
-    interval lies above one half, `less than half` if all of it lies below, else `undecided`."""
+    """What a share allows to say: nothing where the total gap may be 0; `more than half` if the whole interval lies above
+    one half, `less than half` if all of it lies below, else `undecided`."""
     if not (total.low > 0 or total.high < 0):
         return NO_EFFECT
     if accounted.low > 0.5:
@@ -75,7 +75,7 @@ def mediation(
     treatment: str = TREATMENT,
     control: str = CONTROL,
 ) -> pd.DataFrame:
-    """Every quantity against every outcome: `share` of the outcome's gap between the conditions that goes along with it.
+    """Every quantity against every outcome: the `share` of the outcome's gap that goes along with it.
 
     Columns quantity, outcome; gap, gap_low, gap_high of the quantity and total, total_low, total_high of the outcome,
     means over generations 1 to the last with their t interval over seeds; share, low, high; verdict. A share says how

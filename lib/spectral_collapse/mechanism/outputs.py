@@ -56,8 +56,8 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = B
     """Expected calibration error Σ_b n_b/n |accuracy_b − confidence_b| of top predictions, bins of equal mass.
 
     Predictions sorted by confidence fall into `bins` parts of equal number. Positive for a perfectly calibrated model
-    too, about √(2/π) Σ_b √(p_b(1 − p_b) n_b)/n, so that only differences at the same n and bins mean anything. ValueError
-    for fewer predictions than bins. Source: Guo et al. 2017; Nixon et al. 2019 (equal mass).
+    too, about √(2/π) Σ_b √(p_b(1 − p_b) n_b)/n, so that only differences at the same n and bins mean anything.
+    ValueError for fewer predictions than bins. Source: Guo et al. 2017; Nixon et al. 2019 (equal mass).
     """
     confidence, correct = np.ravel(confidence), np.ravel(correct)
     if len(confidence) < bins:

@@ -156,14 +156,14 @@ def eigenpairs(run: Run, generation: int) -> dict:
     here = _unit(kept)
     before, start = (_read_vectors(run, number) if generation else here for number in (_before(generation), 0))
     aligned = drift.alignment(moved.cpu(), start[: params.eigenvectors])
+    from_before = eigenvectors.squared_overlaps(before, here)
     return {
         "eigenvectors_sha256": provenance.file_hash(path),
         "values": pairs.values,
         "residuals": pairs.residuals,
-        "outliers": pairs.outliers,
-        "edge": pairs.edge,
-        "from_before": np.round(eigenvectors.squared_overlaps(before, here), 6),
+        "from_before": np.round(from_before, 6),
         "from_start": np.round(eigenvectors.squared_overlaps(start, here), 6),
+        "sunk": eigenvectors.sunk(operator, before, from_before, pairs.values),
         "drift_aligned": aligned.share,
         "drift_aligned_by_chance": aligned.by_chance,
     }

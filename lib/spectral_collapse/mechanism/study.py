@@ -1,9 +1,11 @@
 """The study of a profile: all stages of all runs as small tables, and their committed copy in results/mechanism."""
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -27,16 +29,17 @@ QUANTITIES = (
     *_OF_NETWORK[:2], "gradient_signal", *_OF_NETWORK[2:], "drift_aligned", "eigenspace_overlap",
     *_OF_LAST_LAYER, *_OF_OUTPUTS,
 )  # fmt: skip
-ERRORS = ("noise_scale_blocks", "noise_scale_blocks_standard_error", "drift_aligned_by_chance")
+_NOISE = ("noise_scale_blocks", "noise_scale_blocks_standard_error")
+_WORDS = ("condition", "part", "layer", "fate")
 
 
 @dataclass(frozen=True)
 class Study:
     """Tables of a profile's runs. Every row has condition, seed and generation; generation 0 stands in each condition.
 
-    quantities: `QUANTITIES`, `ERRORS` and `OUTCOMES`, one row a run and generation. parts and layers: the same by part of
-    the network and by layer. outliers: those of generation 0, followed (`eigenvectors.follow`). planes and lines: the
-    loss around the first and last generations, and along the line from generation 0.
+    quantities: `QUANTITIES`, noise scales, and `OUTCOMES`, one row a run and generation. parts and layers: by part of
+    the network, and by layer. outliers: the leading eigenvectors of generation 0, followed (`eigenvectors.follow`). planes
+    and lines: the loss around the first and last generations, and along the line from generation 0.
     """
 
     quantities: pd.DataFrame
@@ -45,6 +48,9 @@ class Study:
     outliers: pd.DataFrame
     planes: pd.DataFrame
     lines: pd.DataFrame
+
+
+_TABLES = tuple(field.name for field in fields(Study))
 
 
 def _runs(settings: Params, say: Callable[[str], None]) -> Iterator[Run]:
@@ -75,64 +81,61 @@ def _of_run(run: Run, generation: int) -> dict[str, dict]:
     return found
 
 
-def _quantities(run: Run, found: dict[str, dict]) -> dict[str, float]:
-    mechanism, pairs = found["mechanism"], found["eigenpairs"]
-    k = run.params.eigenvectors
-    overlaps = [row[:k] for row in pairs["from_start"][:k]]
-    return {
-        **{name: mechanism["parts"][WHOLE][name] for name in _OF_NETWORK},
-        **{name: mechanism["layers"][-1][name] for name in _OF_LAST_LAYER},
-        **{name: mechanism[name] for name in (*_OF_OUTPUTS, "gradient_signal", *ERRORS[:2])},
-        **{name: pairs[name] for name in ("drift_aligned", "drift_aligned_by_chance")},
-        "eigenspace_overlap": sum(map(sum, overlaps)) / len(overlaps),
-        **{name: found["evaluation"][name] for name in OUTCOMES},
-    }
-
-
 def _layer_name(index: int) -> str:
     return f"layer {index - 1}" if index else "embedding"
 
 
+def _rows(params: Params, found: dict[str, dict]) -> dict[str, list[dict]]:
+    """What the results of one generation add to each table but `outliers`."""
+    mechanism, pairs = found["mechanism"], found["eigenpairs"]
+    k, slices = params.eigenvectors, found.get("landscape", {"offsets": [], "plane": [], "places": [], "line": []})
+    quantities = {
+        **{name: mechanism["parts"][WHOLE][name] for name in _OF_NETWORK},
+        **{name: mechanism["layers"][-1][name] for name in _OF_LAST_LAYER},
+        **{name: mechanism[name] for name in (*_OF_OUTPUTS, "gradient_signal", *_NOISE)},
+        **{name: pairs[name] for name in ("drift_aligned", "drift_aligned_by_chance")},
+        "eigenspace_overlap": eigenvectors.subspace_overlap(np.asarray(pairs["from_start"])[:k, :k]),
+        **{name: found["evaluation"][name] for name in OUTCOMES},
+    }
+    return {
+        "quantities": [quantities],
+        "parts": [{"part": part} | values for part, values in mechanism["parts"].items()],
+        "layers": [{"layer": _layer_name(index)} | values for index, values in enumerate(mechanism["layers"])],
+        "planes": [
+            {"a": a, "b": b, "loss": loss}
+            for a, row in zip(slices["offsets"], slices["plane"], strict=True)
+            for b, loss in zip(slices["offsets"], row, strict=True)
+        ],
+        "lines": [
+            {"t": t, "loss": loss, "barrier": slices["barrier"]}
+            for t, loss in zip(slices["places"], slices["line"], strict=True)
+        ],
+    }
+
+
+def _frame(rows: list[dict]) -> pd.DataFrame:
+    """A table whose numbers are floats: JSON has no NaN, and what is undefined arrives as None."""
+    frame = pd.DataFrame(rows)
+    whole = {"seed", "generation", "outlier"}
+    return frame.astype({name: float for name in frame.columns if name not in {*_WORDS, *whole}})
+
+
 def measured(settings: Params, say: Callable[[str], None] = print) -> Study:
     """The study of the profile's runs, from their records where those are current and computed where not."""
-    rows: dict[str, list[dict]] = {field.name: [] for field in fields(Study)}
+    tables: dict[str, list[dict]] = {name: [] for name in _TABLES}
     for run in tqdm(list(_runs(settings, say)), desc="mechanism", delay=5):
-        followed = []
+        spectra = []
         for generation in range(settings.generations + 1):
             found = _of_run(run, generation)
             at = {"condition": run.condition, "seed": run.seed, "generation": generation}
-            rows["quantities"].append(at | _quantities(run, found))
-            rows["parts"] += [at | {"part": part} | values for part, values in found["mechanism"]["parts"].items()]
-            rows["layers"] += [
-                at | {"layer": _layer_name(index)} | values for index, values in enumerate(found["mechanism"]["layers"])
-            ]
-            pairs = found["eigenpairs"]
-            followed.append(
-                eigenvectors.Spectrum(pairs["values"], pairs["outliers"], pairs["from_before"], pairs["from_start"])
+            for name, rows in _rows(settings, found).items():
+                tables[name] += [at | row for row in rows]
+            spectra.append(
+                eigenvectors.Spectrum(*(found["eigenpairs"][name] for name in eigenvectors.Spectrum._fields))
             )
-            if "landscape" in found:
-                slices = found["landscape"]
-                rows["planes"] += [
-                    at | {"a": a, "b": b, "loss": loss}
-                    for a, line in zip(slices["offsets"], slices["plane"], strict=True)
-                    for b, loss in zip(slices["offsets"], line, strict=True)
-                ]
-                places = zip(slices["places"], slices["line"], strict=True)
-                rows["lines"] += [at | {"t": t, "loss": loss, "barrier": slices["barrier"]} for t, loss in places]
-        for one in eigenvectors.follow(followed, settings.eigenvectors):
-            rows["outliers"].append({"condition": run.condition, "seed": run.seed, **one._asdict()})
-    columns = {"outliers": ["condition", "seed", *eigenvectors.Followed._fields]}
-    frames = {name: pd.DataFrame(found, columns=columns.get(name)) for name, found in rows.items()}
-    # JSON has no NaN: what is undefined arrives as None.
-    words = {"condition", "part", "layer", "fate"}
-    return Study(
-        **{
-            name: frame.astype(
-                {column: float for column in frame if frame[column].dtype == object and column not in words}
-            )
-            for name, frame in frames.items()
-        }
-    )
+        followed = eigenvectors.follow(spectra, settings.eigenvectors)
+        tables["outliers"] += [{"condition": run.condition, "seed": run.seed, **one._asdict()} for one in followed]
+    return Study(**{name: _frame(rows) for name, rows in tables.items()})
 
 
 def folder_of(settings: Params, root: Path | None = None) -> Path:
@@ -144,15 +147,15 @@ def write(study: Study, settings: Params) -> Path:
     """Writes the study's tables as CSV, and their record study.json, into `folder_of`; the folder."""
     folder = folder_of(settings)
     hashes = {}
-    for field in fields(Study):
-        path = folder / f"{field.name}.csv"
-        provenance.write_text(path, getattr(study, field.name).to_csv(index=False, float_format="%.6g"))
-        hashes[f"{field.name}_csv_sha256"] = provenance.file_hash(path)
+    for name in _TABLES:
+        path = folder / f"{name}.csv"
+        provenance.write_text(path, getattr(study, name).to_csv(index=False, float_format="%.6g"))
+        hashes[f"{name}_csv_sha256"] = provenance.file_hash(path)
     values = settings.model_dump(exclude={"data_path", "held_out_path"})
     provenance.write_record(
         folder / "study.json",
         hashes,
-        key={"parameters": values},
+        key={"parameters": values, "code": provenance.code_hash(stages, eigenvectors, sys.modules[__name__])},
         about={"stage": "mechanism_study", "profile": settings.profile, "model": settings.model},
         seconds=0.0,
         device=settings.device,
@@ -166,17 +169,14 @@ def read(settings: Params, root: Path | None = None) -> Study:
     try:
         hashes = provenance.read_result(folder / "study.json")
         matches = {
-            name: provenance.file_hash(folder / f"{name}.csv") == hashes[f"{name}_csv_sha256"] for name in _NAMES
+            name: provenance.file_hash(folder / f"{name}.csv") == hashes[f"{name}_csv_sha256"] for name in _TABLES
         }
     except (FileNotFoundError, KeyError, provenance.StaleRecord) as reason:
         raise ValueError(f"{folder} cannot be used ({reason}): restore it, or run notebook 06 again.") from None
     for name, same in matches.items():
         if not same:
             raise ValueError(f"{folder / name}.csv does not match study.json: restore both, or run notebook 06 again.")
-    return Study(**{name: pd.read_csv(folder / f"{name}.csv") for name in _NAMES})
-
-
-_NAMES = tuple(field.name for field in fields(Study))
+    return Study(**{name: pd.read_csv(folder / f"{name}.csv") for name in _TABLES})
 
 
 def committed() -> tuple[Study, Params]:
