@@ -62,6 +62,7 @@ localrules:
     all,
     results,
     estimators,
+    mechanism,
 
 
 rule all:
@@ -111,6 +112,29 @@ rule estimator_noise:
         runtime=720,
     shell:
         EXECUTE + " -p seed {wildcards.seed}"
+
+
+# Apart from the paper's graph too: its tables are committed for the profile `mechanism`.
+rule mechanism:
+    input:
+        MODEL / "mechanism" / "mechanism.done",
+
+
+rule mechanism_study:
+    input:
+        SOURCES,
+        RUNS,
+        notebook="notebooks/06_mechanism.ipynb",
+    output:
+        touch(MODEL / "mechanism" / "mechanism.done"),
+    log:
+        MODEL / "mechanism" / "06_mechanism.ipynb",
+    threads: P.threads
+    resources:
+        mem_mb=8000,
+        runtime=240,
+    shell:
+        EXECUTE
 
 
 rule treatment:

@@ -63,8 +63,8 @@ def partners(overlaps: np.ndarray) -> np.ndarray:
 def sunk(operator, before: torch.Tensor, overlaps: np.ndarray, values: np.ndarray) -> list[bool]:
     """Which of the directions `before` (m, n) the leading eigenspace of `operator` has let go, (m,).
 
-    Less than half of their squared length lies in it (rows of `overlaps`), and the curvature left along them, |uᵀHu|, is
-    below the smallest |eigenvalue| of `values`, the leading ones. Costs a product for every direction that has left.
+    Less than half of their squared length lies in it (rows of `overlaps`), and the curvature left along them, |uᵀHu|,
+    is below the smallest |eigenvalue| of `values`, the leading ones. Costs a product for every direction that has left.
     """
     least = np.abs(values).min()
     left = overlaps.sum(axis=1) < SAME

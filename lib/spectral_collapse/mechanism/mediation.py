@@ -48,7 +48,8 @@ def share(x: pd.DataFrame, y: pd.DataFrame, resamples: int = 2000) -> Interval:
     than it should. The share is not bounded by 0 and 1. NaN where x never varies.
 
     Percentiles of a bootstrap over seeds, all generations of a seed together: runs are the units. Too short for few
-    seeds. Source: Judd, Kenny & McClelland 2001; MacKinnon et al. 1995 (proportion mediated).
+    seeds: where pace and direct effect differ between seeds it covered 76 % of the time in simulation at three, 85 % at
+    five and 90 % at ten. Source: Judd, Kenny & McClelland 2001; MacKinnon et al. 1995 (proportion mediated).
     """
     a, b = x.to_numpy(float), y.to_numpy(float)
     draws = generator("mediation").integers(len(a), size=(resamples, len(a)))
@@ -59,8 +60,8 @@ def share(x: pd.DataFrame, y: pd.DataFrame, resamples: int = 2000) -> Interval:
 
 
 def verdict(total: Interval, accounted: Interval) -> str:
-    """What a share allows to say: nothing where the total gap may be 0; `more than half` if the whole interval lies above
-    one half, `less than half` if all of it lies below, else `undecided`."""
+    """What a share allows to say: nothing where the total gap may be 0; `more than half` if the whole interval lies
+    above one half, `less than half` if all of it lies below, else `undecided`."""
     if not (total.low > 0 or total.high < 0):
         return NO_EFFECT
     if accounted.low > 0.5:

@@ -29,6 +29,12 @@ QUANTITIES = (
     *_OF_NETWORK[:2], "gradient_signal", *_OF_NETWORK[2:], "drift_aligned", "eigenspace_overlap",
     *_OF_LAST_LAYER, *_OF_OUTPUTS,
 )  # fmt: skip
+# The twelve of them that tell the story.
+HEADLINE = (
+    *("real_gradient_norm", "gradient_signal", "real_own_cosine", "gradient_cosine_start"),
+    *("relative_drift_start", "drift_aligned", "eigenspace_overlap", "activation_rank"),
+    *("cka_start", "next_token_entropy", "calibration_error", "rare_mass_ratio"),
+)
 _NOISE = ("noise_scale_blocks", "noise_scale_blocks_standard_error")
 _WORDS = ("condition", "part", "layer", "fate")
 
@@ -38,8 +44,8 @@ class Study:
     """Tables of a profile's runs. Every row has condition, seed and generation; generation 0 stands in each condition.
 
     quantities: `QUANTITIES`, noise scales, and `OUTCOMES`, one row a run and generation. parts and layers: by part of
-    the network, and by layer. outliers: the leading eigenvectors of generation 0, followed (`eigenvectors.follow`). planes
-    and lines: the loss around the first and last generations, and along the line from generation 0.
+    the network, and by layer. outliers: the leading eigenvectors of generation 0, followed (`eigenvectors.follow`).
+    planes and lines: the loss around the first and last generations, and along the line from generation 0.
     """
 
     quantities: pd.DataFrame
