@@ -11,8 +11,8 @@ from ..params import Params
 from ..statistics import CONTROL, TREATMENT, Interval, mean_interval, paired_tests
 from ..tables import Number, Raw, frame_of, label
 from . import outputs
-from .eigenvectors import FACTOR, FATES, SAME
-from .mediation import MINOR, MOST, NO_EFFECT, OPEN
+from .eigenvectors import FACTOR, FATES
+from .mediation import MINOR, MOST, NO_EFFECT, OPEN, gaps
 from .study import QUANTITIES, Study
 
 SAME_WORD = "not distinguishable"
@@ -26,6 +26,7 @@ def differences(quantities: pd.DataFrame, names: Sequence[str] = QUANTITIES) -> 
     pair = last[last["condition"].isin([TREATMENT, CONTROL])]
     rows = []
     for name in names:
+        gaps(quantities, name)  # refuses, in a sentence, what cannot be compared
         test = paired_tests(pair, name).iloc[0]
         means = pair.groupby("condition")[name].mean()
         rows.append((name, means[TREATMENT], means[CONTROL], test["difference"], test["low"], test["high"], test["p"]))
@@ -96,17 +97,19 @@ def _listed(count: int, total: int) -> str:
 def values(study: Study, mediated: pd.DataFrame, settings: Params) -> dict[str, str]:
     """Numbers of the paper's section, as LaTeX for running text.
 
-    mechanism.{seeds,generations,blocks,held_out,eigenvectors,bins,rare,factor,same} of the set-up; for a quantity Q and
-    a condition C mechanism.Q.C.{first,last}, mean over seeds with its t interval; mechanism.diff.Q and word.mechanism.Q
-    of `differences`; for an outcome O mechanism.total.O, mechanism.share.Q.O and word.mechanism.Q.O of `mediation`, and
-    mechanism.{most,minor,open,none}.O, the number of quantities with each verdict; mechanism.fate.F.C, "2 of 15";
-    mechanism.noise.{start,C}, the median noise scale in blocks, at generation 0 and at the last;
-    mechanism.aligned.chance and mechanism.aligned.C, the share over chance; mechanism.barrier.C, its largest over
-    seeds; mechanism.rises.C, runs whose loss rises all along the line.
+    Keys of the set-up: mechanism.{parameters,seeds,generations,blocks,held_out,eigenvectors,bins,rare,factor}.
+    For a quantity Q and a condition C: mechanism.Q.C.{first,last}, mean over seeds with its t interval;
+    mechanism.diff.Q and word.mechanism.Q of `differences`. For an outcome O: mechanism.total.O, mechanism.share.Q.O and
+    word.mechanism.Q.O of `mediation`; mechanism.{most,minor,open}.O, the number of quantities with each verdict;
+    mechanism.none.O only where the outcome has no gap to account for.
+    mechanism.fate.F.C, "2 of 15"; mechanism.noise.{start,C}, the median noise scale in blocks at generation 0 and at the
+    last; mechanism.aligned.chance, and mechanism.aligned.C over chance; mechanism.barrier.C, the largest over seeds;
+    mechanism.rises.C, runs whose loss rises all along the line.
     """
     quantities = study.quantities
     last = quantities["generation"].max()
     text = {
+        "mechanism.parameters": f"{quantities['parameters'].iloc[0] / 1e6:.2f} million",
         "mechanism.seeds": str(quantities["seed"].nunique()),
         "mechanism.generations": str(last),
         "mechanism.blocks": str(settings.mechanism_blocks),
@@ -115,7 +118,6 @@ def values(study: Study, mediated: pd.DataFrame, settings: Params) -> dict[str, 
         "mechanism.bins": str(outputs.BINS),
         "mechanism.rare": format_percent(outputs.RARE_SHARE),
         "mechanism.factor": f"{FACTOR:g}",
-        "mechanism.same": format_percent(SAME),
         "mechanism.quantities": str(len(QUANTITIES)),
     }
     for condition, runs in quantities.groupby("condition"):
@@ -138,8 +140,10 @@ def values(study: Study, mediated: pd.DataFrame, settings: Params) -> dict[str, 
         text[f"mechanism.share.{row.quantity}.{row.outcome}"] = format_interval(Interval(row.share, row.low, row.high))
         text[f"word.mechanism.{row.quantity}.{row.outcome}"] = row.verdict
     for outcome, verdicts in mediated.groupby("outcome")["verdict"]:
-        for key, verdict in (("most", MOST), ("minor", MINOR), ("open", OPEN), ("none", NO_EFFECT)):
+        for key, verdict in (("most", MOST), ("minor", MINOR), ("open", OPEN)):
             text[f"mechanism.{key}.{outcome}"] = str((verdicts == verdict).sum())
+        if (verdicts == NO_EFFECT).any():
+            text[f"mechanism.none.{outcome}"] = NO_EFFECT
     for condition, counts in fate_counts(study.outliers).iterrows():
         for fate in FATES:
             text[f"mechanism.fate.{fate}.{condition}"] = _listed(counts[fate], counts["all"])

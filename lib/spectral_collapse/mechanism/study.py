@@ -43,7 +43,7 @@ _WORDS = ("condition", "part", "layer", "fate")
 class Study:
     """Tables of a profile's runs. Every row has condition, seed and generation; generation 0 stands in each condition.
 
-    quantities: `QUANTITIES`, noise scales, and `OUTCOMES`, one row a run and generation. parts and layers: by part of
+    quantities: `QUANTITIES`, noise scales, `OUTCOMES`, one row a run and generation. parts and layers: by part of
     the network, and by layer. outliers: the leading eigenvectors of generation 0, followed (`eigenvectors.follow`).
     planes and lines: the loss around the first and last generations, and along the line from generation 0.
     """
@@ -102,6 +102,7 @@ def _rows(params: Params, found: dict[str, dict]) -> dict[str, list[dict]]:
         **{name: pairs[name] for name in ("drift_aligned", "drift_aligned_by_chance")},
         "eigenspace_overlap": eigenvectors.subspace_overlap(np.asarray(pairs["from_start"])[:k, :k]),
         **{name: found["evaluation"][name] for name in OUTCOMES},
+        "parameters": found["training"]["parameters"],
     }
     return {
         "quantities": [quantities],
