@@ -1,8 +1,10 @@
 """The stages and the study on runs of a tiny model: repeatable, consistent, and whole on the way into the paper."""
 
+import re
+
 import numpy as np
 import pytest
-from spectral_collapse import figures, loop, mechanism, params, runs, tables
+from spectral_collapse import figures, loop, mechanism, params, paths, runs, tables
 from spectral_collapse.mechanism import report, stages, study
 
 SMALL = {
@@ -113,6 +115,20 @@ def test_it_becomes_figures_tables_and_numbers(measured, settings, tmp_path):
     assert set(differences["word"]) <= {"higher", "lower", "not distinguishable"}
     counts = report.fate_counts(measured.outliers)
     assert (counts["all"] == 2 * settings.eigenvectors).all()
+
+
+def test_the_section_uses_no_key_that_there_is_not(measured, settings):
+    mediated = mechanism.mediation(measured.quantities, mechanism.QUANTITIES, study.OUTCOMES)
+    section = (paths.ROOT / "paper" / "sections" / "mechanism.tex").read_text()
+    section = re.sub(r"\\ifval{[^}]*}", "", section)  # what only some studies have
+    used = set(re.findall(r"\\val{([^}]*)}", section))
+    assert len(used) > 50 and used <= report.values(measured, mediated, settings).keys()
+
+
+def test_a_profile_without_both_conditions_is_told_so(measured):
+    only = measured.quantities[measured.quantities["condition"] == "fresh"]
+    with pytest.raises(ValueError, match="the table has no condition 'recursive'"):
+        report.differences(only)
 
 
 @pytest.mark.parametrize(

@@ -102,9 +102,9 @@ def values(study: Study, mediated: pd.DataFrame, settings: Params) -> dict[str, 
     mechanism.diff.Q and word.mechanism.Q of `differences`. For an outcome O: mechanism.total.O, mechanism.share.Q.O and
     word.mechanism.Q.O of `mediation`; mechanism.{most,minor,open}.O, the number of quantities with each verdict;
     mechanism.none.O only where the outcome has no gap to account for.
-    mechanism.fate.F.C, "2 of 15"; mechanism.noise.{start,C}, the median noise scale in blocks at generation 0 and at the
-    last; mechanism.aligned.chance, and mechanism.aligned.C over chance; mechanism.barrier.C, the largest over seeds;
-    mechanism.rises.C, runs whose loss rises all along the line.
+    mechanism.fate.F.C, "2 of 15"; mechanism.noise.{start,C}, the median noise scale in blocks at generation 0 and at
+    the last; mechanism.aligned.chance, and mechanism.aligned.C over chance; mechanism.barrier.C, the largest over
+    seeds; mechanism.rises.C, runs whose loss rises all along the line.
     """
     quantities = study.quantities
     last = quantities["generation"].max()
