@@ -11,9 +11,9 @@ from ..params import Params
 from ..statistics import CONTROL, TREATMENT, Interval, mean_interval, paired_tests
 from ..tables import Number, Raw, frame_of, label
 from . import outputs
-from .eigenvectors import FACTOR, FATES
 from .mediation import MINOR, MOST, NO_EFFECT, OPEN, gaps
 from .study import QUANTITIES, Study
+from .tracking import FACTOR, FATES
 
 SAME_WORD = "not distinguishable"
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from .. import loop, measure, params, paths, provenance
 from ..params import Params
 from ..runs import BASELINE, Run
-from . import eigenvectors, stages
+from . import eigenvectors, stages, tracking
 
 PROFILE = "mechanism"
 OUTCOMES = ("held_out_perplexity", "distinct_2")
@@ -44,7 +44,7 @@ class Study:
     """Tables of a profile's runs. Every row has condition, seed and generation; generation 0 stands in each condition.
 
     quantities: `QUANTITIES`, noise scales, `OUTCOMES`, one row a run and generation. parts and layers: by part of
-    the network, and by layer. outliers: the leading eigenvectors of generation 0, followed (`eigenvectors.follow`).
+    the network, and by layer. outliers: the leading eigenvectors of generation 0, followed (`tracking.follow`).
     planes and lines: the loss around the first and last generations, and along the line from generation 0.
     """
 
@@ -137,10 +137,8 @@ def measured(settings: Params, say: Callable[[str], None] = print) -> Study:
             at = {"condition": run.condition, "seed": run.seed, "generation": generation}
             for name, rows in _rows(settings, found).items():
                 tables[name] += [at | row for row in rows]
-            spectra.append(
-                eigenvectors.Spectrum(*(found["eigenpairs"][name] for name in eigenvectors.Spectrum._fields))
-            )
-        followed = eigenvectors.follow(spectra, settings.eigenvectors)
+            spectra.append(tracking.Spectrum(*(found["eigenpairs"][name] for name in tracking.Spectrum._fields)))
+        followed = tracking.follow(spectra, settings.eigenvectors)
         tables["outliers"] += [{"condition": run.condition, "seed": run.seed, **one._asdict()} for one in followed]
     return Study(**{name: _frame(rows) for name, rows in tables.items()})
 
@@ -162,7 +160,7 @@ def write(study: Study, settings: Params) -> Path:
     provenance.write_record(
         folder / "study.json",
         hashes,
-        key={"parameters": values, "code": provenance.code_hash(stages, eigenvectors, sys.modules[__name__])},
+        key={"parameters": values, "code": provenance.code_hash(stages, eigenvectors, tracking, sys.modules[__name__])},
         about={"stage": "mechanism_study", "profile": settings.profile, "model": settings.model},
         seconds=0.0,
         device=settings.device,
