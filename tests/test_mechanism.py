@@ -8,14 +8,8 @@ import torch
 from spectra import Rotated
 from spectral_collapse import curvature
 from spectral_collapse.mechanism import activations, drift, eigenvectors, gradients, landscape, outputs, vectors
-from spectral_collapse.mechanism.eigenvectors import (
-    Spectrum,
-    follow,
-    partners,
-    squared_overlaps,
-    subspace_overlap,
-    sunk,
-)
+from spectral_collapse.mechanism.eigenvectors import squared_overlaps, subspace_overlap, sunk
+from spectral_collapse.mechanism.tracking import Spectrum, follow, partners
 
 
 def rows(seed: int, *shape: int) -> torch.Tensor:
@@ -348,6 +342,15 @@ def test_a_slow_rotation_is_followed_to_the_end():
     found = [one for one in follow(spectra(*steps), 1)]
     assert [one.fate for one in found] == ["stays", "stays", "rotates", "rotates"]
     assert found[-1].value == 9 and found[-1].overlap == pytest.approx(0, abs=1e-12)
+
+
+def test_what_is_spread_over_several_others_has_rotated_and_is_followed_no_further():
+    mixing = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1.0]], dtype=torch.float64) / 2
+    start = torch.eye(12, dtype=torch.float64)[:4]
+    values = [9, 7, 5, 3]
+    found = follow(spectra((values, start), (values, mixing @ start), (values, start)), 4)
+    later = [one for one in found if one.generation]
+    assert {one.fate for one in later} == {"rotates"} and all(math.isnan(one.value) for one in later)
 
 
 def test_what_sinks_merges_and_stays_merged():

@@ -14,8 +14,9 @@ from .style import WIDTH, colour, conditions_of, drawn, legend_above, panels_of
 
 PARTS = ("relative_drift_start", "real_gradient_norm", "gradient_cosine_start", "real_own_cosine")
 LAYERS = ("activation_rank", "activation_entropy_rank", "anisotropy", "cka_start")
-# How an outlier of generation 0 is marked; one that merged has no eigenvalue any more, and ends in a cross.
+# How an eigenvector of generation 0 is marked, and how the line of one ends that cannot be followed any further.
 FATE_STYLES = {"stays": "full", "rescales": "top", "rotates": "none"}
+ENDS = {"merges": ("x", "merges"), "rotates": (">", "turns away")}
 
 
 def _groups(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -125,7 +126,7 @@ def outlier_tracks(outliers: pd.DataFrame, seeds: Sequence[int] | None = None) -
         runs = chosen[chosen["condition"] == condition].sort_values("generation")
         for _, line in runs.groupby(["seed", "outlier"]):
             axes.plot(line["generation"], line["value"], color=colour(condition), linewidth=0.7, alpha=0.6)
-            kept = line[line["fate"] != "merges"]
+            kept = line.dropna(subset="value")
             for row in kept.itertuples():
                 axes.plot(
                     row.generation,
@@ -137,7 +138,8 @@ def outlier_tracks(outliers: pd.DataFrame, seeds: Sequence[int] | None = None) -
                     mew=0.8,
                 )
             if len(kept) < len(line):
-                axes.plot(*kept.iloc[-1][["generation", "value"]] + [0.18, 0], "x", color="0.3", markersize=4)
+                last, mark = kept.iloc[-1], ENDS[line["fate"].iloc[-1]][0]
+                axes.plot(last["generation"] + 0.18, last["value"], mark, color="0.3", fillstyle="none", markersize=4)
         axes.set(title=condition, xlabel="generation", yscale="log")
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter("{x:g}")
@@ -146,6 +148,7 @@ def outlier_tracks(outliers: pd.DataFrame, seeds: Sequence[int] | None = None) -
     panels[0, 0].set_ylabel("eigenvalue of the Hessian")
     for fate, style in FATE_STYLES.items():
         panels[0, 0].plot([], [], "o", color="0.3", fillstyle=style, markersize=4, label=fate)
-    panels[0, 0].plot([], [], "x", color="0.3", markersize=4, label="merges thereafter")
+    for mark, name in ENDS.values():
+        panels[0, 0].plot([], [], mark, color="0.3", fillstyle="none", markersize=4, label=name)
     legend_above(figure, panels[0, 0])
     return figure

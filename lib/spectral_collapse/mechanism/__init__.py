@@ -1,6 +1,7 @@
 """Why a recursively trained model declines: what changes inside it, generation by generation.
 
-gradients, landscape, drift, activations, eigenvectors (their tracking), outputs: the quantities, each on models or plain arrays.
+gradients, landscape, drift, activations, eigenvectors and their tracking, outputs: the quantities, each on models or
+plain arrays.
 stages: what is measured of a generation and kept as a record; study: all runs of a profile as tables.
 mediation: how much of the text's change goes along with each quantity; report: tables and numbers for the paper.
 """
