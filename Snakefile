@@ -33,6 +33,9 @@ COMMITTED = sorted(
     for study in ("estimators", "smollm2_offline", "sigma_coverage", "sigma_injection")
     for file in (paths.COMMITTED / study).rglob("*.json")
 ) + sorted(str(file.relative_to(paths.ROOT)) for file in paths.PUBLISHED.iterdir())
+COMMITTED += sorted(
+    str(file.relative_to(paths.ROOT)) for file in (paths.COMMITTED / "mechanism").glob("*/mechanism/*.[cj]s*")
+)
 PARAMETERS = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
 # Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that.
 EXECUTE = (

@@ -62,7 +62,7 @@ LABELS = {
     "gradient_cosine_before": "Gradient cosine, to the one before",
     "relative_drift_start": "Relative drift, from generation 0",
     "relative_drift_before": "Relative drift, from the one before",
-    "drift_aligned": "Drift along leading eigenvectors",
+    "drift_aligned": "Drift in leading eigenspace",
     "eigenspace_overlap": "Overlap of leading eigenspaces",
     "activation_rank": "Activation rank, participation",
     "activation_entropy_rank": "Activation rank, entropy",

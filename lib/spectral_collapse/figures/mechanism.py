@@ -1,7 +1,5 @@
 """The mechanism: where the network moves, what its layers do, the loss around it, its leading eigenvalues."""
 
-from collections.abc import Sequence
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -116,14 +114,14 @@ def landscape(planes: pd.DataFrame, lines: pd.DataFrame, seed: int) -> Figure:
 
 
 @drawn
-def outlier_tracks(outliers: pd.DataFrame, seeds: Sequence[int] | None = None) -> Figure:
+def outlier_tracks(outliers: pd.DataFrame) -> Figure:
     """The leading eigenvalues of generation 0, followed through the generations: a panel a condition, a line an outlier
     of a run. `outliers` of a `Study`."""
-    chosen = outliers if seeds is None else outliers[outliers["seed"].isin(seeds)]
-    names = conditions_of(chosen)
+    sizes = outliers.assign(value=outliers["value"].abs())
+    names = conditions_of(sizes)
     figure, panels = plt.subplots(1, len(names), figsize=(WIDTH, 2.3), sharey=True, squeeze=False, layout="constrained")
     for axes, condition in zip(panels.flat, names, strict=True):
-        runs = chosen[chosen["condition"] == condition].sort_values("generation")
+        runs = sizes[sizes["condition"] == condition].sort_values("generation")
         for _, line in runs.groupby(["seed", "outlier"]):
             axes.plot(line["generation"], line["value"], color=colour(condition), linewidth=0.7, alpha=0.6)
             kept = line.dropna(subset="value")
@@ -145,7 +143,7 @@ def outlier_tracks(outliers: pd.DataFrame, seeds: Sequence[int] | None = None) -
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.tick_params(axis="y", which="minor", labelsize=6)
-    panels[0, 0].set_ylabel("eigenvalue of the Hessian")
+    panels[0, 0].set_ylabel("|eigenvalue| of the Hessian")
     for fate, style in FATE_STYLES.items():
         panels[0, 0].plot([], [], "o", color="0.3", fillstyle=style, markersize=4, label=fate)
     for mark, name in ENDS.values():

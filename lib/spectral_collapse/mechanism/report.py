@@ -77,6 +77,14 @@ def fate_counts(outliers: pd.DataFrame) -> pd.DataFrame:
     return counts.assign(all=counts.sum(axis=1))
 
 
+def merging(outliers: pd.DataFrame) -> Interval:
+    """Share of the leading eigenvectors of generation 0 that merged by the last generation, recursive less fresh: mean
+    over seeds with its 95 % t interval."""
+    last = outliers[outliers["generation"] == outliers["generation"].max()]
+    merged = (last["fate"] == "merges").groupby([last["condition"], last["seed"]]).mean()
+    return mean_interval(merged[TREATMENT] - merged[CONTROL])
+
+
 def fates_table(outliers: pd.DataFrame) -> pd.DataFrame:
     """`fate_counts` for readers, with the median factor by which eigenvalues changed that have not merged."""
     rows = []
@@ -102,9 +110,10 @@ def values(study: Study, mediated: pd.DataFrame, settings: Params) -> dict[str, 
     mechanism.diff.Q and word.mechanism.Q of `differences`. For an outcome O: mechanism.total.O, mechanism.share.Q.O and
     word.mechanism.Q.O of `mediation`; mechanism.{most,minor,open}.O, the number of quantities with each verdict;
     mechanism.none.O only where the outcome has no gap to account for.
-    mechanism.fate.F.C, "2 of 15"; mechanism.noise.{start,C}, the median noise scale in blocks at generation 0 and at
-    the last; mechanism.aligned.chance, and mechanism.aligned.C over chance; mechanism.barrier.C, the largest over
-    seeds; mechanism.rises.C, runs whose loss rises all along the line.
+    mechanism.fate.F.C, "2 of 15"; mechanism.merging and word.mechanism.merging of `merging`;
+    mechanism.noise.{start,C}, the median noise scale in blocks at generation 0 and at the last;
+    mechanism.aligned.chance, and mechanism.aligned.C over chance; mechanism.barrier.C, the largest over seeds;
+    mechanism.rises.C, runs whose loss rises all along the line.
     """
     quantities = study.quantities
     last = quantities["generation"].max()
@@ -147,6 +156,10 @@ def values(study: Study, mediated: pd.DataFrame, settings: Params) -> dict[str, 
     for condition, counts in fate_counts(study.outliers).iterrows():
         for fate in FATES:
             text[f"mechanism.fate.{fate}.{condition}"] = _listed(counts[fate], counts["all"])
+    found = merging(study.outliers)
+    text["mechanism.merging"] = format_interval(found)
+    word = "more often" if found.low > 0 else "less often" if found.high < 0 else SAME_WORD
+    text["word.mechanism.merging"] = word
     for condition, runs in study.lines.groupby("condition"):
         along = runs[runs["t"].between(0, 1)].pivot(index="t", columns="seed", values="loss")
         rising = (along.diff().dropna() > 0).all()
