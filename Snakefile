@@ -34,7 +34,9 @@ COMMITTED = sorted(
     for file in (paths.COMMITTED / study).rglob("*.json")
 ) + sorted(str(file.relative_to(paths.ROOT)) for file in paths.PUBLISHED.iterdir())
 COMMITTED += sorted(
-    str(file.relative_to(paths.ROOT)) for file in (paths.COMMITTED / "mechanism").glob("*/mechanism/*.[cj]s*")
+    str(file.relative_to(paths.ROOT))
+    for file in (paths.COMMITTED / "mechanism").glob("*/mechanism/*")
+    if file.suffix in (".csv", ".json")
 )
 PARAMETERS = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
 # Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that.

@@ -14,11 +14,11 @@
 # %% [markdown]
 # # 6 Mechanism: what changes inside the model
 #
-# Text declines under recursion; this notebook looks at the model that writes it. Six views of every generation of every
-# run, each on the same frozen real text and along the same directions, so that generations can be compared: gradients,
-# drift of the parameters, activations, the leading Hessian eigenvectors, the loss around the model, and the distribution
-# of the next token. At the end, how much of the text's decline goes along with each of them. That is correlation: no
-# quantity below was changed by itself.
+# Text declines under recursion; this notebook looks at the model that writes it. Six views of every generation of
+# every run, all on the same frozen real text and along the same directions, so that generations can be compared:
+# gradients, drift of the parameters, activations, the leading Hessian eigenvectors, the loss around the model, and the
+# distribution of the next token. At the end, how much of the text's decline goes along with each of them. That is
+# correlation: no quantity below was changed by itself.
 
 # %%
 from spectral_collapse import figures, mechanism, params
@@ -43,7 +43,7 @@ print("runs:", len(cells.drop_duplicates(["condition", "seed"])), " parts:", mea
 # If recursion were ordinary training, both conditions would run together. Where they part tells what recursion adds:
 #
 # - the **gradient on real text** grows where the model leaves its minimum for real text, and its *signal*
-#   $|G|^2/\mathrm{tr}\,\Sigma$, the inverse of the gradient noise scale in blocks, grows where all blocks pull the same way;
+#   $|G|^2/\mathrm{tr}\,\Sigma$, the inverse of the gradient noise scale in blocks, where all blocks pull the same way;
 # - the **drift** is how far the parameters went, and which share of it lies along the leading eigenvectors of
 #   generation 0, where a random direction would have $k/n$;
 # - **activations** lose dimensions if the representation collapses, and CKA falls as it moves;
@@ -55,9 +55,9 @@ figures.series(measured.quantities, study.HEADLINE, height=1.6)
 # %% [markdown]
 # ## Where in the network
 #
-# Drift and gradients part by part: embedding, each layer's attention and MLP, the final norm. The cosine of the gradients
-# on real text and on the generation's own training text says whether the two ask for the same change; at generation 0 the
-# "own" text is other real text, so that its cosine is what two batches of one distribution have.
+# Drift and gradients part by part: embedding, each layer's attention and MLP, the final norm. The cosine of the
+# gradients on real text and on the generation's own training text says whether the two ask for the same change; at
+# generation 0 the "own" text is other real text, so that its cosine is what two batches of one distribution have.
 
 # %%
 figures.mechanism_parts(measured.parts)
@@ -75,9 +75,9 @@ figures.mechanism_layers(measured.layers)
 # ## Do outliers merge, rotate or rescale?
 #
 # The leading eigenvectors of generation 0 are handed from generation to generation by the assignment with the greatest
-# squared overlaps. One *merges* when most of it has left the leading eigenspace and the curvature along it has sunk below
-# all of that; it *rotates* when less than half of it is the old direction; it *rescales* when its eigenvalue changed by
-# more than a quarter.
+# squared overlaps. One *merges* when most of it has left the leading eigenspace and the curvature along it has sunk
+# below all of that; it *rotates* when less than half of it is the old direction; it *rescales* when its eigenvalue
+# changed by more than a quarter. Those of the `fresh` control say how much of this is ordinary training.
 
 # %%
 figures.outlier_tracks(measured.outliers)
@@ -88,9 +88,9 @@ report.fate_counts(measured.outliers)
 # %% [markdown]
 # ## The loss around the model
 #
-# One plane, spanned by two random directions whose filters have the lengths of generation 0's, through three models, on
-# one colour scale; and the straight line from generation 0 to the last generation. A bump on that line would separate two
-# valleys.
+# One plane, spanned by two random directions whose filters have the lengths of generation 0's, through generation 0 and
+# the last generations, on one colour scale; and the straight line from generation 0 to the last. A bump on that line
+# would separate two valleys.
 
 # %%
 figures.landscape(measured.planes, measured.lines, settings.seeds[0])

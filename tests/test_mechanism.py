@@ -364,3 +364,16 @@ def test_what_leaves_the_leading_space_but_is_still_sharp_has_not_merged():
     overlaps = squared_overlaps(q, turned(1.2))
     gone = sunk(Planted([9, 5, 0.5], turned(1.2)), q, overlaps, np.array([9, 5, 0.5]))
     assert overlaps[0].sum() < 0.5 and gone == [False, False, False]
+
+
+def test_only_what_has_left_costs_a_product():
+    q, products = turned(0), []
+
+    class Counted(Planted):
+        def matvec(self, v):
+            products.append(v)
+            return super().matvec(v)
+
+    after = torch.eye(12, dtype=torch.float64)[[1, 2, 7]]
+    assert sunk(Counted([5, 3, 2], after), q, squared_overlaps(q, after), np.array([5, 3, 2])) == [True, False, False]
+    assert len(products) == 1

@@ -54,4 +54,5 @@ def sunk(operator, before: torch.Tensor, overlaps: np.ndarray, values: np.ndarra
     """
     least = np.abs(values).min()
     left = overlaps.sum(axis=1) < SAME
-    return [bool(gone and abs(dot(u, operator.matvec(u))) < least) for gone, u in zip(left, before, strict=True)]
+    curvatures = (dot(u, operator.matvec(u).to(u)) for u in before[torch.from_numpy(left)])
+    return [bool(gone and abs(next(curvatures)) < least) for gone in left]

@@ -158,8 +158,7 @@ def values(study: Study, mediated: pd.DataFrame, settings: Params) -> dict[str, 
             text[f"mechanism.fate.{fate}.{condition}"] = _listed(counts[fate], counts["all"])
     found = merging(study.outliers)
     text["mechanism.merging"] = format_interval(found)
-    word = "more often" if found.low > 0 else "less often" if found.high < 0 else SAME_WORD
-    text["word.mechanism.merging"] = word
+    text["word.mechanism.merging"] = "higher" if found.low > 0 else "lower" if found.high < 0 else SAME_WORD
     for condition, runs in study.lines.groupby("condition"):
         along = runs[runs["t"].between(0, 1)].pivot(index="t", columns="seed", values="loss")
         rising = (along.diff().dropna() > 0).all()
