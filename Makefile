@@ -13,7 +13,7 @@ LATEX_PACKAGES := latexmk texlive-latex-recommended texlive-latex-extra texlive-
 HAVE_LATEX := command -v latexmk >/dev/null || command -v tectonic >/dev/null
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: paper results estimators sigma models test notebooks lab graph bench lint clean setup latex
+.PHONY: paper results estimators mechanism sigma models test notebooks lab graph bench lint clean setup latex
 
 paper: setup latex
 ifeq ($(RECOMPUTE),0)
@@ -27,6 +27,12 @@ endif
 # The study of the estimators' own noise; its record is committed, so that the paper need not wait for it.
 estimators: setup
 	@$(SNAKEMAKE) --config profile=estimators $(CONFIG) -- estimators
+
+# Why it happens: make mechanism, or of any profile's runs: make mechanism PROFILE=default. The committed tables, of the
+# profile mechanism, are in results/mechanism.
+mechanism: PROFILE := $(if $(filter command line,$(origin PROFILE)),$(PROFILE),mechanism)
+mechanism: setup
+	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- mechanism
 
 # SIGMA's own experiment and its checks: make sigma PROFILE=sigma_s1s2. Its artefacts are in paper/generated/<profile>.
 sigma: setup

@@ -33,6 +33,11 @@ COMMITTED = sorted(
     for study in ("estimators", "smollm2_offline", "sigma_coverage", "sigma_injection")
     for file in (paths.COMMITTED / study).rglob("*.json")
 ) + sorted(str(file.relative_to(paths.ROOT)) for file in paths.PUBLISHED.iterdir())
+COMMITTED += sorted(
+    str(file.relative_to(paths.ROOT))
+    for file in (paths.COMMITTED / "mechanism").glob("*/mechanism/*")
+    if file.suffix in (".csv", ".json")
+)
 PARAMETERS = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
 # Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that.
 EXECUTE = (
@@ -62,6 +67,7 @@ localrules:
     all,
     results,
     estimators,
+    mechanism,
 
 
 rule all:
@@ -111,6 +117,29 @@ rule estimator_noise:
         runtime=720,
     shell:
         EXECUTE + " -p seed {wildcards.seed}"
+
+
+# Apart from the paper's graph too: its tables are committed for the profile `mechanism`.
+rule mechanism:
+    input:
+        MODEL / "mechanism" / "mechanism.done",
+
+
+rule mechanism_study:
+    input:
+        SOURCES,
+        RUNS,
+        notebook="notebooks/06_mechanism.ipynb",
+    output:
+        touch(MODEL / "mechanism" / "mechanism.done"),
+    log:
+        MODEL / "mechanism" / "06_mechanism.ipynb",
+    threads: P.threads
+    resources:
+        mem_mb=8000,
+        runtime=240,
+    shell:
+        EXECUTE
 
 
 rule treatment:

@@ -15,6 +15,7 @@ def test_there_is_a_notebook_for_every_phase():
         "02_treatment",
         "03_controls",
         "04_sigma",
+        "06_mechanism",
         "07_statistics",
         "08_studies",
     ]

@@ -99,6 +99,13 @@ class Params(BaseModel):
     estimator_batches: int = Field(ge=2, description="its batches of curvature_blocks held-out blocks each")
     estimator_steps: list[Annotated[int, Field(ge=4)]] = Field(min_length=2, description="its numbers of Lanczos steps")
 
+    # mechanism
+    mechanism_blocks: int = Field(
+        ge=4, description="held-out blocks, and as many of the generation's own, of gradients and activations"
+    )
+    eigenvectors: int = Field(ge=1, description="leading Hessian eigenvectors of generation 0 that are followed")
+    landscape_points: int = Field(ge=3, description="grid points along each axis of a slice of the loss; odd")
+
     # machine
     device: Literal["auto", "cpu", "cuda"]
     threads: int = Field(ge=1, description="CPU threads; fixed, because it changes the last digit of sums")
@@ -125,6 +132,10 @@ class Params(BaseModel):
             refuse("curvature_blocks", f"there are only {self.held_out_blocks} held_out_blocks.")
         if self.estimator_batches * self.curvature_blocks > self.held_out_blocks:
             refuse("estimator_batches", f"times curvature_blocks exceeds the {self.held_out_blocks} held_out_blocks.")
+        if self.mechanism_blocks > self.held_out_blocks:
+            refuse("mechanism_blocks", f"there are only {self.held_out_blocks} held_out_blocks.")
+        if self.landscape_points % 2 == 0:
+            refuse("landscape_points", "must be odd, so that the model itself is on the grid.")
         if self.checkpoint is None and not (self.baseline_blocks and self.baseline_epochs):
             refuse(
                 "baseline_blocks",

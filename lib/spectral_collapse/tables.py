@@ -54,6 +54,23 @@ LABELS = {
     "response_distinct_2": "Distinct-2, responses",
     "spectral_variance": "Spectral variance",
     "effective_rank": "Effective rank",
+    "real_gradient_norm": "Gradient norm, real text",
+    "own_gradient_norm": "Gradient norm, own text",
+    "gradient_signal": r"Gradient signal $|G|^2/\mathrm{tr}\,\Sigma$",
+    "real_own_cosine": "Gradient cosine, real to own",
+    "gradient_cosine_start": "Gradient cosine, to generation 0",
+    "gradient_cosine_before": "Gradient cosine, to the one before",
+    "relative_drift_start": "Relative drift, from generation 0",
+    "relative_drift_before": "Relative drift, from the one before",
+    "drift_aligned": "Drift in leading eigenspace",
+    "eigenspace_overlap": "Overlap of leading eigenspaces",
+    "activation_rank": "Activation rank, participation",
+    "activation_entropy_rank": "Activation rank, entropy",
+    "anisotropy": "Anisotropy",
+    "cka_start": "CKA to generation 0",
+    "next_token_entropy": "Next-token entropy",
+    "calibration_error": "Calibration error",
+    "rare_mass_ratio": "Mass on rare tokens, relative",
 }
 
 

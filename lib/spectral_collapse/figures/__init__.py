@@ -1,6 +1,7 @@
 """Every picture of the notebooks and the paper, one module a subject. Functions return a figure."""
 
 from .evidence import alarms, correlations, lagged_correlations
+from .mechanism import landscape, mechanism_layers, mechanism_parts, outlier_tracks
 from .runs import rescue, series, training_curves
 from .spectra import density, distribution, estimators, layers, published_estimator
 from .style import colour, save
@@ -14,7 +15,11 @@ __all__ = [
     "distribution",
     "estimators",
     "lagged_correlations",
+    "landscape",
     "layers",
+    "mechanism_layers",
+    "mechanism_parts",
+    "outlier_tracks",
     "published_estimator",
     "rescue",
     "save",

@@ -1,0 +1,42 @@
+"""How far parameters moved, and along which directions."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from ..curvature.basis import dot
+from .vectors import Vector, minus, norm
+
+
+class Drift(NamedTuple):
+    """‖Δ‖, and ‖Δ‖/‖θ‖ with θ before it."""
+
+    absolute: float
+    relative: float
+
+
+def drift(before: Vector, after: Vector, parts: Mapping[str, list[str]]) -> dict[str, Drift]:
+    """How far the parameters of every part moved, Δ = θ_after − θ_before."""
+    moved = minus(after, before)
+    found = {}
+    for part, names in parts.items():
+        size, length = norm(before, names), norm(moved, names)
+        found[part] = Drift(length, length / size if size > 0 else math.nan)
+    return found
+
+
+class Alignment(NamedTuple):
+    """Share of a drift's squared norm in a subspace, and the share k/n that a random direction has on average."""
+
+    share: float
+    by_chance: float
+
+
+def alignment(moved: torch.Tensor, directions: torch.Tensor) -> Alignment:
+    """Σ_i ⟨Δ, u_i⟩² / ‖Δ‖² of a drift (n,) and orthonormal directions (k, n); NaN for no drift at all."""
+    k, n = directions.shape
+    square = dot(moved, moved)
+    inside = sum(dot(moved, direction) ** 2 for direction in directions)
+    return Alignment(inside / square if square > 0 else math.nan, k / n)

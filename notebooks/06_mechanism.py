@@ -1,0 +1,122 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 6 Mechanism: what changes inside the model
+#
+# Text declines under recursion; this notebook looks at the model that writes it. Six views of every generation of
+# every run, all on the same frozen real text and along the same directions, so that generations can be compared:
+# gradients, drift of the parameters, activations, the leading Hessian eigenvectors, the loss around the model, and the
+# distribution of the next token. At the end, how much of the text's decline goes along with each of them. That is
+# correlation: no quantity below was changed by itself.
+
+# %%
+from spectral_collapse import figures, mechanism, params
+from spectral_collapse.mechanism import report, study
+
+# %% tags=["parameters"]
+profile = "smoke"  # a file of params/; all its seeds and conditions are measured, or read where they have been
+
+# %%
+settings = params.collect(globals())
+measured = mechanism.measured(settings)
+mechanism.write(measured, settings)
+cells = measured.quantities[["condition", "seed", "generation"]]
+
+# %% tags=["nbval-check-output"]
+print("models:", len(cells), " quantities:", len(mechanism.QUANTITIES))
+print("runs:", len(cells.drop_duplicates(["condition", "seed"])), " parts:", measured.parts["part"].nunique() - 1)
+
+# %% [markdown]
+# ## The story in twelve series
+#
+# If recursion were ordinary training, both conditions would run together. Where they part tells what recursion adds:
+#
+# - the **gradient on real text** grows where the model leaves its minimum for real text, and its *signal*
+#   $|G|^2/\mathrm{tr}\,\Sigma$, the inverse of the gradient noise scale in blocks, where all blocks pull the same way;
+# - the **drift** is how far the parameters went, and which share of it lies along the leading eigenvectors of
+#   generation 0, where a random direction would have $k/n$;
+# - **activations** lose dimensions if the representation collapses, and CKA falls as it moves;
+# - the **output** loses mass on rare tokens before it loses anything else: here tails vanish.
+
+# %%
+figures.series(measured.quantities, study.HEADLINE, height=1.6)
+
+# %% [markdown]
+# ## Where in the network
+#
+# Drift and gradients part by part: embedding, each layer's attention and MLP, the final norm. The cosine of the
+# gradients on real text and on the generation's own training text says whether the two ask for the same change; at
+# generation 0 the "own" text is other real text, so that its cosine is what two batches of one distribution have.
+
+# %%
+figures.mechanism_parts(measured.parts)
+
+# %% [markdown]
+# ## What the layers do with real text
+#
+# The effective rank of the activations' covariance by two definitions, the mean cosine of pairs of tokens, and debiased
+# linear CKA to generation 0.
+
+# %%
+figures.mechanism_layers(measured.layers)
+
+# %% [markdown]
+# ## Do outliers merge, rotate or rescale?
+#
+# The leading eigenvectors of generation 0 are handed from generation to generation by the assignment with the greatest
+# squared overlaps. One *merges* when most of it has left the leading eigenspace and the curvature along it has sunk
+# below all of that; it *rotates* when less than half of it is the old direction; it *rescales* when its eigenvalue
+# changed by more than a quarter. Those of the `fresh` control say how much of this is ordinary training.
+
+# %%
+figures.outlier_tracks(measured.outliers)
+
+# %%
+report.fate_counts(measured.outliers)
+
+# %% [markdown]
+# ## The loss around the model
+#
+# One plane, spanned by two random directions whose filters have the lengths of generation 0's, through generation 0 and
+# the last generations, on one colour scale; and the straight line from generation 0 to the last. A bump on that line
+# would separate two valleys.
+
+# %%
+figures.landscape(measured.planes, measured.lines, settings.seeds[0])
+
+# %%
+barriers = measured.lines.groupby(["condition", "seed"])["barrier"].first().unstack()
+barriers.style.format(precision=4).set_caption("largest excess over the chord (nats); at most 0: one valley")
+
+# %% [markdown]
+# ## Do conditions differ at the end?
+#
+# Paired by seed, Holm's correction over all quantities. Few seeds show large differences only.
+
+# %%
+differences = report.differences(measured.quantities)
+differences.style.format(precision=4).hide()
+
+# %% [markdown]
+# ## How much goes along with what?
+#
+# The gap between conditions in held-out perplexity, and in distinct-2, against the gap in each quantity, over seeds and
+# generations: the share is one less what remains of the gap where the quantity's own gap is zero. Intervals resample
+# seeds and are too short for few of them. **A share is a correlation**: entropy and perplexity are read from the same
+# predictions, and whatever grows with the generations accounts for whatever else does.
+
+# %%
+mediated = mechanism.mediation(measured.quantities, mechanism.QUANTITIES, study.OUTCOMES)
+shown = mediated[["quantity", "outcome", "gap", "total", "share", "low", "high", "verdict"]]
+shown.style.format(precision=3, na_rep="–").hide()
