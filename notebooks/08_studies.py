@@ -19,7 +19,8 @@
 # of it are the same. Each study can be computed again, by the command that its heading names.
 
 # %%
-from spectral_collapse import estimators, figures, paper, params, sigma_coverage, studies, tables
+from spectral_collapse import estimators, figures, mechanism, paper, params, sigma_coverage, studies, tables
+from spectral_collapse.mechanism import report, study
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; its paper gets the figures, tables and numbers below
@@ -72,6 +73,28 @@ injected = studies.injected_collapse()
 output.figure("sigma_injection", figures.sigma_tracks(injected))
 
 # %% [markdown]
+# ## What changes inside the model (`make mechanism`)
+#
+# Gradients, drift, activations, leading eigenvectors, the loss around the model and its outputs, from notebook 6. How
+# much of the text's decline goes along with each is a correlation.
+
+# %%
+inside, studied = mechanism.committed()
+output.figure("mechanism_series", figures.series(inside.quantities, study.HEADLINE, height=1.6))
+
+# %%
+output.figure("mechanism_parts", figures.mechanism_parts(inside.parts))
+output.figure("mechanism_layers", figures.mechanism_layers(inside.layers))
+output.figure("outlier_tracks", figures.outlier_tracks(inside.outliers))
+output.figure("landscape", figures.landscape(inside.planes, inside.lines, studied.seeds[0]))
+
+# %%
+along = mechanism.mediation(inside.quantities, mechanism.QUANTITIES, study.OUTCOMES)
+output.table("mechanism_differences", report.differences_table(report.differences(inside.quantities)))
+output.table("mechanism_fates", report.fates_table(inside.outliers))
+output.table("mechanism_mediation", report.mediation_table(along))
+
+# %% [markdown]
 # ## Into the paper
 
 # %%
@@ -79,7 +102,8 @@ output.values(
     studies.noise_values(noise)
     | studies.pretrained_values(spectrum)
     | studies.coverage_values(covered)
-    | studies.injection_values(injected),
+    | studies.injection_values(injected)
+    | report.values(inside, along, studied),
     "studies",
 )
 

@@ -1,7 +1,7 @@
 """The studies that come with the project: whole, and turned into the paper's tables and numbers."""
 
 import pytest
-from spectral_collapse import paths, studies
+from spectral_collapse import mechanism, paths, studies
 
 
 def test_the_noise_study_has_every_probe_batch_and_number_of_steps():
@@ -45,6 +45,14 @@ def test_the_injected_collapse_is_whole_and_seen_by_two_tracks_of_three():
 
 def test_no_published_interval_of_the_coverage_study_covers_at_the_encoders_dimension():
     assert studies.coverage_values(studies.sigma_coverage())["coverage.none.most"] == r"0.0\,\%"
+
+
+def test_the_study_of_the_mechanism_has_every_run_and_generation():
+    study, settings = mechanism.committed()
+    runs = len(settings.conditions) * len(settings.seeds)
+    assert len(study.quantities) == runs * (settings.generations + 1)
+    assert study.quantities[list(mechanism.QUANTITIES)].drop(columns="drift_aligned").notna().all().all()
+    assert study.quantities["parameters"].nunique() == 1
 
 
 def test_a_missing_record_is_named(monkeypatch, tmp_path):
