@@ -28,16 +28,16 @@ SOURCES = [
     *sorted(str(file.relative_to(paths.ROOT)) for file in (paths.ROOT / "lib" / "spectral_collapse").rglob("*.py")),
 ]
 # Studies whose records come with the project and stand in every paper.
-COMMITTED = sorted(
-    str(file.relative_to(paths.ROOT))
-    for study in ("estimators", "smollm2_offline", "sigma_coverage", "sigma_injection")
-    for file in (paths.COMMITTED / study).rglob("*.json")
-) + sorted(str(file.relative_to(paths.ROOT)) for file in paths.PUBLISHED.iterdir())
-COMMITTED += sorted(
-    str(file.relative_to(paths.ROOT))
-    for file in (paths.COMMITTED / "mechanism").glob("*/mechanism/*")
-    if file.suffix in (".csv", ".json")
-)
+SIGMA_STUDIES = ("sigma_injection", "sigma_s1s2", "sigma_s1s2_finance", "sigma_s1s2_technology")
+COMMITTED = [
+    *(paths.COMMITTED / "estimators").rglob("*.json"),
+    *(paths.COMMITTED / "smollm2_offline").rglob("*.json"),
+    *(paths.COMMITTED / "sigma_coverage").iterdir(),
+    *(file for study in SIGMA_STUDIES for file in (paths.COMMITTED / study).rglob("sigma.json")),
+    *(paths.COMMITTED / "mechanism").glob("*/mechanism/*.csv"),
+    *paths.PUBLISHED.iterdir(),
+]
+COMMITTED = sorted(str(file.relative_to(paths.ROOT)) for file in COMMITTED)
 PARAMETERS = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
 # Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that.
 EXECUTE = (

@@ -69,8 +69,19 @@ covered.groupby(["correction", "population"])["coverage"].agg(["min", "max"]).st
 # Collapse injected by a low temperature, against fresh text: every track with its band, a bootstrap over prompts.
 
 # %%
-injected = studies.injected_collapse()
+injected = studies.drifts("sigma_injection")
 output.figure("sigma_injection", figures.sigma_tracks(injected))
+
+# %% [markdown]
+# ## SIGMA's settings S1 and S2 (`make sigma PROFILE=sigma_s1s2`)
+#
+# Weights that restart from the base model in every generation, and weights that are carried over: three seeds on the
+# prompts of stories, one on those of finance and technology.
+
+# %%
+settled = {bank: studies.drifts(name) for bank, name in studies.BANKS.items()}
+output.table("sigma_settings", studies.settings_table(settled))
+output.figure("sigma_settings", figures.sigma_tracks(settled["stories"]))
 
 # %% [markdown]
 # ## What changes inside the model (`make mechanism`)
@@ -103,6 +114,7 @@ output.values(
     | studies.pretrained_values(spectrum)
     | studies.coverage_values(covered)
     | studies.injection_values(injected)
+    | studies.settings_values(settled["stories"])
     | report.values(inside, along, studied),
     "studies",
 )

@@ -32,7 +32,7 @@ def test_their_numbers_have_keys_for_the_text():
 
 
 def test_the_injected_collapse_is_whole_and_seen_by_two_tracks_of_three():
-    drifts = studies.injected_collapse()
+    drifts = studies.drifts("sigma_injection")
     assert len(drifts) == 3 * 2 * 7 * 3 and drifts["drift"].notna().all()
     last = drifts[drifts["generation"] == 6].set_index(["condition", "track"])
     collapsed, fresh = (last.loc[condition] for condition in ("recursive_carry", "fresh"))

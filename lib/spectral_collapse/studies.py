@@ -1,5 +1,7 @@
 """The studies that come with the project: their committed records, and what every paper shows of them."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -7,6 +9,7 @@ from . import curvature, estimators, formatting, paths, provenance, series, stat
 from .formatting import bracket_of, interval_of, number_of, pair_of
 from .params import load
 from .runs import BASELINE
+from .sigma import TRACKS
 
 
 def committed(profile: str, *stages: str) -> list[dict]:
@@ -115,22 +118,63 @@ def coverage_values(covered: pd.DataFrame) -> dict[str, str]:
     return text
 
 
-def injected_collapse() -> pd.DataFrame:
-    """`series.drifts` of the committed runs of the profile `sigma_injection`."""
-    return series.drifts(load("sigma_injection"), root=paths.COMMITTED)
+def drifts(profile: str) -> pd.DataFrame:
+    """`series.drifts` of the committed runs of a profile of SIGMA's."""
+    return series.drifts(load(profile), root=paths.COMMITTED)
+
+
+def _last(drifts: pd.DataFrame) -> pd.DataFrame:
+    return drifts[drifts["generation"] == drifts["generation"].max()]
+
+
+def _over_runs(runs: pd.DataFrame) -> statistics.Interval:
+    """Mean drift of runs with its t interval; of a single run the drift with its own band, a bootstrap over prompts."""
+    if len(runs) > 1:
+        return statistics.mean_interval(runs["drift"])
+    return statistics.Interval(*runs[["drift", "low", "high"]].iloc[0])
 
 
 def injection_values(drifts: pd.DataFrame) -> dict[str, str]:
     """injection.<track>.<condition>, the last drift, mean over seeds with its interval; injection.temperature, .seeds,
     .generations, of those runs."""
     params = load("sigma_injection")
-    last = drifts[drifts["generation"] == drifts["generation"].max()]
     text = {
-        f"injection.{track}.{condition}": formatting.format_interval(statistics.mean_interval(runs["drift"]))
-        for (condition, track), runs in last.groupby(["condition", "track"])
+        f"injection.{track}.{condition}": formatting.format_interval(_over_runs(runs))
+        for (condition, track), runs in _last(drifts).groupby(["condition", "track"])
     }
     return text | {
         "injection.temperature": f"{params.temperature:g}",
         "injection.seeds": str(len(params.seeds)),
         "injection.generations": str(params.generations),
     }
+
+
+# SIGMA's settings: S1 restarts the weights from the base model, S2 carries them over.
+SETTINGS = {"recursive_restart": "S1", "recursive_carry": "S2"}
+BANKS = {"stories": "sigma_s1s2", "finance": "sigma_s1s2_finance", "technology": "sigma_s1s2_technology"}
+
+
+def settings_table(by_bank: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Prompt bank and setting: number of runs, and the last drift of every track with its interval, `_over_runs`."""
+    rows = []
+    for bank, found in by_bank.items():
+        for condition, runs in _last(found).groupby("condition", sort=False):
+            cells = [formatting.format_interval(_over_runs(runs[runs["track"] == track])) for track in TRACKS]
+            rows.append([bank, SETTINGS[condition], runs["seed"].nunique(), *map(tables.Number, cells)])
+    return tables.frame_of(rows, ["Prompts", "Setting", "Runs", *(tables.label(f"{track}_drift") for track in TRACKS)])
+
+
+def settings_values(found: pd.DataFrame) -> dict[str, str]:
+    """Of the stories' runs: settings.<track>.{S1,S2}, the last drift; settings.<track>.difference, S2 less S1 paired by
+    seed, both with intervals over runs, and settings.<track>.word, whether S2's is `deeper`, `shallower` or `not
+    distinguishable`; settings.{seeds,generations}."""
+    last = _last(found)
+    text = {"settings.seeds": str(last["seed"].nunique()), "settings.generations": str(last["generation"].iloc[0])}
+    for track, runs in last.groupby("track"):
+        by_setting = runs.pivot(index="seed", columns="condition", values="drift").rename(columns=SETTINGS)
+        gap = statistics.mean_interval(by_setting["S2"] - by_setting["S1"])
+        word = "deeper" if gap.high < 0 else "shallower" if gap.low > 0 else "not distinguishable"
+        text |= {f"settings.{track}.difference": formatting.format_interval(gap), f"settings.{track}.word": word}
+        for setting, values in by_setting.items():
+            text[f"settings.{track}.{setting}"] = formatting.format_interval(statistics.mean_interval(values))
+    return text

@@ -143,7 +143,7 @@ def outlier_tracks(outliers: pd.DataFrame) -> Figure:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.tick_params(axis="y", which="minor", labelsize=6)
-    panels[0, 0].set_ylabel("|eigenvalue| of the Hessian")
+    panels[0, 0].set_ylabel("|eigenvalue|")
     for fate, style in FATE_STYLES.items():
         panels[0, 0].plot([], [], "o", color="0.3", fillstyle=style, markersize=4, label=fate)
     for mark, name in ENDS.values():
