@@ -239,6 +239,12 @@ def _live_space(embed: models.Encoder) -> sigma_package.LiveSpace:
     return sigma_package.live_space(embed([*prompts, *stories]).numpy())
 
 
+def embedded(texts: list[str]) -> np.ndarray:
+    """Embeddings (N, m) of texts in the encoder's live directions, float64."""
+    embed = sentence_encoder()
+    return _live_space(embed).project(embed(texts).numpy())
+
+
 @stage(
     parameters=("response_block_words", "sigma_rho", "threads"),
     code=(_live_space, sigma_package, models, storyworld, text_metrics),
