@@ -20,9 +20,9 @@ from transformers import (
     OPTConfig,
     PretrainedConfig,
     PreTrainedModel,
-    Qwen2Config,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    Qwen2Config,
 )
 from transformers.utils import logging as transformers_logging
 

@@ -329,7 +329,10 @@ def profile_files(profile: str) -> list[Path]:
         if other := read_yaml(_file(profile)).get("grid"):
             grids.insert(0, other)
         return [*profile_files(_cell(profile)[0]), *map(_file, grids)]
-    parent = read_yaml(_file(profile)).get("extends")
+    values = read_yaml(_file(profile))
+    if "factors" in values:
+        raise ValueError(f"{profile!r} is a grid: name a cell of it, as {profile}.<factor>.<level>.")
+    parent = values.get("extends")
     if parent is None:
         return [_file(profile)]
     if not isinstance(parent, str) or "extends" in read_yaml(_file(parent)):
@@ -344,8 +347,6 @@ def _profile_values(profile: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for path in profile_files(profile):
         values |= read_yaml(path)
-    if "factors" in values:
-        raise ValueError(f"{profile!r} is a grid: name a cell of it, as {profile}.<factor>.<level>.")
     values.pop("extends", None)
     return values
 

@@ -1,5 +1,6 @@
 """Every picture of the notebooks and the paper, one module a subject. Functions return a figure."""
 
+from .ablations import ablation, ablation_effects
 from .evidence import alarms, correlations, lagged_correlations
 from .runs import rescue, series, training_curves
 from .spectra import density, distribution, estimators, layers, published_estimator
@@ -7,6 +8,8 @@ from .style import colour, save
 from .tracks import sigma_buckets, sigma_overlay, sigma_published, sigma_tracks
 
 __all__ = [
+    "ablation",
+    "ablation_effects",
     "alarms",
     "colour",
     "correlations",
