@@ -11,7 +11,7 @@ LATEX_PACKAGES := latexmk texlive-latex-recommended texlive-latex-extra texlive-
 HAVE_LATEX := command -v latexmk >/dev/null || command -v tectonic >/dev/null
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: paper results estimators sigma models test notebooks lab graph bench lint clean setup latex
+.PHONY: paper results estimators ablations sigma models test notebooks lab graph bench lint clean setup latex
 
 paper: setup latex
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results
@@ -21,6 +21,11 @@ paper: setup latex
 # The study of the estimators' own noise; its record is committed, so that the paper need not wait for it.
 estimators: setup
 	@$(SNAKEMAKE) --config profile=estimators $(CONFIG) -- estimators
+
+# Every factor of params/ablations.yaml (or GRID=ablations_hub): about an hour on two cores; their studies are committed.
+GRID ?= ablations
+ablations: setup
+	@$(SNAKEMAKE) --config grid=$(GRID) -- ablations
 
 # SIGMA's own experiment and its checks: make sigma PROFILE=sigma_s1s2. Its artefacts are in paper/generated/<profile>.
 sigma: setup

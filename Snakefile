@@ -7,15 +7,17 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from spectral_collapse import params, paths, pdf
+from spectral_collapse import ablations, params, paths, pdf
 
 try:
-    overrides = {key: value for key, value in config.items() if key != "profile"}
+    overrides = {key: value for key, value in config.items() if key not in ("profile", "grid")}
     for key in overrides.keys() & {"data_path", "held_out_path", "checkpoint"}:
         # Notebooks run in their own folder; a file or folder that is named from here must be found from there.
         if Path(overrides[key]).expanduser().exists():
             overrides[key] = str(Path(overrides[key]).expanduser().resolve())
     P = params.load(config.get("profile", "default"), **overrides)
+    GRID = config.get("grid", ablations.GRID)
+    FACTORS = [name for name in params.read_grid(GRID)["factors"] if name != ablations.DEMONSTRATION]
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
@@ -62,6 +64,7 @@ localrules:
     all,
     results,
     estimators,
+    ablations,
 
 
 rule all:
@@ -111,6 +114,29 @@ rule estimator_noise:
         runtime=720,
     shell:
         EXECUTE + " -p seed {wildcards.seed}"
+
+
+# Apart from the paper's graph too: one job a factor of the grid, its study once made committed.
+rule ablations:
+    input:
+        expand(str(paths.results_root() / GRID / "{factor}" / "ablation.done"), factor=FACTORS),
+
+
+rule ablation:
+    input:
+        SOURCES,
+        [str(file.relative_to(paths.ROOT)) for file in params.grid_files(GRID)],
+        notebook="notebooks/05_ablations.ipynb",
+    output:
+        touch(paths.results_root() / GRID / "{factor}" / "ablation.done"),
+    log:
+        paths.results_root() / GRID / "{factor}" / "05_ablations.ipynb",
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    shell:
+        f"{shlex.quote(sys.executable)} -m papermill {{input.notebook}} {{log}} -p grid {GRID} "
+        "-p factor {wildcards.factor} --cwd notebooks --no-progress-bar --log-level ERROR"
 
 
 rule treatment:

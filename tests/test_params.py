@@ -6,7 +6,7 @@ import pytest
 from papermill.translators import PythonTranslator
 from spectral_collapse import params, paths
 
-PROFILES = sorted(file.stem for file in paths.PARAMS.glob("*.yaml"))
+PROFILES = params.profiles()
 SMOKE = params.load("smoke").model_dump()
 
 

@@ -133,12 +133,12 @@ def contrast(
     """Mean over seeds of the metric's change from generation 0 at a level, with its 95 % t interval.
 
     Less the change of the `control` condition of the same level, and less the same at the level `against`, where they
-    are given: differences are paired by seed. Level `all`: the level whose interval has the lowest lower end, so that
-    what lies above a bound there does so at every level.
+    are given: differences are paired by seed. Level `all`: the median over levels, from the lowest lower end to the
+    highest upper end, so that what holds of this interval holds of every level's.
     """
     if level == ALL:
-        found = [contrast(runs, metric, each, against, control) for each in runs["level"].unique()]
-        return min(found, key=lambda interval: interval.low)
+        found = np.array([contrast(runs, metric, each, against, control) for each in runs["level"].unique()])
+        return Interval(*map(float, (np.median(found[:, 0]), found[:, 1].min(), found[:, 2].max())))
     values = _changes(runs, metric, level, control)
     if against is not None:
         values = values - _changes(runs, metric, against, control)

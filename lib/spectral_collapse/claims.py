@@ -55,7 +55,7 @@ class Evidence:
 
     table: pd.DataFrame
     coverage: pd.DataFrame
-    ablations: dict[str, ablations.Study] = field(default_factory=dict)
+    studies: dict[str, ablations.Study] = field(default_factory=dict)
 
     def condition(self, preferred: Sequence[str]) -> str:
         """The first of the conditions that the profile has."""
@@ -142,9 +142,9 @@ def ablation(
     evidence: Evidence, factor: str, metric: str, level: str, against: str | None = None, control: str | None = None
 ) -> Interval:
     """`ablations.contrast` in the committed study of a factor."""
-    if factor not in evidence.ablations:
+    if factor not in evidence.studies:
         raise NotTested(f"no study of {factor}")
-    return ablations.contrast(evidence.ablations[factor].runs, metric, level, against, control)
+    return ablations.contrast(evidence.studies[factor].runs, metric, level, against, control)
 
 
 QUANTITIES: dict[str, Callable[..., Interval]] = {

@@ -300,6 +300,14 @@ def read_grid(name: str) -> dict[str, Any]:
     return {"scale": 1, **values}
 
 
+def grid_files(grid: str) -> list[Path]:
+    """The file of a grid, after those of the grid it takes its factors from and of the profiles it extends."""
+    whole = read_grid(grid)
+    extended = {factor.get("extends", whole["extends"]) for factor in whole["factors"].values()}
+    files = [file for profile in sorted(extended) for file in profile_files(profile)]
+    return list(dict.fromkeys([*files, *([_file(whole["grid"])] if "grid" in whole else []), _file(grid)]))
+
+
 def read_factor(grid: str, factor: str) -> dict[str, Any]:
     """A factor of a grid, its levels' names as text. ValueError naming the nearest for an unknown one."""
     known = read_grid(grid)["factors"]
@@ -325,10 +333,7 @@ def _cell(profile: str) -> tuple[str, dict[str, Any]]:
 def profile_files(profile: str) -> list[Path]:
     """The YAML file of a profile, after those of the profile it extends; of a cell, its grid's."""
     if _is_cell(profile):
-        grids = [profile.split(".")[0]]
-        if other := read_yaml(_file(profile)).get("grid"):
-            grids.insert(0, other)
-        return [*profile_files(_cell(profile)[0]), *map(_file, grids)]
+        return grid_files(profile.split(".")[0])
     values = read_yaml(_file(profile))
     if "factors" in values:
         raise ValueError(f"{profile!r} is a grid: name a cell of it, as {profile}.<factor>.<level>.")

@@ -97,8 +97,8 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def verdict(estimate: Interval, region: tuple[float, float]) -> str:
-    """Whether a value lies in a region [low, high]: `supported` if its whole interval lies there, `contradicted` if none
-    of it does, else `inconclusive`; `not tested` where there is no interval (one seed, for instance)."""
+    """Where an interval lies: `supported` if all of it is in the region [low, high], `contradicted` if none of it is,
+    else `inconclusive`; `not tested` where there is no interval (one seed, for instance)."""
     low, high = region
     if np.isnan(estimate.low) or np.isnan(estimate.high):
         return "not tested"
