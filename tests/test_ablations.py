@@ -286,11 +286,12 @@ def studies() -> dict[str, ablations.Study]:
 def test_tables_values_and_pictures_of_studies(studies):
     shown = ablations.effects_table(studies.values())
     assert list(shown.iloc[:, 0]) == ["one", "two s"] and list(shown.iloc[:, 1]) == ["b c", "b c"]
-    assert shown.iloc[0, 2].startswith("3.00 [") and shown.iloc[0, 4] == "--"
+    assert shown.iloc[0, 2].startswith("dropout 0.1") and shown.iloc[0, 3].startswith("3.00 [")
+    assert shown.iloc[0, 4] == "--"
     assert list(ablations.hypotheses_table(studies.values()).iloc[:, 3]) == ["supported"] * 2
     values = ablations.values(studies)
     assert values["ablation.one.verdict"] == "supported" and values["ablations.supported"] == "2"
-    assert values["ablation.two_s.b_c.log_perplexity"] == shown.iloc[0, 2] and values["ablations.generations"] == "2"
+    assert values["ablation.two_s.b_c.log_perplexity"] == shown.iloc[0, 3] and values["ablations.generations"] == "2"
     assert ablations.values({}) == {}
     assert ablations.described(studies["one"].changes["b_c"]) == "dropout 0.1; conditions recursive, fresh"
     assert ablations.described({}) == "–"

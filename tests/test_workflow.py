@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 import yaml
-from spectral_collapse import params, paths, pdf
+from spectral_collapse import ablations, params, paths, pdf
 
 
 def pins(lines) -> dict[str, str]:
@@ -84,6 +84,14 @@ def test_graph_of_the_estimators_study(empty_results):
     assert done.returncode == 0, done.stderr
     assert job_counts(done.stdout + done.stderr) == {"baseline": 1, "estimator_noise": 1, "estimators": 1}
     assert "params/default.yaml" in done.stdout + done.stderr  # the profile that it extends
+
+
+@pytest.mark.parametrize("grid", ["ablations", "ablations_hub"])
+def test_graph_of_the_ablations(empty_results, grid):
+    factors = [name for name in params.read_grid(grid)["factors"] if name != ablations.DEMONSTRATION]
+    done = snakemake("-n", "--quiet", "rules", "--config", f"grid={grid}", "--", "ablations")
+    assert done.returncode == 0, done.stderr
+    assert job_counts(done.stdout + done.stderr) == {"ablation": len(factors), "ablations": 1}
 
 
 def test_wrong_parameter_stops_the_workflow_before_anything_runs(empty_results):

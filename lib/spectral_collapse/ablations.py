@@ -25,6 +25,7 @@ GRID = "ablations"
 DEMONSTRATION = "smoke"  # the factor of the committed notebook, of which nothing is learned
 STAGES = ("training", "evaluation", "anchors", "curvature", "sigma")
 METRICS = ("log_perplexity", "distinct_2", "rare_token_coverage", "log_spectral_ratio", "lambda_max", "track_two_drift")
+TABULATED = ("log_perplexity", "log_spectral_ratio", "track_two_drift")  # what a page is wide enough for
 ALL = "all"
 
 
@@ -273,9 +274,9 @@ def described(changes: dict[str, Any]) -> str:
     return "; ".join(shown) or "–"
 
 
-def effects_table(found: Iterable[Study], metrics: Sequence[str] = METRICS) -> pd.DataFrame:
-    """Factors and levels: difference from the reference level with its interval, metric by metric, and d_z of the
-    first metric."""
+def effects_table(found: Iterable[Study], metrics: Sequence[str] = TABULATED) -> pd.DataFrame:
+    """Factors and levels with what they change: difference from the reference level with its interval, metric by
+    metric, and d_z of the first metric."""
     rows = []
     for study in found:
         cells = study.effects(metrics).set_index(["level", "metric"])
@@ -288,8 +289,9 @@ def effects_table(found: Iterable[Study], metrics: Sequence[str] = METRICS) -> p
                 for metric in metrics
             ]
             d = Number(format_interval(Interval(*at_level.loc[metrics[0], ["d_z", "d_low", "d_high"]])))
-            rows.append([study.name.replace("_", " "), level.replace("_", " "), *numbers, d])
-    return frame_of(rows, ["Factor", "Level", *map(label, metrics), Raw(rf"$d_z$, {label(metrics[0])}")])
+            names = [name.replace("_", " ") for name in (study.name, level)]
+            rows.append([*names, described(study.changes[level]), *numbers, d])
+    return frame_of(rows, ["Factor", "Level", "Changes", *map(label, metrics), Raw(rf"$d_z$, {label(metrics[0])}")])
 
 
 def hypotheses_table(found: Iterable[Study]) -> pd.DataFrame:

@@ -63,7 +63,7 @@ def ablation_effects(studies: Sequence[Study], metrics: Sequence[str] = METRICS)
         axes.axvline(0, color="black", linewidth=0.6)
         limit = 2 * max(shown, default=1.0) or 1.0
         axes.set(xlim=(-limit, limit))
-        axes.set_title(LABELS.get(metric, metric).replace(" (held out)", ""), fontsize=6.5)
+        axes.set_title(LABELS.get(metric, metric).replace(" (held out)", ""), fontsize=6)
         axes.tick_params(labelsize=6)
         axes.xaxis.set_major_locator(plt.MaxNLocator(3))
         for start in np.flatnonzero([row[0] != before[0] for row, before in zip(rows[1:], rows, strict=False)]):
