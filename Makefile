@@ -25,7 +25,7 @@ estimators: setup
 # Every factor of params/ablations.yaml (or GRID=ablations_hub): about an hour on two cores; their studies are committed.
 GRID ?= ablations
 ablations: setup
-	@$(SNAKEMAKE) --config grid=$(GRID) -- ablations
+	@$(SNAKEMAKE) --config grid=$(GRID) $(CONFIG) -- ablations
 
 # SIGMA's own experiment and its checks: make sigma PROFILE=sigma_s1s2. Its artefacts are in paper/generated/<profile>.
 sigma: setup

@@ -136,7 +136,8 @@ rule ablation:
         runtime=240,
     shell:
         f"{shlex.quote(sys.executable)} -m papermill {{input.notebook}} {{log}} -p grid {GRID} "
-        "-p factor {wildcards.factor} --cwd notebooks --no-progress-bar --log-level ERROR"
+        + "".join(f"-p {key} {shlex.quote(overrides[key])} " for key in overrides.keys() & {"data_path"})
+        + "-p factor {wildcards.factor} --cwd notebooks --no-progress-bar --log-level ERROR"
 
 
 rule treatment:

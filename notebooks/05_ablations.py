@@ -28,9 +28,10 @@ from spectral_collapse import ablations, figures
 # %% tags=["parameters"]
 factor = "smoke"  # a factor of the grid; this one runs in seconds, and nothing is learned from it
 grid = "ablations"  # a file of params/ with factors; ablations_hub: the same on pretrained weights, at full size
+data_path = None  # a local text file, where the grid's profile reads one
 
 # %%
-study = ablations.read(factor, grid)
+study = ablations.read(factor, grid, data_path=data_path)
 print(study.question)
 levels = {level: ablations.described(changes) for level, changes in study.changes.items()}
 pd.DataFrame(levels.items(), columns=["level", "changes"]).style.hide()

@@ -49,9 +49,9 @@ class Factor:
         return self.test.get("control")
 
 
-def _level(grid: str, name: str, level: str) -> Params:
+def _level(cell: str, places: dict[str, str | None]) -> Params:
     """Parameters of a level; where it changes no more than the conditions, the runs are those of what it extends."""
-    own = params.load(f"{grid}.{name}.{level}")
+    own = params.load(cell, **places)
     if own.base is None:
         return own
     parent = own.base_params()
@@ -61,8 +61,11 @@ def _level(grid: str, name: str, level: str) -> Params:
     )
 
 
-def read(name: str, grid: str = GRID) -> Factor:
-    """A factor of the grid. ValueError with one sentence for an unknown name or an incomplete entry."""
+def read(name: str, grid: str = GRID, **places: str | None) -> Factor:
+    """A factor of the grid; `places`: where this machine has the text (`params.PLACES`).
+
+    ValueError with one sentence for an unknown name or an incomplete entry.
+    """
     found = params.read_factor(grid, name)
     where = f"factor {name!r} of grid {grid!r}"
     if missing := [key for key in ("question", "reference", "levels", "hypothesis", "test") if key not in found]:
@@ -72,7 +75,7 @@ def read(name: str, grid: str = GRID) -> Factor:
     for level in (found["reference"], test["level"], test.get("against", ALL)):
         if level not in (*found["levels"], ALL):
             raise ValueError(f"{where} has no level {level!r}: there are {', '.join(found['levels'])}.")
-    levels = {level: _level(grid, name, level) for level in found["levels"]}
+    levels = {level: _level(f"{grid}.{name}.{level}", places) for level in found["levels"]}
     region = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
     head = [found[key] for key in ("question", "reference")]
     return Factor(grid, name, *head, levels, found["levels"], found["hypothesis"], test, region)

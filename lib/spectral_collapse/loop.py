@@ -118,7 +118,7 @@ def _compose(run: Run, generation: int) -> dict[str, torch.Tensor]:
 def _text_inputs(run: Run, generation: int) -> dict[str, Any]:
     inputs = {"real_text": run.real.sha256, "seed": run.seed, "source": run.source}
     if run.params.candidates > 1:
-        inputs["encoder"] = models.Encoder.sha256
+        inputs |= {"encoder": models.Encoder.sha256, "delta": run.params.sigma_delta}
     if run.source in ("recursive", "mixed", "accumulate"):
         inputs["writer"] = training(run, generation - 1)["model_sha256"]
     if run.source == "accumulate" and generation > 1:

@@ -168,6 +168,8 @@ class Params(BaseModel):
             refuse("curvature_blocks", f"there are only {self.held_out_blocks} held_out_blocks.")
         if self.estimator_batches * self.curvature_blocks > self.held_out_blocks:
             refuse("estimator_batches", f"times curvature_blocks exceeds the {self.held_out_blocks} held_out_blocks.")
+        if self.checkpoint is not None and self.architecture != "llama":
+            refuse("architecture", "a checkpoint has its own: leave it out, or set checkpoint to null.")
         if self.checkpoint is None and not (self.baseline_blocks and self.baseline_epochs):
             refuse(
                 "baseline_blocks",
@@ -229,7 +231,7 @@ def _sentence(error: ValidationError, source: str) -> str:
 def check(values: dict[str, Any], source: str = "parameters") -> Params:
     """Validated parameters, or a ValueError that names each wrong key, the reason and the nearest name."""
     # JSON and papermill turn 1.0 into 1: an int is welcome where a float is wanted.
-    floats = {name for name, field in Params.model_fields.items() if field.annotation is float}
+    floats = {name for name, field in Params.model_fields.items() if field.annotation in (float, float | None)}
     values = {key: float(value) if key in floats and type(value) is int else value for key, value in values.items()}
     try:
         return Params.model_validate(values)
