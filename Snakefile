@@ -32,7 +32,7 @@ SOURCES = [
 # Studies whose records come with the project and stand in every paper.
 COMMITTED = sorted(
     str(file.relative_to(paths.ROOT))
-    for study in ("estimators", "smollm2_offline", "sigma_coverage", "sigma_injection")
+    for study in ("estimators", "smollm2_offline", "sigma_coverage", "sigma_injection", "ablations")
     for file in (paths.COMMITTED / study).rglob("*.json")
 ) + sorted(str(file.relative_to(paths.ROOT)) for file in paths.PUBLISHED.iterdir())
 PARAMETERS = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
