@@ -13,7 +13,7 @@ LATEX_PACKAGES := latexmk texlive-latex-recommended texlive-latex-extra texlive-
 HAVE_LATEX := command -v latexmk >/dev/null || command -v tectonic >/dev/null
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: paper results estimators mechanism sigma models test notebooks lab graph bench lint clean setup latex
+.PHONY: paper results estimators mechanism ablations sigma models test notebooks lab graph bench lint clean setup latex
 
 paper: setup latex
 ifeq ($(RECOMPUTE),0)
@@ -33,6 +33,11 @@ estimators: setup
 mechanism: PROFILE := $(if $(filter command line,$(origin PROFILE)),$(PROFILE),mechanism)
 mechanism: setup
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- mechanism
+
+# Every factor of params/ablations.yaml (or GRID=ablations_hub): about an hour on two cores; their studies are committed.
+GRID ?= ablations
+ablations: setup
+	@$(SNAKEMAKE) --config grid=$(GRID) $(CONFIG) -- ablations
 
 # SIGMA's own experiment and its checks: make sigma PROFILE=sigma_s1s2. Its artefacts are in paper/generated/<profile>.
 sigma: setup

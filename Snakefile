@@ -10,12 +10,14 @@ from snakemake.exceptions import WorkflowError
 from spectral_collapse import params, paths, pdf
 
 try:
-    overrides = {key: value for key, value in config.items() if key != "profile"}
+    overrides = {key: value for key, value in config.items() if key not in ("profile", "grid")}
     for key in overrides.keys() & {"data_path", "held_out_path", "checkpoint"}:
         # Notebooks run in their own folder; a file or folder that is named from here must be found from there.
         if Path(overrides[key]).expanduser().exists():
             overrides[key] = str(Path(overrides[key]).expanduser().resolve())
     P = params.load(config.get("profile", "default"), **overrides)
+    GRID = config.get("grid", params.GRID)
+    FACTORS = params.studied_factors(GRID)
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
@@ -35,6 +37,7 @@ COMMITTED = [
     *(paths.COMMITTED / "sigma_coverage").iterdir(),
     *(file for study in SIGMA_STUDIES for file in (paths.COMMITTED / study).rglob("sigma.json")),
     *(paths.COMMITTED / "mechanism").glob("*/mechanism/*.csv"),
+    *(paths.COMMITTED / "ablations").glob("*/runs.csv"),
     *paths.PUBLISHED.iterdir(),
 ]
 COMMITTED = sorted(str(file.relative_to(paths.ROOT)) for file in COMMITTED)
@@ -68,6 +71,7 @@ localrules:
     results,
     estimators,
     mechanism,
+    ablations,
 
 
 rule all:
@@ -140,6 +144,30 @@ rule mechanism_study:
         runtime=240,
     shell:
         EXECUTE
+
+
+# Apart from the paper's graph too: one job a factor of the grid, its study once made committed.
+rule ablations:
+    input:
+        expand(str(paths.results_root() / GRID / "{factor}" / "ablation.done"), factor=FACTORS),
+
+
+rule ablation:
+    input:
+        SOURCES,
+        [str(file.relative_to(paths.ROOT)) for file in params.grid_files(GRID)],
+        notebook="notebooks/05_ablations.ipynb",
+    output:
+        touch(paths.results_root() / GRID / "{factor}" / "ablation.done"),
+    log:
+        paths.results_root() / GRID / "{factor}" / "05_ablations.ipynb",
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    shell:
+        f"{shlex.quote(sys.executable)} -m papermill {{input.notebook}} {{log}} -p grid {GRID} "
+        + "".join(f"-p {key} {shlex.quote(overrides[key])} " for key in overrides.keys() & {"data_path"})
+        + "-p factor {wildcards.factor} --cwd notebooks --no-progress-bar --log-level ERROR"
 
 
 rule treatment:

@@ -229,7 +229,7 @@ def test_damage_is_mended_with_a_message_and_the_same_numbers(tiny, damage):
     if damage == "truncate":
         victim.write_bytes(victim.read_bytes()[:200])
     elif damage == "flip":
-        victim.write_text(victim.read_text().replace('"steps": ', '"steps": 1'))
+        victim.write_text(victim.read_text().replace('"training_loss": ', '"training_loss": 1'))
     for name in ("model.safetensors", "text.safetensors"):
         run.path(1, name).unlink()
     run.path(1, "evaluation.json").unlink()

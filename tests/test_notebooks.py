@@ -15,6 +15,7 @@ def test_there_is_a_notebook_for_every_phase():
         "02_treatment",
         "03_controls",
         "04_sigma",
+        "05_ablations",
         "06_mechanism",
         "07_statistics",
         "08_studies",
@@ -43,7 +44,7 @@ class TestPair:
 
     def test_has_one_parameters_cell_with_the_smoke_profile(self, script):
         tagged = [source for _, source, tags in pairs.cells(jupytext.read(script)) if "parameters" in tags]
-        assert len(tagged) == 1 and 'profile = "smoke"' in tagged[0]
+        assert len(tagged) == 1 and '= "smoke"' in tagged[0]
 
     def test_outputs_name_no_folder_of_the_machine_it_ran_on(self, script):
         text = script.with_suffix(".ipynb").read_text()

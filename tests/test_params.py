@@ -6,7 +6,7 @@ import pytest
 from papermill.translators import PythonTranslator
 from spectral_collapse import params, paths
 
-PROFILES = sorted(file.stem for file in paths.PARAMS.glob("*.yaml"))
+PROFILES = params.profiles()
 SMOKE = params.load("smoke").model_dump()
 
 
@@ -104,6 +104,7 @@ def test_unknown_choice_names_the_nearest(key, value, nearest):
         ("heads", {"hidden_size": 66, "heads": 22}),
         ("opening_tokens", {"prompting": "opening", "opening_tokens": 32, "block_tokens": 32}),
         ("curvature_blocks", {"curvature_blocks": 33, "held_out_blocks": 32}),
+        ("architecture", {"checkpoint": "somewhere", "architecture": "opt"}),
         ("baseline_blocks", {"baseline_blocks": 0}),
         ("baseline_blocks", {"baseline_epochs": 0}),
         ("baseline_sequence_tokens", {"baseline_sequence_tokens": 63}),

@@ -1,6 +1,7 @@
 """Training: the step in closed form, and a state that survives interruption with the same weights."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from safetensors import safe_open
 from scipy import stats
 from spectral_collapse import train as training
 from spectral_collapse.train import Recipe, TrainingDiverged, perplexity, train
-from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
 
 RECIPE = Recipe(
     epochs=2, batch_size=4, learning_rate=1e-2, weight_decay=0.1, warmup_fraction=0.2, schedule="cosine"
@@ -297,3 +298,97 @@ def test_state_is_not_written_at_the_end(tiny_model, fit, tmp_path, monkeypatch)
     monkeypatch.setattr(training, "_save_state", lambda *given: saved.append(len(given[-1]["losses"])))
     fit(tiny_model(), Recipe(5, 11, 1e-3, 0.0, 0.0, "constant"))  # ten steps, a state every five
     assert saved == [5]
+
+
+# ---- interventions in the training
+
+
+def test_warmup_stable_decay_is_that_of_transformers():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=2.0)
+    scheduler = get_wsd_schedule(
+        optimizer, num_warmup_steps=5, num_decay_steps=10, num_training_steps=50, decay_type="linear"
+    )
+    recipe = Recipe(1, 1, 2.0, 0.0, 0.1, "warmup_stable_decay")
+    rates = [recipe.rate(step, 50) for step in range(50)]
+    assert rates[5:] == pytest.approx([scheduler.lr_lambdas[0](step) * 2.0 for step in range(5, 50)])
+    assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    assert rates[5:41] == [2.0] * 36 and rates[-1] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("steps", [1, 6, 9])
+def test_steps_replace_epochs(tiny_model, fit, steps):
+    whole, short = tiny_model(), tiny_model()
+    losses, _ = fit(whole, replace(RECIPE, schedule="constant", warmup_fraction=0.0))
+    fewer, _ = fit(short, replace(RECIPE, schedule="constant", warmup_fraction=0.0, steps=steps), identity="short")
+    assert fewer == losses[:steps]
+
+
+def test_no_steps_leave_the_model_as_it_is(tiny_model, fit):
+    model = tiny_model()
+    assert fit(model, replace(RECIPE, steps=0)) == ([], []) and same(model, tiny_model())
+
+
+def test_sharpness_aware_step_is_the_two_gradient_formula(tiny_model, fit):
+    """AdamW's first step from w, with the gradient at w + ρ g/‖g‖."""
+    blocks, rate, radius = BLOCKS[:4], 1e-2, 0.1
+    model, trained = tiny_model(), tiny_model()
+    losses, _ = fit(trained, Recipe(1, 4, rate, 0.0, 0.0, "constant", sharpness_radius=radius), blocks=blocks)
+    loss, gradients, norm = gradient(model, blocks)
+    assert losses == [pytest.approx(loss, rel=1e-6)]
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with torch.no_grad():
+        for parameter, g in zip(model.parameters(), gradients, strict=True):
+            parameter += radius * g / norm
+    _, there, size = gradient(model, blocks)
+    for start, after, g in zip(before, trained.parameters(), there, strict=True):
+        g = g / max(size, 1)
+        torch.testing.assert_close(after, start - rate * g / (g.abs() + 1e-8), atol=2e-5, rtol=1e-5)
+    plain = tiny_model()
+    fit(plain, Recipe(1, 4, rate, 0.0, 0.0, "constant"), blocks=blocks, identity="plain")
+    assert not same(plain, trained)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sharpness_radius": 0.1}, {"dropout": 0.3}, {"sharpness_radius": 0.1, "dropout": 0.3}]
+)
+@pytest.mark.parametrize("steps", [3, 7])
+def test_interrupted_interventions_end_with_the_same_weights(
+    tiny_model, architecture, fit, interrupt, tmp_path, changes, steps
+):
+    recipe = replace(RECIPE, **changes)
+    whole, plain = tiny_model(architecture), tiny_model(architecture)
+    losses, _ = fit(whole, recipe)
+    fit(plain, identity="plain")
+    assert not same(whole, plain)
+    (tmp_path / "state.safetensors").unlink(missing_ok=True)
+    interrupt(steps)
+    with pytest.raises(Killed):
+        fit(tiny_model(architecture), recipe)
+    resumed = tiny_model(architecture)
+    again, said = fit(resumed, recipe)
+    assert (said != []) == (steps >= 5) and again == losses and same(resumed, whole)
+
+
+def test_dropout_is_on_every_sublayer_and_gone_afterwards(tiny_model, architecture):
+    model = tiny_model(architecture).train()
+    with training._dropout(model, 0.5):
+        hooked = [name for name, part in model.named_modules() if part._forward_hooks]
+        torch.manual_seed(0)
+        assert model(input_ids=BLOCKS).logits.isfinite().all()
+    assert len(hooked) == 4  # attention and MLP of two layers
+    assert not any(part._forward_hooks for part in model.modules())
+    with training._dropout(model, 0.0):
+        assert not any(part._forward_hooks for part in model.modules())
+
+
+def test_dropout_keeps_the_mean_of_what_it_drops(tiny_model):
+    model = tiny_model().train()
+    part = model.model.layers[0].mlp
+    given = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), training._dropout(model, 0.25):
+        torch.manual_seed(0)
+        draws = torch.stack([part(given) for _ in range(4000)])
+    with torch.no_grad():
+        whole = part(given)
+    assert (draws == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    torch.testing.assert_close(draws.mean(0), whole, atol=0.05 * whole.abs().max().item(), rtol=0)

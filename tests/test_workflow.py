@@ -93,6 +93,14 @@ def test_graph_of_the_mechanism_study(empty_results):
     assert "params/default.yaml" in done.stdout + done.stderr  # the profile that it extends
 
 
+@pytest.mark.parametrize("grid", ["ablations", "ablations_hub"])
+def test_graph_of_the_ablations(empty_results, grid):
+    factors = params.studied_factors(grid)
+    done = snakemake("-n", "--quiet", "rules", "--config", f"grid={grid}", "--", "ablations")
+    assert done.returncode == 0, done.stderr
+    assert job_counts(done.stdout + done.stderr) == {"ablation": len(factors), "ablations": 1}
+
+
 def test_wrong_parameter_stops_the_workflow_before_anything_runs(empty_results):
     done = snakemake("-n", "--config", "profile=smoke", "generatons=3")
     assert done.returncode != 0

@@ -12,9 +12,9 @@ import pandas as pd
 import scipy.stats
 import yaml
 
-from . import early_warning, paths
+from . import ablations, early_warning, paths
 from .formatting import escape, format_interval
-from .statistics import CONTROL, Interval, mean_interval
+from .statistics import CONTROL, Interval, mean_interval, verdict
 from .tables import Number, Raw, frame_of
 
 CLAIMS = paths.PUBLISHED / "claims.yaml"
@@ -50,10 +50,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What quantities are computed from: the tidy table of the runs, and the committed study of SIGMA's intervals."""
+    """What quantities are computed from: the tidy table of the runs, and the committed studies of SIGMA's intervals and
+    of the ablations."""
 
     table: pd.DataFrame
     coverage: pd.DataFrame
+    studies: dict[str, ablations.Study] = field(default_factory=dict)
 
     def condition(self, preferred: Sequence[str]) -> str:
         """The first of the conditions that the profile has."""
@@ -136,8 +138,17 @@ def coverage(evidence: Evidence) -> Interval:
     return Interval(shares.mean(), shares.min(), shares.max())
 
 
+def ablation(
+    evidence: Evidence, factor: str, metric: str, level: str, against: str | None = None, control: str | None = None
+) -> Interval:
+    """`ablations.contrast` in the committed study of a factor."""
+    if factor not in evidence.studies:
+        raise NotTested(f"no study of {factor}")
+    return ablations.contrast(evidence.studies[factor].runs, metric, level, against, control)
+
+
 QUANTITIES: dict[str, Callable[..., Interval]] = {
-    function.__name__: function for function in (change, difference, share, lead, error_exponent, coverage)
+    function.__name__: function for function in (change, difference, share, lead, error_exponent, coverage, ablation)
 }
 
 
@@ -172,14 +183,8 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
         estimate = QUANTITIES[claim.quantity](evidence, **claim.arguments)
     except NotTested as reason:
         return Verdict(claim, Interval(math.nan, math.nan, math.nan), "not tested", str(reason))
-    low, high = claim.region
-    if math.isnan(estimate.low) or math.isnan(estimate.high):
-        return Verdict(claim, estimate, "not tested", "no interval")
-    if low <= estimate.low and estimate.high <= high:
-        return Verdict(claim, estimate, "supported")
-    if estimate.high < low or high < estimate.low:
-        return Verdict(claim, estimate, "contradicted")
-    return Verdict(claim, estimate, "inconclusive")
+    word = verdict(estimate, claim.region)
+    return Verdict(claim, estimate, word, "no interval" if word == "not tested" else "")
 
 
 def verdicts(evidence: Evidence, path: Path = CLAIMS) -> list[Verdict]:

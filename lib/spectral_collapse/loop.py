@@ -7,13 +7,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from . import corpora, generate, models, provenance, seeding, storyworld, train
+from . import corpora, generate, interventions, models, provenance, seeding, storyworld, train
 from .runs import Run, Stage, stage
 from .seeding import stable_seed
 
 # Parameters of whatever is drawn from a model, and of whatever trains one.
 SAMPLING = ("temperature", "top_k", "top_p", "sampling_batch", "threads")
-FITTING = ("batch_size", "weight_decay", "warmup_fraction", "schedule", "threads")
+FITTING = ("batch_size", "weight_decay", "warmup_fraction", "schedule", "decay_fraction", "threads")
+WRITING = (
+    *("writing_temperature", "writing_top_k", "writing_top_p", "writing_contexts", "rarity_exponent", "candidates"),
+    "shift_generation",
+)
+LEARNING = ("epochs", "steps", "learning_rate", "dropout", "sharpness_radius")  # of the generations alone
+REGULATING = ("trust_memory", "trust_gain", "track_two_tolerance")
 
 
 # ---- text of a generation
@@ -45,18 +51,39 @@ def draw(
 
 
 def write(run: Run, writer: int) -> torch.Tensor:
-    """One synthetic block (N, T) from generation `writer` for each real context or opening."""
+    """One synthetic block (N, T) from generation `writer` for each real context or opening.
+
+    With the profile's decoding of synthetic text, the best of its `candidates`, resampled if it asks for that.
+    """
     params = run.params
     if params.prompting == "context":
-        prompts = run.real.slice(run.seed, 0).tolist()
+        prompts = run.real.slice(run.seed, writer if params.writing_contexts == "new" else 0).tolist()
         kept = 0
     else:
         prompts = run.real.openings(run.seed)
         kept = params.opening_tokens
     # A continuation does not depend on the condition's name: equal models write equal texts.
-    seeds = [stable_seed(run.seed, params.corpus, context, writer) for context in range(len(prompts))]
-    drawn = draw(run, writer, prompts, seeds, params.block_tokens - kept, "writing")
-    return torch.tensor([prompt[:kept] + block for prompt, block in zip(prompts, drawn, strict=True)])
+    seeds = [
+        stable_seed(run.seed, params.corpus, context, writer, *([candidate] if candidate else []))
+        for context in range(len(prompts))
+        for candidate in range(params.candidates)
+    ]
+    prompts = [prompt for prompt in prompts for _ in range(params.candidates)]
+    drawn = generate.sample(
+        load(run, writer),
+        prompts,
+        seeds,
+        params.block_tokens - kept,
+        **interventions.decoding(params),
+        batch_size=params.sampling_batch,
+        description=f"{run.condition} {writer}: writing",
+    )
+    written = torch.tensor([prompt[:kept] + block for prompt, block in zip(prompts, drawn, strict=True)])
+    if params.candidates > 1:
+        written = interventions.choose(run, written.unflatten(0, (-1, params.candidates)))
+    if params.rarity_exponent > 0:
+        written = interventions.rare_sample(written, params.rarity_exponent, run.seed, writer)
+    return written
 
 
 def _compose(run: Run, generation: int) -> dict[str, torch.Tensor]:
@@ -64,7 +91,10 @@ def _compose(run: Run, generation: int) -> dict[str, torch.Tensor]:
 
     `accumulate` draws again from what all generations wrote, so that each keeps what was written for it (N, T).
     """
-    count = run.params.blocks_per_generation
+    count, shift = run.params.blocks_per_generation, run.params.shift_generation
+    if shift is not None and generation >= shift:
+        other = interventions.other_domain(run, generation)
+        return {"blocks": other, "synthetic": torch.zeros(count, dtype=torch.bool)}
     if run.source == "fresh":
         return {"blocks": run.real.slice(run.seed, generation), "synthetic": torch.zeros(count, dtype=torch.bool)}
     original = run.real.slice(run.seed, 0)
@@ -87,6 +117,8 @@ def _compose(run: Run, generation: int) -> dict[str, torch.Tensor]:
 
 def _text_inputs(run: Run, generation: int) -> dict[str, Any]:
     inputs = {"real_text": run.real.sha256, "seed": run.seed, "source": run.source}
+    if run.params.candidates > 1:
+        inputs |= {"encoder": models.Encoder.sha256, "delta": run.params.sigma_delta}
     if run.source in ("recursive", "mixed", "accumulate"):
         inputs["writer"] = training(run, generation - 1)["model_sha256"]
     if run.source == "accumulate" and generation > 1:
@@ -95,8 +127,8 @@ def _text_inputs(run: Run, generation: int) -> dict[str, Any]:
 
 
 @stage(
-    parameters=("blocks_per_generation", "prompting", "opening_tokens", "real_fraction", *SAMPLING),
-    code=(_compose, write, draw, corpora, generate, seeding, models, storyworld),
+    parameters=("blocks_per_generation", "prompting", "opening_tokens", "real_fraction", *SAMPLING, *WRITING),
+    code=(_compose, write, corpora, generate, interventions, seeding, models, storyworld),
     inputs=_text_inputs,
     file="text.safetensors",
 )
@@ -127,6 +159,11 @@ def recipe_of(run: Run, **changes: Any) -> train.Recipe:
     """The profile's training recipe, with changes."""
     fields = {field.name: getattr(run.params, field.name) for field in dataclasses.fields(train.Recipe)}
     return train.Recipe(**{**fields, **changes})
+
+
+def _base_recipe(run: Run, **changes: Any) -> train.Recipe:
+    """The recipe without what is meant for the generations after the base model."""
+    return recipe_of(run, steps=None, dropout=0.0, sharpness_radius=0.0, **changes)
 
 
 def _thinned(losses: list[float], points: int = 100) -> dict[str, list]:
@@ -182,11 +219,11 @@ def _fit(
 @stage(
     name="training",
     parameters=(
-        *("corpus", "documents", "vocabulary_size", "block_tokens", "checkpoint", "revision"),
+        *("corpus", "documents", "vocabulary_size", "block_tokens", "checkpoint", "revision", "architecture"),
         *("hidden_size", "layers", "heads", "baseline_blocks", "baseline_epochs", "baseline_learning_rate"),
         *("baseline_sequence_tokens", *FITTING),
     ),
-    code=(_fit, recipe_of, _thinned, train, corpora, seeding, models, storyworld),
+    code=(_fit, recipe_of, _base_recipe, _thinned, train, corpora, seeding, models, storyworld),
     inputs=lambda run, generation: {"real_text": run.real.sha256, "seed": run.seed},
     file="model.safetensors",
 )
@@ -194,12 +231,12 @@ def _train_baseline(run: Run, generation: int) -> dict:
     params = run.params
     model = models.initial_model(params, run.real.tokenizer, run.seed).to(run.device)
     if params.baseline_epochs == 0:
-        recipe, sequences = recipe_of(run, epochs=0), torch.empty(0, params.block_tokens, dtype=torch.long)
+        recipe, sequences = _base_recipe(run, epochs=0), torch.empty(0, params.block_tokens, dtype=torch.long)
     else:
         sequences = run.real.baseline(run.seed)
         # As many tokens in a batch as with blocks of the usual length.
         batch = max(1, params.batch_size * params.block_tokens // params.baseline_sequence_tokens)
-        recipe = recipe_of(
+        recipe = _base_recipe(
             run, epochs=params.baseline_epochs, learning_rate=params.baseline_learning_rate, batch_size=batch
         )
     return _fit(run, generation, model, sequences, recipe, [run.real.sha256, run.seed])
@@ -211,26 +248,38 @@ def _start(run: Run, generation: int) -> int:
 
 
 def _generation_inputs(run: Run, generation: int) -> dict[str, Any]:
-    return {
+    inputs = {
         "start": training(run, _start(run, generation))["model_sha256"],
         "text": text(run, generation)["text_sha256"],
         "seed": run.seed,
     }
+    if interventions.regulated(run.params):
+        inputs["intensity"] = interventions.intensity(run, generation)
+    return inputs
+
+
+def _regulated_recipe(run: Run, generation: int) -> train.Recipe:
+    """The recipe at the learning rate that the generations before leave, without steps where that is 0."""
+    if not interventions.regulated(run.params):
+        return recipe_of(run)
+    factor = interventions.intensity(run, generation)
+    return recipe_of(run, learning_rate=factor * run.params.learning_rate) if factor > 0 else recipe_of(run, steps=0)
 
 
 @stage(
     name="training",
-    parameters=("epochs", "learning_rate", *FITTING),
-    code=(_fit, recipe_of, _thinned, _start, train, seeding, models),
+    parameters=(*LEARNING, *FITTING, *REGULATING),
+    code=(_fit, recipe_of, _regulated_recipe, _thinned, _start, interventions, train, seeding, models),
     inputs=_generation_inputs,
     file="model.safetensors",
 )
 def _train_generation(run: Run, generation: int) -> dict:
     start = _start(run, generation)
-    model = load(run, start)
+    text_blocks, recipe = blocks(run, generation), _regulated_recipe(run, generation)
+    model = load(run, start)  # last, since whatever else is measured may load another
     run.base.loaded = None  # it is about to change
     identity = [training(run, start)["model_sha256"], text(run, generation)["text_sha256"]]
-    result = _fit(run, generation, model, blocks(run, generation), recipe_of(run), identity)
+    result = _fit(run, generation, model, text_blocks, recipe, identity)
     run.base.loaded = (result["model_sha256"], model)
     return result
 

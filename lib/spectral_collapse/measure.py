@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,12 @@ def _live_space(embed: models.Encoder) -> sigma_package.LiveSpace:
     return sigma_package.live_space(embed([*prompts, *stories]).numpy())
 
 
+def embedded(texts: list[str]) -> np.ndarray:
+    """Embeddings (N, m) of texts in the encoder's live directions, float64."""
+    embed = sentence_encoder()
+    return _live_space(embed).project(embed(texts).numpy())
+
+
 @stage(
     parameters=("response_block_words", "sigma_rho", "threads"),
     code=(_live_space, sigma_package, models, storyworld, text_metrics),
@@ -409,7 +416,19 @@ def coherence(run: Run, generation: int) -> dict:
     return text_metrics.with_intervals(metrics) | _mauve(run, generation, embed)
 
 
-def generation(run: Run, generation: int) -> dict[str, dict]:
+STAGES: dict[str, Callable[[Run, int], dict]] = {
+    "training": loop.training,
+    "evaluation": evaluation,
+    "continuations": continuations,
+    "anchors": anchors,
+    "responses": responses,
+    "curvature": curvature,
+}
+# For grids of many runs: no continuations, and SIGMA at once.
+LIGHT = {name: measured for name, measured in STAGES.items() if name != "continuations"} | {"sigma": sigma}
+
+
+def generation(run: Run, generation: int, stages: dict[str, Callable[[Run, int], dict]] = STAGES) -> dict[str, dict]:
     """Trains and measures one generation (embedding excepted, which notebook 4 does); the stages' results.
 
     Raises IncoherentBaseline where the base model is not worth measuring.
@@ -418,14 +437,7 @@ def generation(run: Run, generation: int) -> dict[str, dict]:
         _require_coherent_base(run)
         anchors(run, 0)
     with provenance.locked(run.owner(generation).folder, run.say):
-        return {
-            "training": loop.training(run, generation),
-            "evaluation": evaluation(run, generation),
-            "continuations": continuations(run, generation),
-            "anchors": anchors(run, generation),
-            "responses": responses(run, generation),
-            "curvature": curvature(run, generation),
-        }
+        return {name: measured(run, generation) for name, measured in stages.items()}
 
 
 def _require_coherent_base(run: Run) -> None:

@@ -15,11 +15,14 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GPT2Config,
     LlamaConfig,
-    LlamaForCausalLM,
+    OPTConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    Qwen2Config,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -134,8 +137,41 @@ def load_tokenizer(params: Params) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _config(params: Params, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """Configuration of a model trained from scratch.
+
+    Of one hidden size d all architectures have about 12 d² parameters a layer: 4 d² in the attention, and 8 d² in two
+    matrices of 4 d (GPT-2, OPT) or three of 8/3 d, rounded up to a multiple of 32 (Llama, Qwen2).
+    """
+    d, end = params.hidden_size, tokenizer.eos_token_id
+    gated = {
+        "intermediate_size": 32 * -(-8 * d // 96),
+        "num_key_value_heads": params.heads,
+    }
+    # Dropout is a parameter of the training, the same for all architectures; without a padding token OPT's embedding
+    # has no row that gets no gradient.
+    own = {
+        "llama": (LlamaConfig, gated),
+        "qwen2": (Qwen2Config, gated),
+        "gpt2": (GPT2Config, dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)),
+        "opt": (OPTConfig, {"ffn_dim": 4 * d, "word_embed_proj_dim": d, "dropout": 0.0, "pad_token_id": None}),
+    }
+    config, options = own[params.architecture]
+    return config(
+        vocab_size=len(tokenizer),
+        hidden_size=d,
+        num_hidden_layers=params.layers,
+        num_attention_heads=params.heads,
+        max_position_embeddings=4 * params.baseline_sequence_tokens,
+        tie_word_embeddings=True,
+        bos_token_id=end,
+        eos_token_id=end,
+        **options,
+    )
+
+
 def initial_model(params: Params, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """The model before any training of ours: the checkpoint, or a Llama with weights drawn from `seed`.
+    """The model before any training of ours: the checkpoint, or the architecture with weights drawn from `seed`.
 
     Eager attention: the CPU's fused attention has no second derivative, and curvature needs one.
     """
@@ -157,23 +193,9 @@ def initial_model(params: Params, tokenizer: PreTrainedTokenizerBase, seed: int)
                 f"{vocabulary}: give the folder the tokenizer that the model was trained with."
             )
     else:
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=params.hidden_size,
-            # Llama's 8/3 of the hidden size, rounded up to a multiple of 32.
-            intermediate_size=32 * -(-8 * params.hidden_size // 96),
-            num_hidden_layers=params.layers,
-            num_attention_heads=params.heads,
-            num_key_value_heads=params.heads,
-            max_position_embeddings=4 * params.baseline_sequence_tokens,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            attn_implementation="eager",
-        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_seed(seed, "weights"))
-            model = LlamaForCausalLM(config)
+            model = AutoModelForCausalLM.from_config(_config(params, tokenizer), attn_implementation="eager")
     return model.eval()
 
 

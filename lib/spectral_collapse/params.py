@@ -15,6 +15,18 @@ SOURCES = ("recursive", "fresh", "static", "mixed", "accumulate")
 CONDITIONS = tuple(source + suffix for source in SOURCES for suffix in ("", "_carry", "_restart"))
 # Names that choose what to run; they belong to a notebook's execution, not to the profile.
 SELECTORS = ("profile", "seed", "condition")
+# What a profile with a `base` may set for itself: all that happens after generation 0.
+AFTER_BASE = (
+    *("profile", "base", "seeds", "conditions", "generations", "weights", "real_fraction", "shift_generation"),
+    *("blocks_per_generation", "perplexity_bound", "checkpoint_steps", "prompting", "opening_tokens"),
+    *("epochs", "steps", "batch_size", "learning_rate", "weight_decay", "warmup_fraction", "schedule"),
+    *("decay_fraction", "dropout", "sharpness_radius", "trust_memory", "trust_gain", "track_two_tolerance"),
+    *("writing_temperature", "writing_top_k", "writing_top_p", "writing_contexts", "rarity_exponent", "candidates"),
+    *("estimator_probes", "estimator_batches", "estimator_steps"),
+)
+PLACES = ("data_path", "held_out_path", "device")  # where things are on this machine: the base's as well
+SCALED = ("blocks_per_generation", "steps")  # what the scale of a grid multiplies
+GRID, DEMONSTRATION = "ablations", "smoke"  # the grid of the paper, and the factor of notebook 5 as committed
 PLAIN = (bool, int, float, str, list, dict, types.NoneType)
 
 
@@ -24,6 +36,7 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     profile: str = Field(description="name of the profile: the first folder under results/")
+    base: str | None = Field(default=None, description="profile whose generation 0 the runs start from; null: this one")
 
     # design
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
@@ -36,6 +49,9 @@ class Params(BaseModel):
         "a condition named with the suffix _restart or _carry fixes it for itself"
     )
     real_fraction: float = Field(ge=0, le=1, description="share of real blocks in the `mixed` condition")
+    shift_generation: int | None = Field(
+        default=None, ge=1, description="first generation trained on another domain (`interventions.other_domain`)"
+    )
 
     # text
     corpus: Literal["storyworld", "tinystories"] = Field(description="source of real text")
@@ -49,7 +65,8 @@ class Params(BaseModel):
 
     # model
     model: str = Field(description="short name: the second folder under results/")
-    checkpoint: str | None = Field(description="hub name or local folder; null: train a Llama from scratch")
+    checkpoint: str | None = Field(description="hub name or local folder; null: train `architecture` from scratch")
+    architecture: Literal["llama", "gpt2", "opt", "qwen2"] = "llama"
     revision: str | None = Field(description="commit hash of a hub checkpoint")
     hidden_size: int = Field(ge=8)
     layers: int = Field(ge=1)
@@ -62,11 +79,24 @@ class Params(BaseModel):
 
     # training of a generation
     epochs: int = Field(ge=1)
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps of a generation, instead of epochs")
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     warmup_fraction: float = Field(ge=0, lt=1)
-    schedule: Literal["constant", "linear", "cosine"]
+    schedule: Literal["constant", "linear", "cosine", "warmup_stable_decay"]
+    decay_fraction: float = Field(default=0.2, gt=0, le=1, description="last share of the steps of warmup_stable_decay")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of every sublayer's output, after generation 0")
+    sharpness_radius: float = Field(
+        default=0.0, ge=0, description="ρ of sharpness-aware minimization after generation 0; 0: none"
+    )
+    trust_memory: float | None = Field(
+        default=None, ge=0, lt=1, description="Monitor-Trust-Regulator: share of the old trust kept; null: none"
+    )
+    trust_gain: float = Field(default=5.0, gt=0, description="its loss of trust per relative contraction")
+    track_two_tolerance: float | None = Field(
+        default=None, ge=0, description="nats: training stops once Track II's band lies below minus this; null: never"
+    )
     checkpoint_steps: int = Field(ge=1, description="optimizer steps between two saved training states")
 
     # sampling
@@ -76,6 +106,20 @@ class Params(BaseModel):
     top_k: int = Field(ge=0, description="0: no limit")
     top_p: float = Field(gt=0, le=1)
     sampling_batch: int = Field(ge=1)
+
+    # writing of synthetic text, where it differs from sampling for the evaluation
+    writing_temperature: float | None = Field(default=None, gt=0, description="null: temperature; top_k, top_p alike")
+    writing_top_k: int | None = Field(default=None, ge=0)
+    writing_top_p: float | None = Field(default=None, gt=0, le=1)
+    writing_contexts: Literal["same", "new"] = Field(
+        default="same", description="real contexts that are continued: the same or new ones every generation"
+    )
+    rarity_exponent: float = Field(
+        default=0.0, ge=0, description="resampling of blocks by the inverse frequency of their tokens; 0: none"
+    )
+    candidates: int = Field(
+        default=1, ge=1, description="continuations of a context, of which the most diversifying one is kept"
+    )
 
     # evaluation
     evaluation_stories: int = Field(ge=2, description="unconditional stories sampled for the text metrics")
@@ -136,6 +180,8 @@ class Params(BaseModel):
             refuse("mechanism_blocks", f"there are only {self.held_out_blocks} held_out_blocks.")
         if self.landscape_points % 2 == 0:
             refuse("landscape_points", "must be odd, so that the model itself is on the grid.")
+        if self.checkpoint is not None and self.architecture != "llama":
+            refuse("architecture", "a checkpoint has its own: leave it out, or set checkpoint to null.")
         if self.checkpoint is None and not (self.baseline_blocks and self.baseline_epochs):
             refuse(
                 "baseline_blocks",
@@ -146,7 +192,22 @@ class Params(BaseModel):
                 "baseline_sequence_tokens",
                 f"sampling reaches {self.longest_sequence} tokens, a length the base model must have seen.",
             )
+        if self.writing_contexts == "new" and self.prompting != "context":
+            refuse("writing_contexts", "openings are no contexts: set prompting to context.")
+        if self.base is not None:
+            other = self.base_params()
+            if other.base is not None:
+                refuse("base", f"{self.base} starts from {other.base} itself: name that.")
+            apart = [name for name in Params.model_fields if getattr(self, name) != getattr(other, name)]
+            if wrong := [name for name in apart if name not in AFTER_BASE]:
+                refuse("base", f"generation 0 of {self.base} has another {', '.join(wrong)}: set base to null.")
         return self
+
+    def base_params(self) -> "Params":
+        """Parameters of the profile that generation 0 belongs to."""
+        if self.base is None:
+            return self
+        return load(self.base, **{name: getattr(self, name) for name in PLACES})
 
     @property
     def longest_sequence(self) -> int:
@@ -182,12 +243,18 @@ def _sentence(error: ValidationError, source: str) -> str:
 def check(values: dict[str, Any], source: str = "parameters") -> Params:
     """Validated parameters, or a ValueError that names each wrong key, the reason and the nearest name."""
     # JSON and papermill turn 1.0 into 1: an int is welcome where a float is wanted.
-    floats = {name for name, field in Params.model_fields.items() if field.annotation is float}
+    floats = {name for name, field in Params.model_fields.items() if field.annotation in (float, float | None)}
     values = {key: float(value) if key in floats and type(value) is int else value for key, value in values.items()}
     try:
         return Params.model_validate(values)
     except ValidationError as error:
         raise ValueError(_sentence(error, source)) from None
+
+
+def profiles() -> list[str]:
+    """Names of the profiles in params/, without grids of them."""
+    files = sorted(paths.PARAMS.glob("*.yaml"))
+    return [file.stem for file in files if "\nfactors:" not in file.read_text(encoding="utf-8")]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -196,8 +263,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)
     except FileNotFoundError:
-        names = sorted(file.stem for file in paths.PARAMS.glob("*.yaml"))
-        raise ValueError(f"{path.name} is not in {path.parent}: the profiles there are {', '.join(names)}.") from None
+        raise ValueError(
+            f"{path.name} is not in {path.parent}: the profiles there are {', '.join(profiles())}."
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not readable as YAML ({str(error).splitlines()[0]}).") from None
     if not isinstance(values, dict):
@@ -209,12 +277,86 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _file(profile: str) -> Path:
-    return paths.PARAMS / f"{paths.path_name(profile)}.yaml"
+    path = paths.PARAMS / f"{paths.path_name(profile)}.yaml"
+    grid = paths.PARAMS / f"{profile.split('.')[0]}.yaml"
+    return grid if _is_cell(profile) else path
+
+
+# ---- grids: a file with `factors`, each cell of which is a profile
+
+
+def _is_cell(profile: str) -> bool:
+    name = paths.path_name(profile)
+    return "." in name and not (paths.PARAMS / f"{name}.yaml").exists()
+
+
+def _nearest(what: str, name: str, known: list[str]) -> ValueError:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return ValueError(f"unknown {what} {name!r}; the nearest valid name is {near!r}.")
+
+
+def read_grid(name: str) -> dict[str, Any]:
+    """A grid of profiles: `extends` (a profile), `scale`, and `factors` by name, each with its `levels`.
+
+    A grid with the key `grid` takes the factors that it lists from that other one. ValueError where `factors` is
+    missing.
+    """
+    values = read_yaml(_file(name))
+    if "grid" in values:
+        values = {**read_grid(values["grid"]), **values}
+        kept = values["factors"] if isinstance(values["factors"], list) else list(values["factors"])
+        whole = read_grid(values["grid"])["factors"]
+        if unknown := [factor for factor in kept if factor not in whole]:
+            raise _nearest(f"factor of grid {values['grid']!r}", unknown[0], list(whole))
+        values["factors"] = {factor: whole[factor] for factor in kept}
+    if not isinstance(values.get("factors"), dict):
+        raise ValueError(f"{_file(name)}: a grid needs 'factors'; this is no grid.")
+    return {"scale": 1, **values}
+
+
+def studied_factors(grid: str) -> list[str]:
+    """The factors of a grid, less the one of the committed notebook, of which nothing is learned."""
+    return [factor for factor in read_grid(grid)["factors"] if factor != DEMONSTRATION]
+
+
+def grid_files(grid: str) -> list[Path]:
+    """The file of a grid, after those of the grid it takes its factors from and of the profiles it extends."""
+    whole = read_grid(grid)
+    extended = {factor.get("extends", whole["extends"]) for factor in whole["factors"].values()}
+    files = [file for profile in sorted(extended) for file in profile_files(profile)]
+    return list(dict.fromkeys([*files, *([_file(whole["grid"])] if "grid" in whole else []), _file(grid)]))
+
+
+def read_factor(grid: str, factor: str) -> dict[str, Any]:
+    """A factor of a grid, its levels' names as text. ValueError naming the nearest for an unknown one."""
+    known = read_grid(grid)["factors"]
+    if factor not in known:
+        raise _nearest(f"factor of grid {grid!r}", factor, list(known))
+    found = known[factor]
+    return {**found, "levels": {str(level): changes or {} for level, changes in found["levels"].items()}}
+
+
+def _cell(profile: str) -> tuple[str, dict[str, Any]]:
+    """The profile that a cell `<grid>.<factor>.<level>` extends, and what it changes there."""
+    grid, *rest = profile.split(".", 2)
+    if len(rest) < 2:
+        raise ValueError(f"{profile!r} is no cell of grid {grid!r}: name one as {grid}.<factor>.<level>.")
+    values, factor = read_grid(grid), read_factor(grid, rest[0])
+    if rest[1] not in factor["levels"]:
+        raise _nearest(f"level of factor {rest[0]!r}", rest[1], list(factor["levels"]))
+    changes = {**factor.get("shared", {}), **factor["levels"][rest[1]]}
+    scaled = {name: max(1, round(changes[name] * values["scale"])) for name in SCALED if changes.get(name)}
+    return factor.get("extends", values["extends"]), {**changes, **scaled}
 
 
 def profile_files(profile: str) -> list[Path]:
-    """The YAML file of a profile, after that of the profile it extends, if it has the key `extends`."""
-    parent = read_yaml(_file(profile)).get("extends")
+    """The YAML file of a profile, after those of the profile it extends; of a cell, its grid's."""
+    if _is_cell(profile):
+        return grid_files(profile.split(".")[0])
+    values = read_yaml(_file(profile))
+    if "factors" in values:
+        raise ValueError(f"{profile!r} is a grid: name a cell of it, as {profile}.<factor>.<level>.")
+    parent = values.get("extends")
     if parent is None:
         return [_file(profile)]
     if not isinstance(parent, str) or "extends" in read_yaml(_file(parent)):
@@ -223,6 +365,9 @@ def profile_files(profile: str) -> list[Path]:
 
 
 def _profile_values(profile: str) -> dict[str, Any]:
+    if _is_cell(profile):
+        parent, changes = _cell(profile)
+        return {**_profile_values(parent), "base": parent, **changes, "profile": profile}
     values: dict[str, Any] = {}
     for path in profile_files(profile):
         values |= read_yaml(path)

@@ -27,7 +27,7 @@ def _inputs(run: Run, generation: int) -> dict[str, Any]:
 
 
 @stage(
-    parameters=("epochs", "learning_rate", "held_out_blocks", "block_tokens", "blocks_per_generation", *loop.FITTING),
+    parameters=(*loop.LEARNING, "held_out_blocks", "block_tokens", "blocks_per_generation", *loop.FITTING),
     code=(loop.recipe_of, train, corpora, seeding, models, storyworld),
     inputs=_inputs,
 )

@@ -47,10 +47,10 @@ class Run:
 
     @functools.cached_property
     def base(self) -> "Run":
-        """The run that holds generation 0 of this seed: this one, if it is the baseline."""
-        if self.condition == BASELINE:
+        """The run that holds generation 0 of this seed: this one, if it is the baseline; with `base` that profile's."""
+        if self.condition == BASELINE and self.params.base is None:
             return self
-        return Run(self.params, BASELINE, self.seed, real=self.real, say=self.say)
+        return Run(self.params.base_params(), BASELINE, self.seed, real=self.real, say=self.say)
 
     def owner(self, generation: int) -> "Run":
         """The run that a generation belongs to: the base run for generation 0, this one for the others."""

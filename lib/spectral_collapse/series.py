@@ -53,8 +53,10 @@ def results(
     for condition in conditions or params.conditions:
         for seed in seeds or params.seeds:
             for generation in generations or range(params.generations + 1):
-                owner = BASELINE if generation == 0 else condition
-                run = paths.run_folder(params.profile, params.model, owner, seed, root)
+                owner, profile = condition, params.profile
+                if generation == 0:
+                    owner, profile = BASELINE, params.base or params.profile
+                run = paths.run_folder(profile, params.model, owner, seed, root)
                 path = paths.generation_folder(run, generation) / f"{stage}.json"
                 try:
                     yield condition, seed, generation, provenance.read_result(path)

@@ -96,6 +96,17 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(values.mean(), values.mean() - half, values.mean() + half)
 
 
+def verdict(estimate: Interval, region: tuple[float, float]) -> str:
+    """Where an interval lies: `supported` if all of it is in the region [low, high], `contradicted` if none of it is,
+    else `inconclusive`; `not tested` where there is no interval (one seed, for instance)."""
+    low, high = region
+    if np.isnan(estimate.low) or np.isnan(estimate.high):
+        return "not tested"
+    if low <= estimate.low and estimate.high <= high:
+        return "supported"
+    return "contradicted" if estimate.high < low or high < estimate.low else "inconclusive"
+
+
 def summary(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Mean over seeds and its 95 % t interval: columns condition, generation, mean, low, high."""
     require_complete(table, metric)

@@ -18,6 +18,7 @@ from .statistics import CONTROL, TREATMENT, Interval, metric_names
 # LaTeX that is matplotlib text as well: words, and mathematics between dollars.
 LABELS = {
     "held_out_perplexity": "Perplexity (held out)",
+    "log_perplexity": "Log perplexity (held out)",
     "training_loss": "Training loss",
     "distinct_1": "Distinct-1",
     "distinct_2": "Distinct-2",

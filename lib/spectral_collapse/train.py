@@ -1,8 +1,10 @@
 """Training a generation, with a state that survives being killed, and held-out perplexity."""
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +33,11 @@ class TrainingDiverged(ValueError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: AdamW, linear warm-up over a fraction of the steps, then the schedule down to zero."""
+    """How to train: AdamW, linear warm-up over a fraction of the steps, then the schedule down to zero.
+
+    `steps`, if given, replaces epochs × batches. `warmup_stable_decay` falls linearly over the last `decay_fraction` of
+    the steps (Hu et al. 2024). `sharpness_radius` is ρ of sharpness-aware minimization (Foret et al. 2021).
+    """
 
     epochs: int
     batch_size: int
@@ -39,6 +45,10 @@ class Recipe:
     weight_decay: float
     warmup_fraction: float
     schedule: str
+    steps: int | None = None
+    decay_fraction: float = 0.2
+    dropout: float = 0.0
+    sharpness_radius: float = 0.0
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of step 0 … steps − 1."""
@@ -46,8 +56,44 @@ class Recipe:
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
         progress = (step - warmup) / max(1, steps - warmup)
-        decay = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+        decay = {
+            "constant": 1.0,
+            "linear": 1 - progress,
+            "cosine": (1 + math.cos(math.pi * progress)) / 2,
+            "warmup_stable_decay": min(1.0, (steps - step) / max(1, int(self.decay_fraction * steps))),
+        }
         return self.learning_rate * decay[self.schedule]
+
+
+@contextlib.contextmanager
+def _dropout(model: PreTrainedModel, rate: float) -> Iterator[None]:
+    """Dropout on the output of every attention and MLP, as GPT-2 has it; Llama and Qwen2 have none of their own."""
+
+    def drop(module: torch.nn.Module, _: tuple, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
+        if isinstance(output, tuple):
+            return (torch.nn.functional.dropout(output[0], rate, module.training), *output[1:])
+        return torch.nn.functional.dropout(output, rate, module.training)
+
+    # OPT has its MLP's matrices in the layer itself.
+    parts = [part for name, part in model.named_modules() if re.search(r"\.(self_attn|attn|mlp|fc2)$", name)]
+    hooks = [part.register_forward_hook(drop) for part in parts if rate > 0]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW, inside sharpness-aware minimization if the recipe asks for it. Norms' gains are vectors, not decayed."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    if recipe.sharpness_radius == 0:
+        return torch.optim.AdamW(groups)
+    from pytorch_optimizer import SAM  # takes a while to import
+
+    return SAM(groups, torch.optim.AdamW, rho=recipe.sharpness_radius)
 
 
 def _save_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, note: dict) -> None:
@@ -101,13 +147,8 @@ def train(
     finite.
     """
     per_epoch = -(-len(blocks) // recipe.batch_size)
-    steps = recipe.epochs * per_epoch
-    # Norms' gains are vectors and are not decayed.
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    )
+    steps = recipe.epochs * per_epoch if recipe.steps is None else recipe.steps
+    optimizer = _optimizer(model, recipe)
     losses: list[float] = []
     if note := _load_state(state, model, optimizer, identity):
         losses = note["losses"]
@@ -122,14 +163,23 @@ def train(
         tokens = blocks[torch.from_numpy(chosen)].to(model.device)  # (B, T)
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step, steps)
-        torch.manual_seed(stable_seed(*seed_parts, "dropout", step))  # OPT and GPT-2 have dropout
-        loss = model(input_ids=tokens, labels=tokens).loss
+
+        def gradients(tokens: torch.Tensor = tokens, step: int = step) -> torch.Tensor:
+            torch.manual_seed(stable_seed(*seed_parts, "dropout", step))
+            with _dropout(model, recipe.dropout):
+                loss = model(input_ids=tokens, labels=tokens).loss
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            return loss.detach()
+
+        loss = gradients()
         if not math.isfinite(loss.item()):
             raise TrainingDiverged(step, losses)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        if recipe.sharpness_radius == 0:
+            optimizer.step()
+        else:  # from w to w + ρ g/‖g‖, and AdamW's step from w with the gradient there
+            optimizer.step(gradients)
         losses.append(loss.item())
         if (step + 1) % state_steps == 0 and step + 1 < steps:
             _save_state(state, model, optimizer, {"identity": identity, "losses": losses})

@@ -1,5 +1,6 @@
 """Every picture of the notebooks and the paper, one module a subject. Functions return a figure."""
 
+from .ablations import ablation, ablation_effects
 from .evidence import alarms, correlations, lagged_correlations
 from .mechanism import landscape, mechanism_layers, mechanism_parts, outlier_tracks
 from .runs import rescue, series, training_curves
@@ -8,6 +9,8 @@ from .style import colour, save
 from .tracks import sigma_buckets, sigma_overlay, sigma_published, sigma_tracks
 
 __all__ = [
+    "ablation",
+    "ablation_effects",
     "alarms",
     "colour",
     "correlations",
