@@ -12,8 +12,9 @@ import pandas as pd
 import scipy.stats
 import yaml
 
-from . import ablations, early_warning, paths
+from . import ablations, early_warning, mechanism, paths, studies
 from .formatting import escape, format_interval
+from .mechanism import report
 from .statistics import CONTROL, Interval, mean_interval, verdict
 from .tables import Number, Raw, frame_of
 
@@ -50,12 +51,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What quantities are computed from: the tidy table of the runs, and the committed studies of SIGMA's intervals and
-    of the ablations."""
+    """What quantities are computed from: the tidy table of the runs, and the committed studies: of SIGMA's intervals,
+    of the ablations by factor, and of the Hessian's outliers."""
 
     table: pd.DataFrame
     coverage: pd.DataFrame
-    studies: dict[str, ablations.Study] = field(default_factory=dict)
+    ablated: dict[str, ablations.Study] = field(default_factory=dict)
+    outliers: pd.DataFrame | None = None
 
     def condition(self, preferred: Sequence[str]) -> str:
         """The first of the conditions that the profile has."""
@@ -142,17 +144,31 @@ def ablation(
     evidence: Evidence, factor: str, metric: str, level: str, against: str | None = None, control: str | None = None
 ) -> Interval:
     """`ablations.contrast` in the committed study of a factor."""
-    if factor not in evidence.studies:
+    if factor not in evidence.ablated:
         raise NotTested(f"no study of {factor}")
-    return ablations.contrast(evidence.studies[factor].runs, metric, level, against, control)
+    return ablations.contrast(evidence.ablated[factor].runs, metric, level, against, control)
+
+
+def merging(evidence: Evidence) -> Interval:
+    """Share of generation 0's leading Hessian eigenvectors that merged with the bulk, recursive less fresh
+    (`mechanism.report.merging`)."""
+    if evidence.outliers is None:
+        raise NotTested("no study of the mechanism")
+    return report.merging(evidence.outliers)
 
 
 QUANTITIES: dict[str, Callable[..., Interval]] = {
-    function.__name__: function for function in (change, difference, share, lead, error_exponent, coverage, ablation)
+    function.__name__: function
+    for function in (change, difference, share, lead, error_exponent, coverage, ablation, merging)
 }
 
 
 # ---- verdicts
+
+
+def evidence(table: pd.DataFrame) -> Evidence:
+    """The table of a profile's runs beside the studies that come with the project."""
+    return Evidence(table, studies.sigma_coverage(), ablations.studies(), mechanism.committed()[0].outliers)
 
 
 def read(path: Path = CLAIMS) -> list[Claim]:
