@@ -47,6 +47,19 @@ def test_no_published_interval_of_the_coverage_study_covers_at_the_encoders_dime
     assert studies.coverage_values(studies.sigma_coverage())["coverage.none.most"] == r"0.0\,\%"
 
 
+def test_the_settings_of_sigma_are_whole_and_contract_on_all_prompts():
+    runs = {"stories": 3, "finance": 1, "technology": 1}
+    by_bank = {bank: studies.drifts(profile) for bank, profile in studies.BANKS.items()}
+    for bank, drifts in by_bank.items():
+        assert len(drifts) == runs[bank] * 2 * 11 * 3 and drifts["drift"].notna().all()
+        last = drifts[(drifts["generation"] == 10) & (drifts["track"] == "track_two")]
+        assert (last["high"] < 0).all()  # every run's band
+    table = studies.settings_table(by_bank)
+    assert list(table["Runs"]) == [3, 3, 1, 1, 1, 1] and list(table["Setting"]) == ["S1", "S2"] * 3
+    values = studies.settings_values(by_bank["stories"])
+    assert values["settings.track_two.word"] in ("deeper", "shallower", "not distinguishable")
+
+
 def test_the_study_of_the_mechanism_has_every_run_and_generation():
     study, settings = mechanism.committed()
     runs = len(settings.conditions) * len(settings.seeds)
