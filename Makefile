@@ -1,6 +1,6 @@
 # make paper, make test: both set up what is missing.
 #   make paper PROFILE=tinystories CONFIG="data_path=$HOME/stories.txt"
-#   make paper PROFILE=tinystories RECOMPUTE=0      typesets what came with the project
+#   make paper RECOMPUTE=0      typesets the generated files that are there
 PROFILE ?= default
 RECOMPUTE ?= 1
 CONFIG ?=
