@@ -9,6 +9,7 @@ import pytest
 import yaml
 from spectral_collapse import ablations, claims, figures, loop, measure, params, paths, runs, series, statistics, train
 from spectral_collapse.statistics import Interval
+from tiny import TINY, described
 
 GRIDS = ("ablations", "ablations_hub")
 CELLS = [
@@ -118,15 +119,6 @@ def test_a_base_may_be_read_elsewhere_and_on_another_device():
 
 # ---- runs
 
-TINY = {
-    "documents": 400,
-    "baseline_blocks": 256,
-    "hidden_size": 32,
-    "perplexity_bound": 1e6,
-    "blocks_per_generation": 24,
-    "evaluation_stories": 6,
-    "lanczos_steps": 6,
-}
 GRID = {
     "extends": "tiny",
     "factors": {
@@ -164,14 +156,7 @@ def tiny(tmp_path, monkeypatch):
 
 
 def test_generation_zero_is_computed_once_and_a_second_run_computes_nothing(tiny, monkeypatch):
-    trained = []
-
-    def counted(*arguments, description, **options):
-        trained.append(description)
-        return original(*arguments, description=description, **options)
-
-    original = train.train
-    monkeypatch.setattr(train, "train", counted)
+    trained = described(monkeypatch, train, "train")
     ablations.run(tiny)
     assert trained.count("baseline 0: training") == 2  # one a seed
     assert len(trained) == 2 + 3 * 2 * 2 * 2  # levels, conditions, seeds, generations

@@ -7,16 +7,7 @@ import numpy as np
 import pytest
 import torch
 from spectral_collapse import interventions, loop, measure, params, runs, seeding, storyworld, train
-
-TINY = {
-    "documents": 400,
-    "baseline_blocks": 256,
-    "hidden_size": 32,
-    "perplexity_bound": 1e6,
-    "blocks_per_generation": 24,
-    "evaluation_stories": 6,
-    "conditions": ["recursive", "fresh"],
-}
+from tiny import TINY
 
 
 @pytest.fixture(scope="module")

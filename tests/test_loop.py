@@ -26,25 +26,15 @@ from spectral_collapse import (
     statistics,
     tables,
 )
+from tiny import TINY, described
 
-# The smoke profile made smaller still: a model that need not be coherent.
-TINY = {
-    "documents": 400,
-    "baseline_blocks": 256,
-    "hidden_size": 32,
-    "perplexity_bound": 1e6,
-    "blocks_per_generation": 24,
-    "evaluation_stories": 6,
-    "response_tokens": 16,
-    "lanczos_steps": 6,
-    "conditions": ["recursive", "fresh", "mixed"],
-}
+CHANGES = {**TINY, "response_tokens": 16, "conditions": ["recursive", "fresh", "mixed"]}
 
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch) -> params.Params:
     monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(tmp_path / "results"))
-    return params.load("smoke", **TINY)
+    return params.load("smoke", **CHANGES)
 
 
 def quiet(_: str) -> None:
@@ -109,14 +99,7 @@ def test_accumulate_draws_from_everything_so_far(tiny):
 
 
 def test_accumulate_samples_each_generation_once(tiny, monkeypatch):
-    sampled = []
-
-    def sample(*arguments, description, **options):
-        sampled.append(description)
-        return original(*arguments, description=description, **options)
-
-    original = generate.sample
-    monkeypatch.setattr(generate, "sample", sample)
+    sampled = described(monkeypatch, generate, "sample")
     run = runs.Run(tiny, "accumulate", 1, say=quiet)
     loop.text(run, 3)
     assert sampled == [f"accumulate {writer}: writing" for writer in range(3)]
@@ -279,7 +262,8 @@ def test_any_checkpoint_goes_through_the_whole_loop(architecture, tiny_model, ti
     settings = {
         **{"corpus": "tinystories", "data_path": str(tmp_path / "stories.txt"), "checkpoint": str(tmp_path / "model")},
         **{"model": architecture, "baseline_epochs": 0, "baseline_blocks": 0, "block_tokens": 16, "story_tokens": 16},
-        **{"held_out_blocks": 4, "curvature_blocks": 2, "blocks_per_generation": 12, "sampling_batch": 50},
+        **{"held_out_blocks": 4, "curvature_blocks": 2, "mechanism_blocks": 4, "blocks_per_generation": 12},
+        **{"sampling_batch": 50},
     }
     run = runs.Run(params.check({**tiny.model_dump(), **settings}), "recursive", 1, say=quiet)
     before = [measure.generation(run, generation) for generation in range(2)]
@@ -324,7 +308,7 @@ def kill_when(process: subprocess.Popen, root: Path, pattern: str) -> str:
 
 
 def test_killed_runs_go_on_and_end_with_the_same_records(tmp_path):
-    overrides = {**TINY, "checkpoint_steps": 3, "baseline_epochs": 4}
+    overrides = {**CHANGES, "checkpoint_steps": 3, "baseline_epochs": 4}
     whole = start(tmp_path / "whole", overrides)
     broken = tmp_path / "broken"
     kill_when(start(broken, overrides), broken, "baseline/*/generation_0/training_state.safetensors")
@@ -341,7 +325,7 @@ def test_killed_runs_go_on_and_end_with_the_same_records(tmp_path):
 
 
 def test_resumed_training_goes_on_from_its_saved_state(tmp_path):
-    overrides = {**TINY, "checkpoint_steps": 3, "baseline_epochs": 4}
+    overrides = {**CHANGES, "checkpoint_steps": 3, "baseline_epochs": 4}
     kill_when(start(tmp_path, overrides), tmp_path, "baseline/*/generation_0/training_state.safetensors")
     said = kill_when(start(tmp_path, overrides), tmp_path, "baseline/*/generation_0/training.json")
     assert "going on from step" in said
