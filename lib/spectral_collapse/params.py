@@ -176,8 +176,6 @@ class Params(BaseModel):
             refuse("curvature_blocks", f"there are only {self.held_out_blocks} held_out_blocks.")
         if self.estimator_batches * self.curvature_blocks > self.held_out_blocks:
             refuse("estimator_batches", f"times curvature_blocks exceeds the {self.held_out_blocks} held_out_blocks.")
-        if self.mechanism_blocks > self.held_out_blocks:
-            refuse("mechanism_blocks", f"there are only {self.held_out_blocks} held_out_blocks.")
         if self.landscape_points % 2 == 0:
             refuse("landscape_points", "must be odd, so that the model itself is on the grid.")
         if self.checkpoint is not None and self.architecture != "llama":

@@ -86,8 +86,8 @@ def estimators(frame: pd.DataFrame) -> Figure:
 @drawn
 def layers(results: Sequence[tuple[str, dict]], metrics: Sequence[str] = ("lambda_max", "bulk_sigma")) -> Figure:
     """Where curvature sits: each metric of every part of the network, for each (name, result of the stage `layers`)."""
-    apart = 0.08  # inches between two results in one part
-    height = 1.4 + max(0.19, apart * (len(results) + 1)) * len(results[0][1])
+    apart = 0.06  # inches between two results in one part
+    height = 1.1 + max(0.19, apart * (len(results) + 1)) * len(results[0][1])
     figure, panels = plt.subplots(1, len(metrics), figsize=(WIDTH, height), sharey=True, layout="constrained")
     for axes, metric in zip(panels, metrics, strict=True):
         for index, (name, parts) in enumerate(results):

@@ -129,6 +129,11 @@ def _frame(rows: list[dict]) -> pd.DataFrame:
 
 def measured(settings: Params, say: Callable[[str], None] = print) -> Study:
     """The study of the profile's runs, from their records where those are current and computed where not."""
+    if settings.mechanism_blocks > settings.held_out_blocks:
+        raise ValueError(
+            f"mechanism_blocks is {settings.mechanism_blocks} and there are only {settings.held_out_blocks} "
+            "held_out_blocks: lower the one or raise the other."
+        )
     tables: dict[str, list[dict]] = {name: [] for name in _TABLES}
     for run in tqdm(list(_runs(settings, say)), desc="mechanism", delay=5):
         spectra = []
