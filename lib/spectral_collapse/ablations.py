@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import measure, params, paths, provenance, series, statistics
+from . import measure, models, params, paths, provenance, series, statistics
 from . import runs as runs_module
 from .formatting import escape, format_interval, format_number
 from .params import GRID, Params
@@ -217,7 +217,7 @@ def write_study(factor: Factor, runs: pd.DataFrame, started: float) -> Path:
         },
         about={"stage": "ablation", "grid": factor.grid, "factor": factor.name},
         seconds=time.perf_counter() - started,
-        device="cpu",
+        device=str(models.pick_device(factor.levels[factor.reference].device)),
     )
     return folder
 

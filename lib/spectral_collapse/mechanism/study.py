@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .. import loop, measure, params, paths, provenance
+from .. import loop, measure, models, params, paths, provenance
 from ..params import Params
 from ..runs import BASELINE, Run
 from . import eigenvectors, stages, tracking
@@ -168,7 +168,7 @@ def write(study: Study, settings: Params) -> Path:
         key={"parameters": values, "code": provenance.code_hash(stages, eigenvectors, tracking, sys.modules[__name__])},
         about={"stage": "mechanism_study", "profile": settings.profile, "model": settings.model},
         seconds=0.0,
-        device=settings.device,
+        device=str(models.pick_device(settings.device)),
     )
     return folder
 
