@@ -308,9 +308,10 @@ def write(params: Params) -> list[str]:
     buckets = series.bucket_drifts(params)
     found = {setting: points(table, condition) for setting, condition in names.items()}
     homes = {"S1": ("final", ""), "S2": ("true_recursion", "_recursion")}
+    by_setting = {setting: drifts[drifts["condition"] == condition] for setting, condition in names.items()}
     for setting, condition in names.items():
         small, (folder, suffix) = setting.lower(), homes[setting]
-        output.figure(f"{prefix}_{small}_two_tracks", figures.sigma_tracks(drifts[drifts["condition"] == condition]))
+        output.figure(f"{prefix}_{small}_two_tracks", figures.sigma_tracks(by_setting[setting]))
         shown = _shown(found[setting], POINT_HEADINGS, 6)
         output.table(f"{prefix}_{small}_two_tracks_points", shown)
         output.csv(f"{folder}/{domain}/metrics_paper{suffix}.csv", found[setting])
@@ -318,7 +319,7 @@ def write(params: Params) -> list[str]:
         output.csv(f"{folder}/{domain}/metrics_buckets_paper{suffix}.csv", own)
     output.table(f"tab_{prefix}_s1s2_summary", _shown(summary(found), SUMMARY_HEADINGS))
     output.table(f"tab_{prefix}_proxies", _shown(proxies(found), PROXY_HEADINGS, 6))
-    output.figure(f"{prefix}_surface_proxies", figures.sigma_overlay(found))
+    output.figure(f"{prefix}_surface_proxies", figures.sigma_overlay(found, by_setting))
     for number, (name, frame) in enumerate(card(params, names).items(), start=1):
         output.table(f"{prefix}_card_{number:02}_{name}", frame)
     return output.written

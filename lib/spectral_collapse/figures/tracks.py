@@ -99,8 +99,13 @@ def sigma_published(points: pd.DataFrame, drifts: pd.DataFrame, dimension: int =
 
 
 @drawn
-def sigma_overlay(points: Mapping[str, pd.DataFrame]) -> Figure:
-    """Tracks and surface proxies of each setting (`sigma_experiment.points`), every series scaled to [0, 1]."""
+def sigma_overlay(points: Mapping[str, pd.DataFrame], drifts: Mapping[str, pd.DataFrame]) -> Figure:
+    """Tracks and surface proxies of each setting (`sigma_experiment.points`), every series scaled to [0, 1].
+
+    Tracks are means over runs; their bands, from the setting's `series.drifts`, are 95 % by the runs' bootstraps over
+    prompts: mean ± 1.96 √(Σ s_r²)/R of R runs with standard errors s_r.
+    """
+    tracks = {"track2_drift": "track_two", "track1_drift": "track_one"}
     signals = {
         "track2_drift": ("Track II drift", "-", "#0072B2"),
         "track1_drift": ("Track I drift", "--", "#56B4E9"),
@@ -111,10 +116,16 @@ def sigma_overlay(points: Mapping[str, pd.DataFrame]) -> Figure:
     for axes, (setting, frame) in zip(panels, points.items(), strict=True):
         for column, (name, style, shade) in signals.items():
             span = frame[column].max() - frame[column].min()
-            scaled = (frame[column] - frame[column].min()) / (span if span > 0 else 1)
+            span = span if span > 0 else 1
+            scaled = (frame[column] - frame[column].min()) / span
             axes.plot(frame["generation"], scaled, style, color=shade, label=name)
+            if column in tracks:
+                runs = drifts[setting].loc[drifts[setting]["track"] == tracks[column]].groupby("generation")
+                errors = runs["standard_error"].agg(lambda s: np.sqrt((s**2).sum()) / len(s))
+                half = 1.96 * errors.reindex(frame["generation"]).to_numpy() / span
+                axes.fill_between(frame["generation"], scaled - half, scaled + half, color=shade, alpha=0.15, lw=0)
         axes.set(title=setting, xlabel="generation")
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-    panels[0].set_ylabel("each from its least to its greatest")
+    panels[0].set_ylabel("scaled to [0, 1]")
     legend_above(figure, panels[0])
     return figure
