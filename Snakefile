@@ -43,10 +43,11 @@ COMMITTED = [
 COMMITTED = sorted(str(file.relative_to(paths.ROOT)) for file in COMMITTED)
 PARAMETERS = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
 # Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that.
-EXECUTE = (
-    f"{shlex.quote(sys.executable)} -m papermill {{input.notebook}} {{log}} -f params/{P.profile}.yaml {PARAMETERS} "
+PAPERMILL = (
+    f"{shlex.quote(sys.executable)} -m papermill {{input.notebook}} {{log}} "
     "--cwd notebooks --no-progress-bar --log-level ERROR"
 )
+EXECUTE = f"{PAPERMILL} -f params/{P.profile}.yaml {PARAMETERS}"
 
 
 def treated(condition: str) -> bool:
@@ -70,7 +71,6 @@ localrules:
     all,
     results,
     estimators,
-    mechanism,
     ablations,
 
 
@@ -126,11 +126,6 @@ rule estimator_noise:
 # Apart from the paper's graph too: its tables are committed for the profile `mechanism`.
 rule mechanism:
     input:
-        MODEL / "mechanism" / "mechanism.done",
-
-
-rule mechanism_study:
-    input:
         SOURCES,
         RUNS,
         notebook="notebooks/06_mechanism.ipynb",
@@ -165,9 +160,8 @@ rule ablation:
         mem_mb=4000,
         runtime=240,
     shell:
-        f"{shlex.quote(sys.executable)} -m papermill {{input.notebook}} {{log}} -p grid {GRID} "
-        + "".join(f"-p {key} {shlex.quote(overrides[key])} " for key in overrides.keys() & {"data_path"})
-        + "-p factor {wildcards.factor} --cwd notebooks --no-progress-bar --log-level ERROR"
+        f"{PAPERMILL} -p grid {GRID} -p factor {{wildcards.factor}}"
+        + "".join(f" -p {key} {shlex.quote(overrides[key])}" for key in overrides.keys() & {"data_path"})
 
 
 rule treatment:

@@ -88,7 +88,7 @@ def test_a_study_is_written_and_read_and_an_altered_table_is_named(measured, set
     with pytest.raises(ValueError, match=r"parts\.csv does not match study\.json"):
         mechanism.read(settings)
     (folder / "study.json").unlink()
-    with pytest.raises(ValueError, match="run notebook 06 again"):
+    with pytest.raises(ValueError, match="or make the study again"):
         mechanism.read(settings)
 
 

@@ -88,7 +88,7 @@ def test_graph_of_the_estimators_study(empty_results):
 def test_graph_of_the_mechanism_study(empty_results):
     done = snakemake("-n", "--config", "profile=mechanism", "--", "mechanism")
     assert done.returncode == 0, done.stderr
-    expected = {"baseline": 3, "treatment": 3, "controls": 3, "mechanism_study": 1, "mechanism": 1}
+    expected = {"baseline": 3, "treatment": 3, "controls": 3, "mechanism": 1}
     assert job_counts(done.stdout + done.stderr) == expected
     assert "params/default.yaml" in done.stdout + done.stderr  # the profile that it extends
 

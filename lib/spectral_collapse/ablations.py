@@ -194,12 +194,11 @@ def judge(factor: Factor, runs: pd.DataFrame) -> Judged:
 def write_study(factor: Factor, runs: pd.DataFrame, started: float) -> Path:
     """Writes runs.csv and its record study.json into results/<grid>/<factor>, and returns that folder."""
     folder = paths.results_root() / factor.grid / factor.name
-    provenance.write_text(folder / "runs.csv", runs.to_csv(index=False, float_format="%.9g"))
     judged = judge(factor, runs)
-    provenance.write_record(
-        folder / "study.json",
+    provenance.write_study(
+        folder,
+        {"runs": runs},
         {
-            "runs_csv_sha256": provenance.file_hash(folder / "runs.csv"),
             "question": factor.question,
             "reference": factor.reference,
             "control": factor.control,
@@ -241,17 +240,11 @@ class Study:
 
 def read_study(folder: Path) -> Study:
     """The study in a folder. ValueError where it is missing, or its table is not the one that its record describes."""
-    try:
-        record = provenance.read_result(folder / "study.json")
-        matches = provenance.file_hash(folder / "runs.csv") == record["runs_csv_sha256"]
-    except (FileNotFoundError, provenance.StaleRecord) as reason:
-        raise ValueError(f"{folder} cannot be used ({reason}): run notebook 5 for this factor.") from None
-    if not matches:
-        raise ValueError(f"{folder / 'runs.csv'} does not match its record: restore both from the repository.")
+    record, tables = provenance.read_study(folder, ["runs"], {"level": str})
     estimate = Interval(*(math.nan if end is None else end for end in record["estimate"]))
     judged = Judged(record["hypothesis"], estimate, record["verdict"])
     rest = (record[key] for key in ("question", "reference", "control", "changes"))
-    return Study(folder.name, *rest, judged, pd.read_csv(folder / "runs.csv", dtype={"level": str}))
+    return Study(folder.name, *rest, judged, tables["runs"])
 
 
 def studies(grid: str = GRID, root: Path | None = None) -> dict[str, Study]:

@@ -166,7 +166,7 @@ QUANTITIES: dict[str, Callable[..., Interval]] = {
 # ---- verdicts
 
 
-def evidence(table: pd.DataFrame) -> Evidence:
+def gather(table: pd.DataFrame) -> Evidence:
     """The table of a profile's runs beside the studies that come with the project."""
     return Evidence(table, studies.sigma_coverage(), ablations.studies(), mechanism.committed()[0].outliers)
 

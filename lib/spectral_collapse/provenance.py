@@ -15,14 +15,17 @@ import subprocess
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pandas as pd
+
 from . import paths
 
 SCHEMA_VERSION = 1
+REMEDY = "restore it from the repository, or make the study again"
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 
 
@@ -192,6 +195,33 @@ def write_record(
     }
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return result
+
+
+def write_study(folder: Path, tables: Mapping[str, pd.DataFrame], result: dict[str, Any], **record: Any) -> None:
+    """Writes tables as <name>.csv, numbers with nine digits, then their record study.json: `result`, and each file's
+    hash as <name>_csv_sha256. `record`: the other arguments of `write_record`."""
+    hashes = {}
+    for name, table in tables.items():
+        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.9g"))
+        hashes[f"{name}_csv_sha256"] = file_hash(folder / f"{name}.csv")
+    write_record(folder / "study.json", result | hashes, **record)
+
+
+def read_study(
+    folder: Path, names: Sequence[str], dtype: Mapping[str, type] | None = None
+) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """What `write_study` wrote: the record's result, and the named tables; `dtype` of columns as pandas takes it.
+
+    ValueError where the record is missing or damaged, or a table is not the one that it names.
+    """
+    try:
+        result = read_result(folder / "study.json")
+        wrong = [name for name in names if file_hash(folder / f"{name}.csv") != result[f"{name}_csv_sha256"]]
+    except (FileNotFoundError, KeyError, StaleRecord) as reason:
+        raise ValueError(f"{folder} cannot be used ({reason}): {REMEDY}.") from None
+    if wrong:
+        raise ValueError(f"{folder / wrong[0]}.csv does not match study.json: {REMEDY}.")
+    return result, {name: pd.read_csv(folder / f"{name}.csv", dtype=dtype) for name in names}
 
 
 @contextlib.contextmanager

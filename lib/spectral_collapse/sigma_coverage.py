@@ -162,16 +162,13 @@ def write_study(folder: Path, text: Path, blocks: int, replicates: int, cache: P
     """Runs the study and writes coverage.csv, shrinkage.csv and their record study.json into `folder`."""
     started = time.perf_counter()
     covered, shrunk = coverage_study(real_embeddings(text, blocks, cache), replicates)
-    for name, frame in (("coverage", covered), ("shrinkage", shrunk)):
-        csv = frame.to_csv(index=False, float_format="%.6g")
-        provenance.write_text(folder / f"{name}.csv", csv)
-    files = {name: provenance.file_hash(folder / f"{name}.csv") for name in ("coverage", "shrinkage")}
     code = provenance.code_hash(sigma, sys.modules[__name__])
     parameters = {"blocks": blocks, "block_words": BLOCK_WORDS, "replicates": replicates, "level": LEVEL}
     inputs = {"text_sha256": provenance.file_hash(text), "encoder": models.Encoder.sha256}
-    provenance.write_record(
-        folder / "study.json",
-        {f"{name}_csv_sha256": digest for name, digest in files.items()},
+    provenance.write_study(
+        folder,
+        {"coverage": covered, "shrinkage": shrunk},
+        {},
         key={"parameters": parameters, "code": code, "inputs": inputs},
         about={"stage": "sigma_coverage", "text": text.name},
         seconds=time.perf_counter() - started,

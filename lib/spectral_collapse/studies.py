@@ -98,15 +98,7 @@ def sigma_coverage() -> pd.DataFrame:
 
     ValueError where it is missing, or its table is not the one that its record describes.
     """
-    folder = paths.COMMITTED / "sigma_coverage"
-    try:
-        recorded = provenance.read_result(folder / "study.json")["coverage_csv_sha256"]
-        matches = provenance.file_hash(folder / "coverage.csv") == recorded
-    except (FileNotFoundError, provenance.StaleRecord) as reason:
-        raise ValueError(f"{folder} cannot be used ({reason}): restore it from the repository.") from None
-    if not matches:
-        raise ValueError(f"{folder / 'coverage.csv'} does not match its record: restore both from the repository.")
-    return pd.read_csv(folder / "coverage.csv")
+    return provenance.read_study(paths.COMMITTED / "sigma_coverage", ["coverage"])[1]["coverage"]
 
 
 def coverage_values(covered: pd.DataFrame) -> dict[str, str]:

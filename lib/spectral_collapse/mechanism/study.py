@@ -156,15 +156,11 @@ def folder_of(settings: Params, root: Path | None = None) -> Path:
 def write(study: Study, settings: Params) -> Path:
     """Writes the study's tables as CSV, and their record study.json, into `folder_of`; the folder."""
     folder = folder_of(settings)
-    hashes = {}
-    for name in _TABLES:
-        path = folder / f"{name}.csv"
-        provenance.write_text(path, getattr(study, name).to_csv(index=False, float_format="%.6g"))
-        hashes[f"{name}_csv_sha256"] = provenance.file_hash(path)
     values = settings.model_dump(exclude={"data_path", "held_out_path"})
-    provenance.write_record(
-        folder / "study.json",
-        hashes,
+    provenance.write_study(
+        folder,
+        {name: getattr(study, name) for name in _TABLES},
+        {},
         key={"parameters": values, "code": provenance.code_hash(stages, eigenvectors, tracking, sys.modules[__name__])},
         about={"stage": "mechanism_study", "profile": settings.profile, "model": settings.model},
         seconds=0.0,
@@ -175,18 +171,7 @@ def write(study: Study, settings: Params) -> Path:
 
 def read(settings: Params, root: Path | None = None) -> Study:
     """The study that `write` left. ValueError where it is missing, or a table is not the one its record describes."""
-    folder = folder_of(settings, root)
-    try:
-        hashes = provenance.read_result(folder / "study.json")
-        matches = {
-            name: provenance.file_hash(folder / f"{name}.csv") == hashes[f"{name}_csv_sha256"] for name in _TABLES
-        }
-    except (FileNotFoundError, KeyError, provenance.StaleRecord) as reason:
-        raise ValueError(f"{folder} cannot be used ({reason}): restore it, or run notebook 06 again.") from None
-    for name, same in matches.items():
-        if not same:
-            raise ValueError(f"{folder / name}.csv does not match study.json: restore both, or run notebook 06 again.")
-    return Study(**{name: pd.read_csv(folder / f"{name}.csv") for name in _TABLES})
+    return Study(**provenance.read_study(folder_of(settings, root), _TABLES)[1])
 
 
 def committed() -> tuple[Study, Params]:
