@@ -150,7 +150,7 @@ def test_continuations_are_of_held_out_blocks_and_compared_with_their_ends(tiny)
     run = runs.Run(tiny, "fresh", 1, say=quiet)
     found = measure.continuations(run, 0)
     lines = [json.loads(line) for line in run.path(0, "continuations.jsonl").read_text().splitlines()]
-    assert len(lines) == tiny.held_out_blocks and found["examples"] == lines[:3]
+    assert len(lines) == tiny.held_out_blocks
     decode = functools.partial(run.real.tokenizer.batch_decode, skip_special_tokens=True)
     half = tiny.block_tokens // 2
     assert [line["context"] for line in lines] == decode(run.real.held_out[:, :half])

@@ -133,7 +133,7 @@ def _text_inputs(run: Run, generation: int) -> dict[str, Any]:
     file="text.safetensors",
 )
 def text(run: Run, generation: int) -> dict:
-    """Makes the training blocks of generation ≥ 1: their number, how many are synthetic, and the first, decoded."""
+    """Makes the training blocks of generation ≥ 1: their number, and how many are synthetic."""
     composed = _compose(run, generation)
     path = run.path(generation, "text.safetensors")
     tensors = {name: tensor.contiguous() for name, tensor in composed.items()}
@@ -143,7 +143,6 @@ def text(run: Run, generation: int) -> dict:
         "text_sha256": provenance.file_hash(path),
         "blocks": len(composed["blocks"]),
         "synthetic_blocks": int(composed["synthetic"].sum()),
-        "example": run.real.tokenizer.decode(composed["blocks"][0]),
     }
 
 

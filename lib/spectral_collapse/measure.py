@@ -109,7 +109,7 @@ def continuations(run: Run, generation: int) -> dict:
         "bleu": text_metrics.bleu(told["continuation"], told["reference"]),
         "rouge_l": text_metrics.rouge_l(told["continuation"], told["reference"]),
     }
-    return {"continuations_sha256": digest, **text_metrics.with_intervals(metrics), "examples": lines[:3]}
+    return {"continuations_sha256": digest, **text_metrics.with_intervals(metrics)}
 
 
 def _anchor_inputs(run: Run, generation: int) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def responses(run: Run, generation: int) -> dict:
         for prompt, ids in zip(prompts, drawn, strict=True)
     ]
     digest = _write_lines(run.path(generation, "responses.jsonl"), lines)
-    return {"responses_sha256": digest, "prompts": len(lines), "examples": lines[:3]}
+    return {"responses_sha256": digest, "prompts": len(lines)}
 
 
 def read_responses(run: Run, generation: int) -> list[dict[str, str]]:
