@@ -59,7 +59,9 @@ def _first_texts(files: list[Path], count: int) -> list[str]:
 def _tinystories_from_hub(count: int) -> Corpus:
     splits = {"train": count, "validation": max(1, count // 10)}
     try:
-        folder = hub.snapshot(TINYSTORIES, TINYSTORIES_REVISION, [f"data/{name}-*.parquet" for name in splits], "dataset")
+        folder = hub.snapshot(
+            TINYSTORIES, TINYSTORIES_REVISION, [f"data/{name}-*.parquet" for name in splits], "dataset"
+        )
     except ValueError as error:
         raise ValueError(
             f"TinyStories could not be read from the hub ({error}): connect this machine, or name a text file of yours "

@@ -46,7 +46,11 @@ def _whole(folder: Path, needed: Sequence[str]) -> bool:
 
 
 def snapshot(
-    name: str, revision: str, needed: Sequence[str], kind: Literal["model", "dataset"] = "model", also: Sequence[str] = ()
+    name: str,
+    revision: str,
+    needed: Sequence[str],
+    kind: Literal["model", "dataset"] = "model",
+    also: Sequence[str] = (),
 ) -> Path:
     """Local folder with the files of a repository at a revision (a full commit hash) that match one of the patterns.
 
@@ -73,4 +77,6 @@ def snapshot(
     try:
         return Path(huggingface_hub.snapshot_download(**options))
     except Exception as error:  # while downloading
-        raise Unreachable(f"{wanted}: the download broke off ({type(error).__name__}); it goes on where it was") from None
+        raise Unreachable(
+            f"{wanted}: the download broke off ({type(error).__name__}); it goes on where it was"
+        ) from None

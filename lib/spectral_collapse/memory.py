@@ -54,7 +54,7 @@ def budget(device: torch.device) -> int:
 
 
 def fitting(limit: int, fixed: int, each: int, device: torch.device) -> int:
-    """The largest of limit, limit/2, limit/4 … (rounded up) that fits with `fixed` + `each` bytes a sequence; at least 1.
+    """The largest of limit, limit/2, limit/4 … (rounded up) that fits, with `fixed` + `each` bytes a sequence, or 1.
 
     By halves, so that a little more or less of free memory seldom changes it.
     """
@@ -86,8 +86,8 @@ def measured_batch(work: Callable[[int], Any], limit: int, device: torch.device,
 def sampling_bytes(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> int:
     """Bytes that drawing one sequence takes: its key-value cache, and the larger of its two passes.
 
-    The cache has 2 · layers · key-value heads · head size entries a token, and is copied layer by layer as it grows. The
-    pass over the prompt makes attention scores (heads, T, T) three times, and about four residual streams and three
+    The cache has 2 · layers · key-value heads · head size entries a token, and is copied layer by layer as it grows.
+    The pass over the prompt makes attention scores (heads, T, T) three times, and about four residual streams and three
     inner vectors of the MLP a token; that over the last token sorts the vocabulary in float64, six vectors in all.
     """
     config = model.config

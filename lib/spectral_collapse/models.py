@@ -81,8 +81,6 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 PACKAGED = "package:"
 OFFLINE = "smollm2_offline"  # the profile whose weights come as a package
 FILES = ("config.json", "*.safetensors")  # that a checkpoint must have; the names of a tokenizer's files differ
-OFFLINE = "smollm2_offline"  # the profile whose weights come as a package
-FILES = ("config.json", "*.safetensors")  # of a checkpoint; the names of a tokenizer's files differ
 
 
 def _require_pinned(checkpoint: str, revision: str | None) -> None:
@@ -120,27 +118,14 @@ def _unusable(params: Params, reason: str) -> ValueError:
 
 
 def _from_hub(params: Params) -> Path:
-    try:
-        return hub.snapshot(params.checkpoint, params.revision, FILES, also=("*.json", "*.txt", "*.model"))
-    except hub.Unreachable as error:
-        raise ValueError(
-            f"checkpoint {params.checkpoint!r} could not be loaded ({error}): connect this machine, copy those files and "
-            f"the tokenizer's into a folder and set checkpoint to it, or take the profile {OFFLINE}, whose weights "
-            "`make models` installs."
-        ) from None
-    except ValueError as error:
-        raise _unusable(params, str(error)) from None
-
-
-def _from_hub(params: Params) -> Path:
     """The checkpoint's files, so that whatever reads them asks the hub nothing."""
     try:
         return hub.snapshot(params.checkpoint, params.revision, FILES, also=("*.json", "*.txt", "*.model"))
     except hub.Unreachable as error:
         raise ValueError(
-            f"checkpoint {params.checkpoint!r} could not be loaded ({error}): connect this machine; or set checkpoint "
-            f"to a folder with these files and the tokenizer's; or take the profile {OFFLINE}, whose weights "
-            "`make models` installs."
+            f"checkpoint {params.checkpoint!r} could not be loaded ({error}): connect this machine; or set "
+            "checkpoint to a folder with these files and the tokenizer's; or take the profile "
+            f"{OFFLINE}, whose weights `make models` installs."
         ) from None
     except ValueError as error:
         raise _unusable(params, str(error)) from None
@@ -223,8 +208,6 @@ def initial_model(params: Params, tokenizer: PreTrainedTokenizerBase, seed: int)
         )
         if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
             raise _unusable(params, f"the weights {missing[0]} are missing")
-        if broken := [name for name, tensor in model.named_parameters() if not tensor.isfinite().all()]:
-            raise _unusable(params, f"the weights {broken[0]} are not finite")
         if broken := [name for name, tensor in model.named_parameters() if not tensor.isfinite().all()]:
             raise _unusable(params, f"the weights {broken[0]} are not finite")
         entries, vocabulary = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings

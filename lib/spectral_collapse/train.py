@@ -145,14 +145,15 @@ def _learn(model: PreTrainedModel, recipe: Recipe) -> None:
 def _add_gradient(model: PreTrainedModel, tokens: torch.Tensor, recipe: Recipe, micro_batch: int) -> torch.Tensor:
     """Adds the gradient of the mean loss over tokens (B, T), `micro_batch` of the sequences at a time; the loss.
 
-    All sequences are of one length, so that the mean over the batch's tokens is that of the parts' means by their sizes.
+    All sequences are of one length: the mean over the batch's tokens is that of the parts' means, by their sizes.
     """
     total = torch.zeros((), device=tokens.device)
     half = torch.autocast(tokens.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
     with _dropout(model, recipe.dropout):  # around the backward pass too, which may make activations again
         for part in tokens.split(micro_batch):
             with half:
-                loss = model(input_ids=part, labels=part, use_cache=False).loss * (len(part) / len(tokens))
+                loss = model(input_ids=part, labels=part, use_cache=not recipe.gradient_checkpointing).loss
+                loss = loss * (len(part) / len(tokens))
             loss.backward()
             total += loss.detach()
     return total
@@ -161,8 +162,8 @@ def _add_gradient(model: PreTrainedModel, tokens: torch.Tensor, recipe: Recipe, 
 def _half(micro_batch: int, error: torch.OutOfMemoryError) -> int:
     if micro_batch == 1:
         raise MemoryError(
-            "not even one sequence's gradient fits into the device's memory: set gradient_checkpointing to true, shorten "
-            "the blocks, or take a smaller model."
+            "not even one sequence's gradient fits into the device's memory: set gradient_checkpointing to true, "
+            "shorten the blocks, or take a smaller model."
         ) from error
     return -(-micro_batch // 2)
 
@@ -206,9 +207,9 @@ def train(
     The order of the blocks depends on `seed_parts` and the epoch, dropout on `seed_parts` and the step. Every
     `state_steps` steps the state goes to the file `state`, marked with `identity`; a later call with the same
     identity goes on from there and ends with the same weights. The gradient of a batch is the sum of those of
-    `micro_batch` sequences at a time (None: of all), and changes with it by rounding, and by the masks of dropout. A part
-    that does not fit into an accelerator's memory is halved. Raises TrainingDiverged on a loss that is not finite, and
-    MemoryError where one sequence does not fit.
+    `micro_batch` sequences at a time (None: of all), and changes with it by rounding, and by the masks of dropout. A
+    part that does not fit into an accelerator's memory is halved. Raises TrainingDiverged on a loss that is not finite,
+    and MemoryError where one sequence does not fit.
     """
     per_epoch = -(-len(blocks) // recipe.batch_size)
     steps = recipe.epochs * per_epoch if recipe.steps is None else recipe.steps
