@@ -57,23 +57,25 @@ def test_largest_half_that_fits(room, limit, fixed, each, expected):
 
 
 def peak(model, sequences: int, recipe: train.Recipe) -> int:
+    """Of a part of a batch that is not its first."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
     with memory.PeakMemory() as used:
         train._add_gradient(model, BLOCKS[:sequences], recipe, sequences)
-        model.zero_grad(set_to_none=True)
     return used.peak
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_one_and_two_sequences_tell_what_all_take(tiny_model, architecture, room, checkpointing):
-    """The batch found fits, by the peak of that batch, and twice as many would not have."""
+    """The batch found fits, by the peak of that batch, and twice as many would not have; to 5 %."""
     recipe = train.Recipe(1, 16, 1e-2, 0.0, 0.0, "constant", gradient_checkpointing=checkpointing)
     model = tiny_model(architecture)
     train._learn(model, recipe)
     peaks = {sequences: peak(model, sequences, recipe) for sequences in (4, 8)}
     moments = 12 * sum(parameter.numel() for parameter in model.parameters())
     state = torch.get_rng_state()
-    for size, expected in ((peaks[4] + moments, 4), (0.99 * peaks[8] + moments, 4), (2**40, 16), (1, 1)):
-        room(1.005 * size)
+    for size, expected in ((1.05 * peaks[4], 4), (0.95 * peaks[8], 4), (2**40, 16), (1, 1)):
+        room(size + moments)
         assert train.fitting_batch(model, BLOCKS, recipe) == expected
     assert torch.equal(torch.get_rng_state(), state) and not model.training
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -398,9 +398,10 @@ def test_dropout_keeps_the_mean_of_what_it_drops(tiny_model):
 # ---- parts of a batch, precision, memory
 
 
-def added(model, micro_batch: int, recipe=RECIPE) -> tuple[float, torch.Tensor]:
-    """Loss and gradient (n,) of the first seven blocks."""
+def added(model, micro_batch: int, recipe=RECIPE, dropout: bool = False) -> tuple[float, torch.Tensor]:
+    """Loss and gradient (n,) of the first seven blocks; without dropout, which GPT-2 and OPT have of their own."""
     training._learn(model, recipe)
+    model.train(dropout)
     model.zero_grad()
     torch.manual_seed(0)
     loss = training._add_gradient(model, BLOCKS[:7], recipe, micro_batch)
@@ -427,9 +428,9 @@ def test_training_in_parts_is_training(tiny_model, fit):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_activations_made_again_give_the_same_gradient(tiny_model, architecture, dropout):
     """With dropout, by the same masks."""
-    loss, kept = added(tiny_model(architecture), 7, replace(RECIPE, dropout=dropout))
+    loss, kept = added(tiny_model(architecture), 7, replace(RECIPE, dropout=dropout), dropout=True)
     again = replace(RECIPE, dropout=dropout, gradient_checkpointing=True)
-    found, made = added(tiny_model(architecture), 7, again)
+    found, made = added(tiny_model(architecture), 7, again, dropout=True)
     assert found == pytest.approx(loss, rel=1e-6) and (made - kept).norm() < 1e-5 * kept.norm()
 
 
@@ -438,7 +439,7 @@ def test_activations_made_again_take_less_memory(tiny_model, architecture):
     for checkpointing in (False, True):
         model = tiny_model(architecture, num_hidden_layers=8)
         with memory.PeakMemory() as used:
-            added(model, 7, replace(RECIPE, gradient_checkpointing=checkpointing))
+            added(model, 7, replace(RECIPE, gradient_checkpointing=checkpointing), dropout=True)
         peaks.append(used.peak)
     assert peaks[1] < 0.6 * peaks[0]
 
@@ -468,8 +469,8 @@ def test_small_steps_survive_beside_half_precision(tiny_model, fit):
     fit(model, Recipe(1, 4, 1e-5, 0.0, 0.0, "constant", precision="bfloat16"), blocks=BLOCKS[:4])
     moved = [(after - start).abs() for start, after in zip(before, model.parameters(), strict=True)]
     assert all((change > 0).any() for change in moved)
-    lost = [torch.equal(b.bfloat16(), a.detach().bfloat16()) for b, a in zip(before, model.parameters(), strict=True)]
-    assert sum(lost) > len(lost) / 2
+    alike = [b.bfloat16() == a.bfloat16() for b, a in zip(before, model.parameters(), strict=True)]
+    assert torch.cat([each.flatten() for each in alike]).float().mean() > 0.9
 
 
 def cramped(model, most: int) -> None:

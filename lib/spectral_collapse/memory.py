@@ -88,7 +88,7 @@ def sampling_bytes(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) 
 
     The cache has 2 · layers · key-value heads · head size entries a token, and is copied layer by layer as it grows.
     The pass over the prompt makes attention scores (heads, T, T) three times, and about four residual streams and three
-    inner vectors of the MLP a token; that over the last token sorts the vocabulary in float64, six vectors in all.
+    inner vectors of the MLP a token; that over the last token sorts the vocabulary in float64, nine vectors in all.
     """
     config = model.config
     heads, layers, width = config.num_attention_heads, config.num_hidden_layers, config.hidden_size
@@ -97,7 +97,7 @@ def sampling_bytes(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) 
     inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * width
     cache = 2 * pairs * size * (prompt_tokens + new_tokens)  # of a layer
     prompt = 3 * heads * prompt_tokens**2 + (4 * width + 3 * inner) * prompt_tokens
-    return FLOAT * ((layers + 1) * cache + max(prompt, 12 * config.vocab_size))
+    return FLOAT * ((layers + 1) * cache + max(prompt, 18 * config.vocab_size))
 
 
 def sampling_batch(model: PreTrainedModel, limit: int, prompt_tokens: int, new_tokens: int) -> int:

@@ -175,16 +175,18 @@ def fitting_batch(model: PreTrainedModel, blocks: torch.Tensor, recipe: Recipe) 
         return recipe.batch_size
 
     def work(sequences: int) -> None:
-        tokens = blocks[:1].expand(sequences, -1).to(model.device)
-        _add_gradient(model, tokens, recipe, sequences)
-        model.zero_grad(set_to_none=True)
+        _add_gradient(model, blocks[:1].expand(sequences, -1).to(model.device), recipe, sequences)
 
-    # Beside the gradient: AdamW's two moments and the vector of its step, and where SAM moved the weights from.
+    # The gradient is there already, as from the second part of a batch on: what changes is of the sequences.
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    # AdamW's two moments and the vector of its step, and where SAM moved the weights from.
     vectors = 3 + (recipe.sharpness_radius > 0)
     later = vectors * memory.FLOAT * sum(parameter.numel() for parameter in model.parameters())
     _learn(model, recipe)
     found = memory.measured_batch(work, min(recipe.batch_size, len(blocks)), model.device, later)
     model.eval()
+    model.zero_grad(set_to_none=True)
     return found
 
 
