@@ -164,7 +164,8 @@ def test_a_checkpoint_goes_the_whole_way(tmp_path, tiny_model, tokenizer, archit
     before = train.perplexity(model, blocks, 8)["held_out_loss_nats"]
     recipe = train.Recipe(10, 8, 1e-2, 0.0, 0.0, "constant")
     losses = train.train(model, blocks, recipe, seed_parts=(1,), state=tmp_path / "s", state_steps=99, identity="")
-    assert losses[0] == pytest.approx(before, rel=1e-5)
+    dropout = architecture in ("gpt2", "opt")  # of their own, as published
+    assert losses[0] == pytest.approx(before, rel=0.02 if dropout else 1e-5)
     assert losses[-1] < losses[0] and train.perplexity(model, blocks, 8)["held_out_loss_nats"] < losses[0]
     drawn = generate.sample(model, blocks[:, :4].tolist(), list(range(8)), 5, **DECODING, batch_size=8)
     assert [len(each) for each in drawn] == [5] * 8 and max(map(max, drawn)) < len(tokenizer)

@@ -449,7 +449,7 @@ def test_half_precision_is_that_of_products_and_not_of_weights(tiny_model, archi
     loss, full = added(tiny_model(architecture), 7)
     found, rounded = added(tiny_model(architecture), 7, half)
     assert rounded.dtype == torch.float32
-    assert 1e-4 < (rounded - full).norm() / full.norm() < 0.05 and found == pytest.approx(loss, rel=0.02)
+    assert 1e-4 < (rounded - full).norm() / full.norm() < 0.1 and found == pytest.approx(loss, rel=0.02)
     model = tiny_model(architecture)
     interrupt(6)
     with pytest.raises(Killed):
