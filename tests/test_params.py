@@ -86,7 +86,8 @@ def test_whole_number_is_taken_for_a_fraction():
 @pytest.mark.parametrize(
     ("key", "value", "nearest"),
     [("conditions", ["recursiv"], "recursive"), ("conditions", ["fresh_cary"], "fresh_carry"),
-     ("schedule", "cosin", "cosine"), ("corpus", "tinystory", "tinystories"), ("device", "gpu", "cpu")],
+     ("schedule", "cosin", "cosine"), ("corpus", "tinystory", "tinystories"), ("device", "gpu", "cpu"),
+     ("precision", "bfloat", "bfloat16")],
 )  # fmt: skip
 def test_unknown_choice_names_the_nearest(key, value, nearest):
     assert f"(nearest: {nearest!r})" in refusal({**SMOKE, key: value})
@@ -278,3 +279,70 @@ def test_extending_an_extension_or_nothing_is_refused(tmp_path, monkeypatch):
 def test_batches_of_the_study_must_fit_into_the_held_out_text():
     with pytest.raises(ValueError, match="estimator_batches"):
         params.load("default", estimator_batches=25)
+
+
+# ---- profiles of the studies
+
+# What the documents state; the rest of those profiles is this project's choice, and said to be.
+STATED = {
+    "smollm2": {
+        "conditions": ["recursive", "fresh", "static"], "generations": 5, "corpus": "tinystories",
+        "checkpoint": "HuggingFaceTB/SmolLM2-135M", "blocks_per_generation": 50_000, "block_tokens": 256,
+        "batch_size": 8, "learning_rate": 5e-5, "temperature": 0.8, "top_k": 50, "baseline_blocks": 0,
+        "curvature_blocks": 32, "lanczos_steps": 30, "prompting": "opening",
+    },
+    "qwen": {
+        "conditions": ["recursive", "fresh", "mixed"], "generations": 5, "real_fraction": 0.5, "corpus": "tinystories",
+        "checkpoint": "Qwen/Qwen2.5-0.5B", "blocks_per_generation": 10_000, "steps": 2000, "temperature": 0.8,
+        "top_k": 50,
+    },
+    "llama100m": {
+        "checkpoint": None, "architecture": "llama", "generations": 5, "blocks_per_generation": 1000,
+        "temperature": 0.8, "top_k": 50,
+    },
+    "gpt2": {"checkpoint": "openai-community/gpt2", "generations": 5, "blocks_per_generation": 10_000, "steps": 2000},
+    "sigma_opt": {
+        "checkpoint": "facebook/opt-125m", "generations": 50, "block_tokens": 64, "epochs": 5, "batch_size": 16,
+        "learning_rate": 2e-5, "schedule": "constant", "temperature": 1.0, "top_p": 0.95, "response_tokens": 256,
+        "seeds": [42], "prompting": "context", "conditions": ["recursive_restart", "recursive_carry"],
+    },
+}  # fmt: skip
+
+
+def steps_of(profile: params.Params) -> int:
+    return profile.steps or profile.epochs * -(-profile.blocks_per_generation // profile.batch_size)
+
+
+@pytest.mark.parametrize("profile", STATED)
+def test_profiles_of_the_studies_have_the_studies_numbers(profile):
+    found = params.load(profile)
+    assert {key: getattr(found, key) for key in STATED[profile]} == STATED[profile]
+    assert found.precision == "auto" and found.device == "auto"
+    if found.checkpoint:
+        assert re.fullmatch("[0-9a-f]{40}", found.revision)
+
+
+def test_steps_and_seeds_of_the_studies():
+    loaded = {name: params.load(name) for name in (*STATED, "smollm2_ablations")}
+    assert all(len(loaded[name].seeds) == 5 for name in ("smollm2", "qwen", "gpt2", "llama100m"))
+    assert steps_of(loaded["llama100m"]) == 250 and steps_of(loaded["smollm2_ablations"]) == 1000
+    phase_1 = loaded["llama100m"]
+    assert phase_1.baseline_epochs * phase_1.baseline_blocks // phase_1.batch_size == 1000
+    assert params.read_yaml(paths.PARAMS / "qwen.yaml")["baseline_blocks"] // loaded["qwen"].batch_size == 2000
+
+
+@pytest.mark.parametrize("profile", ["smollm2", "qwen", "gpt2", "llama100m", "smollm2_ablations"])
+def test_the_files_of_the_studies_are_all_that_papermill_needs(profile):
+    """papermill notebooks/02_treatment.ipynb out.ipynb -f params/<profile>.yaml -p seed 1"""
+    given = {**params.read_yaml(paths.PARAMS / f"{profile}.yaml"), "seed": 1}
+    assert params.collect(notebook(TAGGED, injected(**given))) == params.load(profile)
+
+
+@pytest.mark.parametrize("profile", ["smollm2", "qwen", "gpt2", "llama100m", "smollm2_ablations"])
+def test_tinystories_has_text_enough_for_every_slice(profile):
+    """At 200 tokens a story, fewer than its 220 or so by any of these vocabularies; there are 2.1 million stories."""
+    found = params.load(profile)
+    slices = 1 + (found.generations if "fresh" in found.conditions else 0)
+    blocks = found.baseline_blocks + slices * found.blocks_per_generation
+    assert blocks * found.block_tokens < 200 * found.documents and found.documents < 2_119_719
+    assert found.held_out_blocks * found.block_tokens < 200 * found.documents / 10

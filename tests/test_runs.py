@@ -1,7 +1,9 @@
 """Stages: computed once, made again for a reason, and their files with them."""
 
+import json
+
 import pytest
-from spectral_collapse import loop, measure, params, provenance, runs
+from spectral_collapse import loop, measure, params, provenance, runs, speed
 
 
 @pytest.fixture
@@ -93,3 +95,27 @@ def test_file_that_comes_out_otherwise_is_refused(run, declared):
     inputs["word"] = "other"
     with pytest.raises(ValueError, match=r"words\.txt: made again, it is not what its record says .*: delete .*seed_1"):
         stage.artefact(here, 1)
+
+
+def test_speeds_stand_beside_the_time_of_their_own_record(run):
+    """Of the stage that did the work, not of the one that asked for it, and not in the result."""
+
+    def inner(run, generation):
+        speed.count("training", 300, 2.0)
+        speed.count("training", 100, 2.0)
+        return {"inner": 1}
+
+    def outer(run, generation):
+        speed.count("sampling", 10, 0.5)
+        return stages["inner"](run, generation) | {"outer": 1}
+
+    stages = {
+        compute.__name__: runs.stage(parameters=(), code=(), inputs=lambda *_: {})(compute)
+        for compute in (inner, outer)
+    }
+    here = run()
+    assert stages["outer"](here, 1) == {"inner": 1, "outer": 1}
+    timing = {name: json.loads(here.path(1, f"{name}.json").read_text())["timing"] for name in stages}
+    speeds = {name: {key: found[key] for key in found if "tokens" in key} for name, found in timing.items()}
+    assert speeds == {"inner": {"training_tokens_per_second": 100.0}, "outer": {"sampling_tokens_per_second": 20.0}}
+    speed.count("training", 1, 1.0)  # outside of any record: nothing happens

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from scipy import stats
+from spectral_collapse import memory
 from spectral_collapse import train as training
 from spectral_collapse.train import Recipe, TrainingDiverged, perplexity, train
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
@@ -25,11 +26,11 @@ PARTS = (1, "training", 2)
 def fit(tmp_path):
     """Trains a model with a state file in tmp_path; returns its losses and what it said."""
 
-    def run(model, recipe=RECIPE, *, identity="this", blocks=BLOCKS, seed_parts=PARTS, state_steps=5):
+    def run(model, recipe=RECIPE, *, identity="this", blocks=BLOCKS, seed_parts=PARTS, state_steps=5, **options):
         said = []
         losses = train(
             model, blocks, recipe, seed_parts=seed_parts, state=tmp_path / "state.safetensors",
-            state_steps=state_steps, identity=identity, say=said.append,
+            state_steps=state_steps, identity=identity, say=said.append, **options,
         )  # fmt: skip
         return losses, said
 
@@ -392,3 +393,123 @@ def test_dropout_keeps_the_mean_of_what_it_drops(tiny_model):
         whole = part(given)
     assert (draws == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
     torch.testing.assert_close(draws.mean(0), whole, atol=0.05 * whole.abs().max().item(), rtol=0)
+
+
+# ---- parts of a batch, precision, memory
+
+
+def added(model, micro_batch: int, recipe=RECIPE, dropout: bool = False) -> tuple[float, torch.Tensor]:
+    """Loss and gradient (n,) of the first seven blocks; without dropout, which GPT-2 and OPT have of their own."""
+    training._learn(model, recipe)
+    model.train(dropout)
+    model.zero_grad()
+    torch.manual_seed(0)
+    loss = training._add_gradient(model, BLOCKS[:7], recipe, micro_batch)
+    return loss.item(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 6])
+def test_parts_of_a_batch_add_up_to_its_gradient(tiny_model, architecture, micro_batch):
+    """To 1e-5 of its length, in float32; the parts are of unequal sizes."""
+    loss, whole = added(tiny_model(architecture), 7)
+    found, parts = added(tiny_model(architecture), micro_batch)
+    assert found == pytest.approx(loss, rel=1e-6)
+    assert (parts - whole).norm() < 1e-5 * whole.norm()
+    assert loss == pytest.approx(gradient(tiny_model(architecture), BLOCKS[:7])[0], rel=1e-6)
+
+
+def test_training_in_parts_is_training(tiny_model, fit):
+    whole, parts = tiny_model(), tiny_model()
+    losses, _ = fit(whole)
+    again, _ = fit(parts, identity="parts", micro_batch=3)
+    assert again == pytest.approx(losses, rel=1e-4) and not same(whole, parts)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_activations_made_again_give_the_same_gradient(tiny_model, architecture, dropout):
+    """With dropout, by the same masks."""
+    loss, kept = added(tiny_model(architecture), 7, replace(RECIPE, dropout=dropout), dropout=True)
+    again = replace(RECIPE, dropout=dropout, gradient_checkpointing=True)
+    found, made = added(tiny_model(architecture), 7, again, dropout=True)
+    assert found == pytest.approx(loss, rel=1e-6) and (made - kept).norm() < 1e-5 * kept.norm()
+
+
+def test_activations_made_again_take_less_memory(tiny_model, architecture):
+    peaks = []
+    for checkpointing in (False, True):
+        model = tiny_model(architecture, num_hidden_layers=8)
+        with memory.PeakMemory() as used:
+            added(model, 7, replace(RECIPE, gradient_checkpointing=checkpointing), dropout=True)
+        peaks.append(used.peak)
+    assert peaks[1] < 0.6 * peaks[0]
+
+
+def test_half_precision_is_that_of_products_and_not_of_weights(tiny_model, architecture, fit, interrupt, tmp_path):
+    half = replace(RECIPE, precision="bfloat16")
+    loss, full = added(tiny_model(architecture), 7)
+    found, rounded = added(tiny_model(architecture), 7, half)
+    assert rounded.dtype == torch.float32
+    assert 1e-4 < (rounded - full).norm() / full.norm() < 0.1 and found == pytest.approx(loss, rel=0.02)
+    model = tiny_model(architecture)
+    interrupt(6)
+    with pytest.raises(Killed):
+        fit(model, half)
+    with safe_open(tmp_path / "state.safetensors", framework="pt") as state:
+        assert {state.get_tensor(name).dtype for name in state.keys()} == {torch.float32}  # noqa: SIM118
+    resumed, whole = tiny_model(architecture), tiny_model(architecture)
+    again, _ = fit(resumed, half)
+    losses, _ = fit(whole, half, identity="whole")
+    assert again == losses and same(resumed, whole)
+
+
+def test_small_steps_survive_beside_half_precision(tiny_model, fit):
+    """Weights of bfloat16 would not move: their neighbours are further apart than the steps."""
+    model = tiny_model()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    fit(model, Recipe(1, 4, 1e-5, 0.0, 0.0, "constant", precision="bfloat16"), blocks=BLOCKS[:4])
+    moved = [(after - start).abs() for start, after in zip(before, model.parameters(), strict=True)]
+    assert all((change > 0).any() for change in moved)
+    alike = [b.bfloat16() == a.bfloat16() for b, a in zip(before, model.parameters(), strict=True)]
+    assert torch.cat([each.flatten() for each in alike]).float().mean() > 0.9
+
+
+def cramped(model, most: int) -> None:
+    """Makes the model refuse batches of more than `most` sequences."""
+
+    def refuse(_, __, given):
+        if len(given["input_ids"]) > most:
+            raise torch.OutOfMemoryError("no room")
+
+    model.register_forward_pre_hook(refuse, with_kwargs=True)
+
+
+def test_a_part_that_does_not_fit_is_halved(tiny_model, fit):
+    halved, known = tiny_model(), tiny_model()
+    cramped(halved, 2)
+    losses, _ = fit(halved)
+    assert fit(known, identity="known", micro_batch=2)[0] == losses and same(halved, known)
+    cramped(known, 0)
+    with pytest.raises(MemoryError, match=r"not even one sequence's gradient fits .*: set gradient_checkpointing"):
+        fit(known, identity="none")
+
+
+def test_interrupted_training_goes_on_in_the_same_parts(tiny_model, fit, interrupt, tmp_path):
+    whole, resumed = tiny_model(), tiny_model()
+    losses, _ = fit(whole, micro_batch=3)
+    (tmp_path / "state.safetensors").unlink()
+    interrupt(7)
+    with pytest.raises(Killed):
+        fit(tiny_model(), micro_batch=3)
+    again, said = fit(resumed)
+    assert said != [] and again == losses and same(resumed, whole)
+
+
+def test_speed_is_counted_for_what_this_process_trained(tiny_model, fit, interrupt, monkeypatch):
+    counted = []
+    monkeypatch.setattr(training.speed, "count", lambda *given: counted.append(given[:2]))
+    interrupt(7)
+    with pytest.raises(Killed):
+        fit(tiny_model())
+    fit(tiny_model())
+    # Steps 6 to 12, of which the first and the last have two blocks of ten tokens and the others four.
+    assert counted == [("training", 10 * (2 + 5 * 4 + 2))]

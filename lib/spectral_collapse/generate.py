@@ -1,10 +1,14 @@
 """Sampling from a language model: each sequence has a seed of its own, so batches may be cut anywhere."""
 
+import time
+
 import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from . import memory, speed
+from .curvature.basis import wide
 from .seeding import uniforms
 
 
@@ -16,9 +20,9 @@ def truncated_probabilities(
     Top-p keeps the smallest set of most probable tokens whose mass reaches `top_p` (nucleus sampling,
     Holtzman et al. 2020). What falls outside has probability 0; the rest is not renormalised. Sorting a
     vocabulary costs more than a small model's step, so the `candidates` most probable tokens are tried
-    first; where they hold the nucleus of every row the result is the same.
+    first; where they hold the nucleus of every row the result is the same. In float64, see `wide`.
     """
-    probabilities = torch.softmax(logits.double() / temperature, dim=-1)
+    probabilities = torch.softmax(wide(logits) / temperature, dim=-1)
     size = probabilities.shape[-1]
     limit = top_k if 0 < top_k < size else size
     total = 1.0
@@ -49,7 +53,7 @@ def _sample_batch(
         mask[row, longest - len(prompt) :] = 1
     tokens, mask = tokens.to(model.device), mask.to(model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    uniform = torch.from_numpy(draws).to(model.device)
+    uniform = torch.from_numpy(draws)
     drawn = np.full((count, new_tokens), -1 if stop_token is None else stop_token)
     running = torch.ones(count, dtype=torch.bool, device=model.device)
     cache, seen = None, 0
@@ -65,9 +69,9 @@ def _sample_batch(
         cache, seen = output.past_key_values, longest + step
         probabilities, ids = truncated_probabilities(output.logits[:, -1], *decoding)
         cumulated = probabilities.cumsum(-1)
-        threshold = uniform[:, step : step + 1] * cumulated[:, -1:]
+        threshold = uniform[:, step : step + 1].to(cumulated.device) * cumulated[:, -1:]
         place = torch.searchsorted(cumulated, threshold, right=True).clamp(max=ids.shape[-1] - 1)
-        tokens = ids.gather(-1, place)  # (B, 1)
+        tokens = ids.gather(-1, place).to(model.device)  # (B, 1)
         drawn[:, step] = tokens[:, 0].cpu()
         if stop_token is not None:
             running &= tokens[:, 0] != stop_token
@@ -95,17 +99,21 @@ def sample(
     """One continuation of `new_tokens` tokens per prompt, ended early by `stop_token` if that is given.
 
     Token t of sequence i is the inverse-CDF draw at the t-th uniform number of seeds[i], whatever the batch.
-    Prompts are token ids, none empty; shorter ones are padded on the left and masked. A batch that does not
-    fit into an accelerator's memory is halved, and so are the ones after it.
+    Prompts are token ids, none empty; shorter ones are padded on the left and masked. A batch holds `batch_size`
+    sequences, or as many as fit into memory (`memory.sampling_batch`); one that an accelerator refuses all the same is
+    halved, and so are the ones after it.
     """
     if any(not prompt for prompt in prompts):
         raise ValueError("a prompt is empty: begin it with the end-of-text token.")
-    needed, limit = max(map(len, prompts), default=0) + new_tokens, model.config.max_position_embeddings
+    longest, limit = max(map(len, prompts), default=0), model.config.max_position_embeddings
+    needed = longest + new_tokens
     if needed > limit:
         raise ValueError(
             f"{description}: a prompt and its continuation take {needed} tokens, the model has {limit} positions: "
             "shorten block_tokens, story_tokens or response_tokens."
         )
+    batch_size = memory.sampling_batch(model, min(batch_size, len(prompts)), longest, new_tokens)
+    started = time.perf_counter()
     continuations: list[list[int]] = [[] for _ in prompts]
     left = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding, short prompts first
     with tqdm(total=len(prompts), desc=description, leave=False, delay=2) as progress:
@@ -125,4 +133,5 @@ def sample(
                 continuations[i] = sequence
             left = left[batch_size:]
             progress.update(len(chosen))
+    speed.count("sampling", sum(map(len, continuations)), time.perf_counter() - started)
     return continuations

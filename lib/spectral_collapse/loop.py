@@ -13,7 +13,7 @@ from .seeding import stable_seed
 
 # Parameters of whatever is drawn from a model, and of whatever trains one.
 SAMPLING = ("temperature", "top_k", "top_p", "sampling_batch", "threads")
-FITTING = ("batch_size", "weight_decay", "warmup_fraction", "schedule", "decay_fraction", "threads")
+FITTING = ("batch_size", "weight_decay", "warmup_fraction", "schedule", "decay_fraction", "precision", "threads")
 WRITING = (
     *("writing_temperature", "writing_top_k", "writing_top_p", "writing_contexts", "rarity_exponent", "candidates"),
     "shift_generation",
@@ -157,6 +157,7 @@ def blocks(run: Run, generation: int) -> torch.Tensor:
 def recipe_of(run: Run, **changes: Any) -> train.Recipe:
     """The profile's training recipe, with changes."""
     fields = {field.name: getattr(run.params, field.name) for field in dataclasses.fields(train.Recipe)}
+    fields["precision"] = models.pick_precision(run.params.precision, run.device)
     return train.Recipe(**{**fields, **changes})
 
 
@@ -193,6 +194,7 @@ def _fit(
             state=state,
             state_steps=run.params.checkpoint_steps,
             identity=provenance.text_hash(provenance.canonical([identity, dataclasses.asdict(recipe)])),
+            micro_batch=run.params.micro_batch or train.fitting_batch(model, blocks, recipe),
             description=f"{run.condition} {generation}: training",
             say=run.say,
         )

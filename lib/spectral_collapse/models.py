@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from . import provenance
+from . import hub, provenance
 from .params import Params
 from .seeding import stable_seed
 
@@ -35,15 +35,21 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: CUDA where there is one, else the CPU. CUDA asked for by name and absent is an error.
-
-    Apple's MPS is not offered: it has no float64, in which sampling and curvature sum.
-    """
+    """`auto`: CUDA where there is one, else Apple's MPS, else the CPU. One asked for by name and absent is an error."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' is not available on this machine: set device to 'auto' or 'cpu'.")
+        name = next(kind for kind in present if present[kind])
+    if not present[name]:
+        raise ValueError(f"device {name!r} is not available on this machine: set device to 'auto' or 'cpu'.")
     return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """`auto`: bfloat16 on a CUDA device whose hardware has it, else float32."""
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if fast else "float32"
+    return name
 
 
 def train_tokenizer(documents: list[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
@@ -73,6 +79,8 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 PACKAGED = "package:"
+OFFLINE = "smollm2_offline"  # the profile whose weights come as a package
+FILES = ("config.json", "*.safetensors")  # that a checkpoint must have; the names of a tokenizer's files differ
 
 
 def _require_pinned(checkpoint: str, revision: str | None) -> None:
@@ -109,6 +117,20 @@ def _unusable(params: Params, reason: str) -> ValueError:
     )
 
 
+def _from_hub(params: Params) -> Path:
+    """The checkpoint's files, so that whatever reads them asks the hub nothing."""
+    try:
+        return hub.snapshot(params.checkpoint, params.revision, FILES, also=("*.json", "*.txt", "*.model"))
+    except hub.Unreachable as error:
+        raise ValueError(
+            f"checkpoint {params.checkpoint!r} could not be loaded ({error}): connect this machine; or set "
+            "checkpoint to a folder with these files and the tokenizer's; or take the profile "
+            f"{OFFLINE}, whose weights `make models` installs."
+        ) from None
+    except ValueError as error:
+        raise _unusable(params, str(error)) from None
+
+
 def _from_checkpoint(loader: type, params: Params, **options: Any) -> Any:
     """`loader.from_pretrained` of the profile's checkpoint; a failure becomes one ValueError.
 
@@ -122,7 +144,7 @@ def _from_checkpoint(loader: type, params: Params, **options: Any) -> Any:
     elif folder.is_dir():
         source = folder
     else:
-        source, options = params.checkpoint, {**options, "revision": params.revision}
+        source = _from_hub(params)
     try:
         return loader.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -186,6 +208,8 @@ def initial_model(params: Params, tokenizer: PreTrainedTokenizerBase, seed: int)
         )
         if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
             raise _unusable(params, f"the weights {missing[0]} are missing")
+        if broken := [name for name, tensor in model.named_parameters() if not tensor.isfinite().all()]:
+            raise _unusable(params, f"the weights {broken[0]} are not finite")
         entries, vocabulary = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
         if entries > vocabulary:
             raise ValueError(

@@ -24,7 +24,8 @@ AFTER_BASE = (
     *("writing_temperature", "writing_top_k", "writing_top_p", "writing_contexts", "rarity_exponent", "candidates"),
     *("estimator_probes", "estimator_batches", "estimator_steps"),
 )
-PLACES = ("data_path", "held_out_path", "device")  # where things are on this machine: the base's as well
+# Where things are on this machine, and how it computes: the base's as well.
+PLACES = ("data_path", "held_out_path", "device", "precision", "micro_batch", "gradient_checkpointing")
 SCALED = ("blocks_per_generation", "steps")  # what the scale of a grid multiplies
 GRID, DEMONSTRATION = "ablations", "smoke"  # the grid of the paper, and the factor of notebook 5 as committed
 PLAIN = (bool, int, float, str, list, dict, types.NoneType)
@@ -105,7 +106,7 @@ class Params(BaseModel):
     temperature: float = Field(gt=0)
     top_k: int = Field(ge=0, description="0: no limit")
     top_p: float = Field(gt=0, le=1)
-    sampling_batch: int = Field(ge=1)
+    sampling_batch: int = Field(ge=1, description="sequences drawn at a time; fewer where they do not fit into memory")
 
     # writing of synthetic text, where it differs from sampling for the evaluation
     writing_temperature: float | None = Field(default=None, gt=0, description="null: temperature; top_k, top_p alike")
@@ -151,7 +152,16 @@ class Params(BaseModel):
     landscape_points: int = Field(ge=3, description="grid points along each axis of a slice of the loss; odd")
 
     # machine
-    device: Literal["auto", "cpu", "cuda"]
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(description="auto: CUDA, else MPS, else the CPU")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="float32", description="of the training's products (auto: see `models.pick_precision`)"
+    )
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="sequences of a batch whose gradient is taken at a time; null: as many as fit"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="activations made again in the backward pass: less memory, a third more time"
+    )
     threads: int = Field(ge=1, description="CPU threads; fixed, because it changes the last digit of sums")
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ def anchor_statistics(model: PreTrainedModel, blocks: torch.Tensor, batch_size: 
         probabilities = output.logits.float().softmax(-1)  # (B, T, V)
         entropies.append(torch.special.entr(probabilities).sum(-1).mean(1))
         representations.append(output.hidden_states[-1].float().mean(1))
-    return torch.cat(entropies).double().cpu().numpy(), torch.cat(representations).cpu()
+    return torch.cat(entropies).cpu().double().numpy(), torch.cat(representations).cpu()
 
 
 def representation_drift(before: torch.Tensor, after: torch.Tensor) -> Estimate:

@@ -172,11 +172,12 @@ def write_record(
     about: dict[str, Any],
     seconds: float,
     device: str,
+    speeds: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """Writes one record and returns its result as a reader will see it.
 
     `key` holds what the numbers depend on (parameters, code, inputs), `about` what they belong to
-    (profile, seed, condition, generation, all parameters). Times stand under `timing` alone, so that
+    (profile, seed, condition, generation, all parameters). Times and speeds stand under `timing` alone, so that
     two records of the same computation differ there and in nothing else.
     """
     result = _plain(result)
@@ -188,6 +189,7 @@ def write_record(
         "environment": environment(device),
         "timing": {
             "wall_seconds": round(seconds, 3),
+            **{name: round(value, 1) for name, value in (speeds or {}).items()},
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
         "result_sha256": text_hash(canonical(result)),

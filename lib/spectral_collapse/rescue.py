@@ -36,14 +36,16 @@ def rescue(run: Run, generation: int) -> dict:
     of this number had, from the weights of this generation (≥ 1)."""
     model, recipe = copy.deepcopy(loop.load(run, generation)), loop.recipe_of(run)
     state = run.path(generation, "rescue_state.safetensors")
+    blocks = run.real.slice(run.seed, generation)
     losses = train.train(
         model,
-        run.real.slice(run.seed, generation),
+        blocks,
         recipe,
         seed_parts=(run.seed, "rescue", generation),
         state=state,
         state_steps=run.params.checkpoint_steps,
         identity=provenance.text_hash(provenance.canonical([_inputs(run, generation), dataclasses.asdict(recipe)])),
+        micro_batch=run.params.micro_batch or train.fitting_batch(model, blocks, recipe),
         description=f"{run.condition} {generation}: rescue",
         say=run.say,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from . import corpora, models, paths, provenance
+from . import corpora, models, paths, provenance, speed
 from . import params as params_module
 from .params import Params
 
@@ -122,7 +122,8 @@ class Stage:
 
     def _record(self, run: Run, generation: int, path: Path, key: dict) -> dict:
         started = time.perf_counter()
-        result = self.compute(run, generation)
+        with speed.metered() as speeds:
+            result = self.compute(run, generation)
         about = {
             "profile": run.params.profile,
             "model": run.params.model,
@@ -133,7 +134,13 @@ class Stage:
             "parameters": run.params.model_dump(exclude={"data_path", "held_out_path"}),
         }
         return provenance.write_record(
-            path, result, key=key, about=about, seconds=time.perf_counter() - started, device=str(run.device)
+            path,
+            result,
+            key=key,
+            about=about,
+            seconds=time.perf_counter() - started,
+            device=str(run.device),
+            speeds=speeds,
         )
 
 

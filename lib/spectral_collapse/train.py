@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from scipy import stats
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from . import provenance
+from . import memory, provenance, speed
 from .seeding import generator, stable_seed
 
 
@@ -37,6 +38,10 @@ class Recipe:
 
     `steps`, if given, replaces epochs × batches. `warmup_stable_decay` falls linearly over the last `decay_fraction` of
     the steps (Hu et al. 2024). `sharpness_radius` is ρ of sharpness-aware minimization (Foret et al. 2021).
+
+    With `precision` bfloat16 products are made of bfloat16 copies of the weights; weights, gradients and moments stay
+    float32. A step of 5e-5 on a weight of 0.05 is half of what bfloat16's eight bits can tell apart there, and would be
+    lost (Micikevicius et al. 2018).
     """
 
     epochs: int
@@ -49,6 +54,8 @@ class Recipe:
     decay_fraction: float = 0.2
     dropout: float = 0.0
     sharpness_radius: float = 0.0
+    precision: str = "float32"
+    gradient_checkpointing: bool = False
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of step 0 … steps − 1."""
@@ -126,6 +133,63 @@ def _load_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optim
         return None
 
 
+def _learn(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Training mode, in which activations are made again in the backward pass if the recipe asks for it."""
+    model.train()
+    if recipe.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    else:
+        model.activation_checkpointing_disable()
+
+
+def _add_gradient(model: PreTrainedModel, tokens: torch.Tensor, recipe: Recipe, micro_batch: int) -> torch.Tensor:
+    """Adds the gradient of the mean loss over tokens (B, T), `micro_batch` of the sequences at a time; the loss.
+
+    All sequences are of one length: the mean over the batch's tokens is that of the parts' means, by their sizes.
+    """
+    total = torch.zeros((), device=tokens.device)
+    half = torch.autocast(tokens.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+    with _dropout(model, recipe.dropout):  # around the backward pass too, which may make activations again
+        for part in tokens.split(micro_batch):
+            with half:
+                loss = model(input_ids=part, labels=part, use_cache=not recipe.gradient_checkpointing).loss
+                loss = loss * (len(part) / len(tokens))
+            loss.backward()
+            total += loss.detach()
+    return total
+
+
+def _half(micro_batch: int, error: torch.OutOfMemoryError) -> int:
+    if micro_batch == 1:
+        raise MemoryError(
+            "not even one sequence's gradient fits into the device's memory: set gradient_checkpointing to true, "
+            "shorten the blocks, or take a smaller model."
+        ) from error
+    return -(-micro_batch // 2)
+
+
+@torch.random.fork_rng(devices=[])
+def fitting_batch(model: PreTrainedModel, blocks: torch.Tensor, recipe: Recipe) -> int:
+    """Sequences of a batch of blocks (N, T) whose gradient is taken at a time: as many as fit, see `memory`."""
+    if not len(blocks):
+        return recipe.batch_size
+
+    def work(sequences: int) -> None:
+        _add_gradient(model, blocks[:1].expand(sequences, -1).to(model.device), recipe, sequences)
+
+    # The gradient is there already, as from the second part of a batch on: what changes is of the sequences.
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    # AdamW's two moments and the vector of its step, and where SAM moved the weights from.
+    vectors = 3 + (recipe.sharpness_radius > 0)
+    later = vectors * memory.FLOAT * sum(parameter.numel() for parameter in model.parameters())
+    _learn(model, recipe)
+    found = memory.measured_batch(work, min(recipe.batch_size, len(blocks)), model.device, later)
+    model.eval()
+    model.zero_grad(set_to_none=True)
+    return found
+
+
 @torch.random.fork_rng(devices=[])  # the caller's random numbers stay as they are
 def train(
     model: PreTrainedModel,
@@ -136,6 +200,7 @@ def train(
     state: Path,
     state_steps: int,
     identity: str,
+    micro_batch: int | None = None,
     description: str = "training",
     say: Callable[[str], None] = print,
 ) -> list[float]:
@@ -143,18 +208,21 @@ def train(
 
     The order of the blocks depends on `seed_parts` and the epoch, dropout on `seed_parts` and the step. Every
     `state_steps` steps the state goes to the file `state`, marked with `identity`; a later call with the same
-    identity goes on from there and ends with the same weights. Raises TrainingDiverged on a loss that is not
-    finite.
+    identity goes on from there and ends with the same weights. The gradient of a batch is the sum of those of
+    `micro_batch` sequences at a time (None: of all), and changes with it by rounding, and by the masks of dropout. A
+    part that does not fit into an accelerator's memory is halved. Raises TrainingDiverged on a loss that is not finite,
+    and MemoryError where one sequence does not fit.
     """
     per_epoch = -(-len(blocks) // recipe.batch_size)
     steps = recipe.epochs * per_epoch if recipe.steps is None else recipe.steps
     optimizer = _optimizer(model, recipe)
     losses: list[float] = []
+    micro_batch = micro_batch or recipe.batch_size
     if note := _load_state(state, model, optimizer, identity):
-        losses = note["losses"]
+        losses, micro_batch = note["losses"], note["micro_batch"]
         say(f"{description}: going on from step {len(losses)} of {steps}.")
-    model.train()
-    order = None
+    _learn(model, recipe)
+    order, made, started = None, 0, time.perf_counter()
     for step in tqdm(range(len(losses), steps), desc=description, leave=False, delay=2):
         epoch, batch = divmod(step, per_epoch)
         if batch == 0 or order is None:
@@ -165,13 +233,17 @@ def train(
             group["lr"] = recipe.rate(step, steps)
 
         def gradients(tokens: torch.Tensor = tokens, step: int = step) -> torch.Tensor:
-            torch.manual_seed(stable_seed(*seed_parts, "dropout", step))
-            with _dropout(model, recipe.dropout):
-                loss = model(input_ids=tokens, labels=tokens).loss
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            nonlocal micro_batch
+            while True:
+                torch.manual_seed(stable_seed(*seed_parts, "dropout", step))
+                optimizer.zero_grad(set_to_none=True)
+                try:
+                    loss = _add_gradient(model, tokens, recipe, micro_batch)
+                    break
+                except torch.OutOfMemoryError as error:
+                    micro_batch = _half(micro_batch, error)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            return loss.detach()
+            return loss
 
         loss = gradients()
         if not math.isfinite(loss.item()):
@@ -181,9 +253,11 @@ def train(
         else:  # from w to w + ρ g/‖g‖, and AdamW's step from w with the gradient there
             optimizer.step(gradients)
         losses.append(loss.item())
+        made += tokens.numel()
         if (step + 1) % state_steps == 0 and step + 1 < steps:
-            _save_state(state, model, optimizer, {"identity": identity, "losses": losses})
+            _save_state(state, model, optimizer, {"identity": identity, "losses": losses, "micro_batch": micro_batch})
     model.eval()
+    speed.count("training", made, time.perf_counter() - started)
     return losses
 
 
@@ -203,7 +277,7 @@ def perplexity(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int) ->
         losses.append(
             torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
         )
-    per_block = torch.cat(losses).double().cpu().numpy()
+    per_block = torch.cat(losses).cpu().double().numpy()
     mean, error = float(per_block.mean()), float(per_block.std(ddof=1)) / math.sqrt(len(per_block))
     half = float(stats.t.ppf(0.975, len(per_block) - 1)) * error
     value, low, high = np.exp([mean, mean - half, mean + half]).tolist()

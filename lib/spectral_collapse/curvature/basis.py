@@ -12,12 +12,17 @@ CHUNK = 1 << 18
 ROW = 1 << 11
 
 
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """x in float64, on its device, or on the CPU where that has no such type (Apple's MPS)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def dot(x: torch.Tensor, y: torch.Tensor) -> float:
     """⟨x, y⟩ of vectors, in their type over ROW entries at a time and in float64 beyond: a float32 sum of 10⁸ products
     is off by parts in a thousand."""
     whole = len(x) // ROW * ROW
     rows = torch.linalg.vecdot(x[:whole].view(-1, ROW), y[:whole].view(-1, ROW))
-    return (rows.double().sum() + torch.dot(x[whole:], y[whole:]).double()).item()
+    return (wide(rows).sum() + wide(torch.dot(x[whole:], y[whole:]))).item()
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,12 @@ class Basis:
     def remove_from(self, vector: torch.Tensor) -> float:
         """x ← x − Q Qᵀ x in place, by one Gram–Schmidt pass, classical but for `newest`; the length it removed."""
         older = self.k - len(self.newest)
-        coefficients = torch.zeros(older, dtype=torch.float64, device=self.device)
+        coefficients = wide(torch.zeros(older, device=self.device))
         for part, rows in self._columns(older):
-            coefficients += (rows @ vector[part]).double()
+            coefficients += wide(rows @ vector[part])
         coefficients /= self.scale
         removed = [coefficients.norm().item()]
-        coefficients = (coefficients / self.scale).to(self.dtype)
+        coefficients = (coefficients / self.scale).to(self.dtype).to(self.device)
         for part, rows in self._columns(older):
             vector[part].addmv_(rows.T, coefficients, alpha=-1)
         for newest in self.newest:
@@ -81,7 +86,7 @@ class Basis:
 
     def combine(self, coefficients: np.ndarray) -> torch.Tensor:
         """Q c for coefficients c (k,): a vector (n,)."""
-        weights = torch.from_numpy(coefficients / self.scale).to(self.device, self.dtype)
+        weights = torch.from_numpy(coefficients / self.scale).to(self.dtype).to(self.device)
         out = torch.empty(self.rows.shape[1], dtype=self.dtype, device=self.device)
         for part, rows in self._columns(self.k):
             out[part] = rows.T @ weights

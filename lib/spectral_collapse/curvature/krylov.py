@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 
 from ..seeding import generator
-from .basis import CHUNK, Basis, Storage, dot
+from .basis import CHUNK, Basis, Storage, dot, wide
 from .quadrature import Quadrature
 
 Matvec = Callable[[torch.Tensor], torch.Tensor]
@@ -108,7 +108,7 @@ def joint_ritz(runs: list[tuple[Quadrature, Basis]]) -> tuple[np.ndarray, np.nda
     short = CHUNK // 16  # the shorter the sums in float32, the smaller the directions that they resolve
     for start in range(0, len(runs[0][1].next), short):
         rows = torch.cat([basis.extended(slice(start, start + short)) for _, basis in runs])
-        gram += (rows @ rows.T).double().cpu()
+        gram += wide(rows @ rows.T).cpu()
     G = gram.numpy()
     sizes, directions = np.linalg.eigh(G[np.ix_(inside, inside)])
     # Below this, what tells the runs apart is rounding; in float64 there is more of it than is needed.

@@ -19,12 +19,15 @@ def available_memory(device: torch.device | str) -> int:
     """Bytes that can be taken now on a device; on the CPU within the limit of the container, if there is one, and
     a fair part of them where a launcher runs several processes on this machine."""
     device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":  # what the allocator holds and nothing uses is free as well
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     free = psutil.virtual_memory().available
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     with contextlib.suppress(OSError, ValueError):  # no such limit
         free = min(free, int(limit.read_text()) - int(used.read_text()))
+    if device.type == "mps":  # the same memory, of which the system grants a part
+        free = min(free, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return max(free, 0) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

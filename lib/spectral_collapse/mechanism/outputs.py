@@ -49,7 +49,7 @@ def predictions(model: PreTrainedModel, blocks: torch.Tensor, rare: torch.Tensor
         next_tokens, top = tokens[:, 1:], p.max(-1)
         parts = [torch.special.entr(p).sum(-1), top.values, top.indices == next_tokens, p[..., rare].sum(-1)]
         found.append([*parts, rare[next_tokens]])
-    return Predictions(*(torch.cat(parts).double().cpu().numpy() for parts in zip(*found, strict=True)))
+    return Predictions(*(torch.cat(parts).cpu().double().numpy() for parts in zip(*found, strict=True)))
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:

@@ -1,0 +1,105 @@
+"""Batches that fit into memory: found from what one and two sequences take, not by running out of it."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
+
+from .curvature.memory import available_memory
+
+SHARE = 0.8  # of what is free: allocators round up, and kernels have workspaces of their own
+FLOAT = 4  # bytes
+
+
+class PeakMemory(TorchDispatchMode):
+    """`peak`: most bytes that the tensors made inside take at a time, in the forward and the backward pass.
+
+    Counted by storage on any device, since only CUDA's allocator keeps such a count. What a kernel takes and gives back
+    within itself is not seen.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.peak = self._held = 0
+        self._storages: set[int] = set()
+
+    def _meet(self, values: Any, new: bool) -> None:
+        for tensor in tree_leaves(values):
+            if isinstance(tensor, torch.Tensor) and (key := tensor.untyped_storage()._cdata) not in self._storages:
+                storage = tensor.untyped_storage()
+                size = storage.nbytes() if new else 0
+                self._storages.add(key)
+                self._held += size
+                weakref.finalize(storage, self._leave, key, size)
+
+    def _leave(self, key: int, size: int) -> None:
+        self._storages.discard(key)
+        self._held -= size
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self._meet((arguments, options), new=False)  # was there before, as parameters were
+        made = function(*arguments, **(options or {}))
+        self._meet(made, new=True)
+        self.peak = max(self.peak, self._held)
+        return made
+
+
+def budget(device: torch.device) -> int:
+    """Bytes that may be taken now on a device."""
+    return int(SHARE * available_memory(device))
+
+
+def fitting(limit: int, fixed: int, each: int, device: torch.device) -> int:
+    """The largest of limit, limit/2, limit/4 … (rounded up) that fits, with `fixed` + `each` bytes a sequence, or 1.
+
+    By halves, so that a little more or less of free memory seldom changes it.
+    """
+    room = budget(device)
+    while limit > 1 and fixed + limit * each > room:
+        limit = -(-limit // 2)
+    return limit
+
+
+def measured_batch(work: Callable[[int], Any], limit: int, device: torch.device, later: int = 0) -> int:
+    """The largest batch, see `fitting`, whose `work(sequences)` fits beside `later` bytes that are yet to be taken.
+
+    The peaks of one and of two sequences give what all take together and what each takes.
+    """
+    if limit == 1:
+        return 1
+    peaks = []
+    for sequences in (1, 2):
+        try:
+            with PeakMemory() as used:
+                work(sequences)
+        except torch.OutOfMemoryError:
+            return 1
+        peaks.append(used.peak)
+    each = max(0, peaks[1] - peaks[0])
+    return fitting(limit, peaks[0] - each + later, each, device)
+
+
+def sampling_bytes(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> int:
+    """Bytes that drawing one sequence takes: its key-value cache, and the larger of its two passes.
+
+    The cache has 2 · layers · key-value heads · head size entries a token, and is copied layer by layer as it grows.
+    The pass over the prompt makes attention scores (heads, T, T) three times, and about four residual streams and three
+    inner vectors of the MLP a token; that over the last token sorts the vocabulary in float64, nine vectors in all.
+    """
+    config = model.config
+    heads, layers, width = config.num_attention_heads, config.num_hidden_layers, config.hidden_size
+    pairs = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or width // heads
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * width
+    cache = 2 * pairs * size * (prompt_tokens + new_tokens)  # of a layer
+    prompt = 3 * heads * prompt_tokens**2 + (4 * width + 3 * inner) * prompt_tokens
+    return FLOAT * ((layers + 1) * cache + max(prompt, 18 * config.vocab_size))
+
+
+def sampling_batch(model: PreTrainedModel, limit: int, prompt_tokens: int, new_tokens: int) -> int:
+    """Sequences drawn at a time, see `fitting`."""
+    return fitting(limit, 0, sampling_bytes(model, prompt_tokens, new_tokens), model.device)
