@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import paths
+from . import parallel, paths
 
 SCHEMA_VERSION = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
@@ -80,11 +80,24 @@ def git_state() -> dict[str, Any]:
 def environment(device: str) -> dict[str, Any]:
     """Versions and machine, for the record."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **versions, "machine": platform.machine(), "device": device}
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "machine": platform.machine(),
+        "device": device,
+        **parallel.describe(),
+    }
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` on a temporary file beside `path`, then renames it: `path` is never half-written."""
+    """Calls `write` on a temporary file beside `path`, then renames it: `path` is never half-written.
+
+    Of several processes the first one writes, and the others wait until `path` is there.
+    """
+    parallel.once(lambda: _write_and_rename(path, write))
+
+
+def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
@@ -200,6 +213,9 @@ def locked(folder: Path, say: Callable[[str], None] = print) -> Iterator[None]:
 
     The lock is the kernel's (flock): it ends with the process, however that ends.
     """
+    if not parallel.first():  # the first process holds it for all, which wait where they next meet
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         try:

@@ -16,7 +16,7 @@ from scipy import stats
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from . import provenance
+from . import parallel, provenance
 from .seeding import generator, stable_seed
 
 
@@ -99,9 +99,9 @@ def _optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
 def _save_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, note: dict) -> None:
     tensors = {}
     for index, parameter in enumerate(model.parameters()):
-        tensors[f"weight.{index}"] = parameter.detach()
+        tensors[f"weight.{index}"] = parallel.whole(parameter.detach())
         for name in ("exp_avg", "exp_avg_sq", "step"):
-            tensors[f"{name}.{index}"] = optimizer.state[parameter][name]
+            tensors[f"{name}.{index}"] = parallel.whole(optimizer.state[parameter][name])
     provenance.write_atomically(
         path, lambda temporary: save_file(tensors, temporary, metadata={"note": json.dumps(note)})
     )
@@ -115,11 +115,14 @@ def _load_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optim
             if note["identity"] != identity:
                 return None
             for index, parameter in enumerate(model.parameters()):
-                parameter.data.copy_(file.get_tensor(f"weight.{index}"))
+                parameter.detach().copy_(parallel.cut_like(file.get_tensor(f"weight.{index}"), parameter))
                 # AdamW keeps its step counter on the CPU.
                 optimizer.state[parameter] = {
                     "step": file.get_tensor(f"step.{index}").cpu(),
-                    **{name: file.get_tensor(f"{name}.{index}") for name in ("exp_avg", "exp_avg_sq")},
+                    **{
+                        name: parallel.cut_like(file.get_tensor(f"{name}.{index}"), parameter)
+                        for name in ("exp_avg", "exp_avg_sq")
+                    },
                 }
             return note
     except (FileNotFoundError, SafetensorError, KeyError, TypeError, json.JSONDecodeError):
@@ -144,7 +147,8 @@ def train(
     The order of the blocks depends on `seed_parts` and the epoch, dropout on `seed_parts` and the step. Every
     `state_steps` steps the state goes to the file `state`, marked with `identity`; a later call with the same
     identity goes on from there and ends with the same weights. Raises TrainingDiverged on a loss that is not
-    finite.
+    finite. Several processes (`parallel`) share the rows of every batch and end with the weights that one ends with, up
+    to the rounding of sums and, with dropout, the masks that are drawn.
     """
     per_epoch = -(-len(blocks) // recipe.batch_size)
     steps = recipe.epochs * per_epoch if recipe.steps is None else recipe.steps
@@ -155,23 +159,24 @@ def train(
         say(f"{description}: going on from step {len(losses)} of {steps}.")
     model.train()
     order = None
-    for step in tqdm(range(len(losses), steps), desc=description, leave=False, delay=2):
+    for step in tqdm(range(len(losses), steps), desc=description, leave=False, delay=2, disable=not parallel.first()):
         epoch, batch = divmod(step, per_epoch)
         if batch == 0 or order is None:
             order = generator(*seed_parts, "order", epoch).permutation(len(blocks))
         chosen = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
-        tokens = blocks[torch.from_numpy(chosen)].to(model.device)  # (B, T)
+        tokens, weight = parallel.share(blocks[torch.from_numpy(chosen)].to(model.device))  # (B, T)
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step, steps)
 
-        def gradients(tokens: torch.Tensor = tokens, step: int = step) -> torch.Tensor:
-            torch.manual_seed(stable_seed(*seed_parts, "dropout", step))
+        def gradients(tokens: torch.Tensor = tokens, weight: float = weight, step: int = step) -> torch.Tensor:
+            torch.manual_seed(stable_seed(*seed_parts, "dropout", step, *parallel.stream()))
             with _dropout(model, recipe.dropout):
-                loss = model(input_ids=tokens, labels=tokens).loss
+                loss = weight * model(input_ids=tokens, labels=tokens).loss
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            loss = parallel.add_up(model, loss.detach())
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            return loss.detach()
+            return loss
 
         loss = gradients()
         if not math.isfinite(loss.item()):
