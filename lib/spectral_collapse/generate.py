@@ -5,7 +5,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from . import parallel
+from . import parallel, processes
 from .seeding import uniforms
 
 
@@ -111,7 +111,7 @@ def sample(
     continuations: dict[int, list[int]] = {}
     # Little padding, short prompts first.
     left = parallel.deal(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
-    with tqdm(total=len(left), desc=description, leave=False, delay=2, disable=not parallel.first()) as progress:
+    with tqdm(total=len(left), desc=description, leave=False, delay=2, disable=not processes.first()) as progress:
         while left:
             chosen = left[:batch_size]
             draws = uniforms([seeds[i] for i in chosen], new_tokens)

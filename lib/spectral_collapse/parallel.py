@@ -1,23 +1,20 @@
-"""Several processes on one run: which part of the work each of them does, and what only the first one does.
+"""What the processes of one run share: the rows of a batch, the prompts of a sampling and, if asked, the model.
 
-All run the same program on the same files and hold the same model, or each a share of it. Alone, a process does all of
-the work, and every function here gives back what it was given. `launch` starts them.
+Alone, a process does all of the work, and every function here gives back what it was given.
 """
 
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-Value = TypeVar("Value")
+from .processes import Value, first, rank, sharding, world
+
 # All wait where the first waits for other work in the folder. What ends them all is the launcher, not a time limit.
 PATIENCE = timedelta(days=7)
 
@@ -25,30 +22,6 @@ PATIENCE = timedelta(days=7)
 def start(device: torch.device) -> None:
     """Joins the processes that `accelerate launch` or torchrun started, each with its own device of this kind."""
     PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
-
-
-def world() -> int:
-    """Number of processes."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def rank() -> int:
-    """Number of this process, from 0."""
-    return distributed.get_rank() if world() > 1 else 0
-
-
-def first() -> bool:
-    """Whether this process is the one that writes and speaks."""
-    return rank() == 0
-
-
-def once(function: Callable[[], Value]) -> Value:
-    """What `function()` gives in the first process, in all of them; the others wait for it."""
-    if world() == 1:
-        return function()
-    found = [function() if first() else None]
-    distributed.broadcast_object_list(found)
-    return found[0]
 
 
 # ---- shares of the work
@@ -94,11 +67,6 @@ def gather(found: dict[int, Value]) -> dict[int, Value]:
 
 
 # ---- shares of the model
-
-
-def sharding() -> bool:
-    """Whether the processes share the model: `accelerate launch --use_fsdp`."""
-    return world() > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def sharded(model: PreTrainedModel) -> bool:
@@ -148,8 +116,3 @@ def anywhere(model: PreTrainedModel, condition: torch.Tensor) -> bool:
     found = condition.to(torch.int32)
     distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
     return bool(found)
-
-
-def describe() -> dict[str, Any]:
-    """For the record: the number of processes, and whether they shared the model."""
-    return {"processes": world(), "sharded": sharding()}

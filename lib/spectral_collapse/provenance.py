@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import parallel, paths
+from . import paths, processes
 
 SCHEMA_VERSION = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
@@ -80,13 +80,8 @@ def git_state() -> dict[str, Any]:
 def environment(device: str) -> dict[str, Any]:
     """Versions and machine, for the record."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {
-        "python": platform.python_version(),
-        **versions,
-        "machine": platform.machine(),
-        "device": device,
-        **parallel.describe(),
-    }
+    several = {"processes": processes.world(), "sharded": processes.sharding()}
+    return {"python": platform.python_version(), **versions, "machine": platform.machine(), "device": device, **several}
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -94,7 +89,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
     Of several processes the first one writes, and the others wait until `path` is there.
     """
-    parallel.once(lambda: _write_and_rename(path, write))
+    processes.once(lambda: _write_and_rename(path, write))
 
 
 def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
@@ -213,7 +208,7 @@ def locked(folder: Path, say: Callable[[str], None] = print) -> Iterator[None]:
 
     The lock is the kernel's (flock): it ends with the process, however that ends.
     """
-    if not parallel.first():  # the first process holds it for all, which wait where they next meet
+    if not processes.first():  # the first process holds it for all, which wait where they next meet
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from scipy import stats
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from . import parallel, provenance
+from . import parallel, processes, provenance
 from .seeding import generator, stable_seed
 
 
@@ -159,7 +159,7 @@ def train(
         say(f"{description}: going on from step {len(losses)} of {steps}.")
     model.train()
     order = None
-    for step in tqdm(range(len(losses), steps), desc=description, leave=False, delay=2, disable=not parallel.first()):
+    for step in tqdm(range(len(losses), steps), desc=description, leave=False, delay=2, disable=not processes.first()):
         epoch, batch = divmod(step, per_epoch)
         if batch == 0 or order is None:
             order = generator(*seed_parts, "order", epoch).permutation(len(blocks))
