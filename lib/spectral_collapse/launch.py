@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from datetime import timedelta
+from typing import Any, NoReturn
 
 import yaml
 from torch.distributed import DistError, TCPStore
@@ -32,12 +33,20 @@ def _silent(_: str) -> None:
     pass
 
 
+def _assigned(assignment: str) -> tuple[str, Any]:
+    """Key and value of `key=value`, the value read as YAML."""
+    key, equals, value = assignment.partition("=")
+    if not equals:
+        raise ValueError(f"{assignment!r}: write key=value.")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"{key}: {value!r} is not readable as YAML.") from None
+
+
 def _run(profile: str, *assignments: str) -> Run:
     """The run that the command's arguments name, its processes joined."""
-    pairs = [assignment.partition("=") for assignment in assignments]
-    if wrong := [key for key, equals, _ in pairs if not equals]:
-        raise ValueError(f"{wrong[0]!r}: write key=value.")
-    values = {key: yaml.safe_load(value) for key, _, value in pairs}
+    values = dict(map(_assigned, assignments))
     seed, condition = values.pop("seed", None), values.pop("condition", params.CONDITIONS[0])
     params.check_selectors(seed, condition)
     settings = params.load(profile, **values)
@@ -75,8 +84,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    status = main(sys.argv[1:])
+def leave(status: int) -> NoReturn:
+    """Ends the process at once: an ordinary exit may wait for the others, and they for this one."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # an ordinary exit may wait for the others, and they for this one
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 Alone, a process does all of the work, and every function here gives back what it was given.
 """
 
+import gc
 from datetime import timedelta
 
 import torch
@@ -85,6 +86,7 @@ def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """
     if not sharding():
         return model.to(device)
+    gc.collect()  # of shares that are no longer needed: their hooks refer to them in circles
     mesh = init_device_mesh(device.type, (world(),))
     for part in [part for part in model.modules() if type(part).__name__ in model._no_split_modules] + [model]:
         fully_shard(part, mesh=mesh, reshard_after_forward=True)

@@ -91,6 +91,8 @@ def _optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     if recipe.sharpness_radius == 0:
         return torch.optim.AdamW(groups)
+    if parallel.sharded(model):  # the optimizer's library cannot take the norm of gradients in shares
+        raise ValueError("sharpness_radius: set it to 0, or launch without --use_fsdp, every process with all weights.")
     from pytorch_optimizer import SAM  # takes a while to import
 
     return SAM(groups, torch.optim.AdamW, rho=recipe.sharpness_radius)
