@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from . import memory, speed
+from . import memory, parallel, processes, speed
 from .curvature.basis import wide
 from .seeding import uniforms
 
@@ -75,7 +75,7 @@ def _sample_batch(
         drawn[:, step] = tokens[:, 0].cpu()
         if stop_token is not None:
             running &= tokens[:, 0] != stop_token
-            if not running.any():
+            if not parallel.anywhere(model, running.any()):
                 break
     sequences = drawn.tolist()
     if stop_token is not None:
@@ -101,7 +101,8 @@ def sample(
     Token t of sequence i is the inverse-CDF draw at the t-th uniform number of seeds[i], whatever the batch.
     Prompts are token ids, none empty; shorter ones are padded on the left and masked. A batch holds `batch_size`
     sequences, or as many as fit into memory (`memory.sampling_batch`); one that an accelerator refuses all the same is
-    halved, and so are the ones after it.
+    halved, and so are the ones after it. Several processes (`parallel`) share the prompts, and all get all
+    continuations; those that share the model take batches as they are, since they must keep step.
     """
     if any(not prompt for prompt in prompts):
         raise ValueError("a prompt is empty: begin it with the end-of-text token.")
@@ -112,11 +113,13 @@ def sample(
             f"{description}: a prompt and its continuation take {needed} tokens, the model has {limit} positions: "
             "shorten block_tokens, story_tokens or response_tokens."
         )
-    batch_size = memory.sampling_batch(model, min(batch_size, len(prompts)), longest, new_tokens)
+    if not parallel.sharded(model):
+        batch_size = memory.sampling_batch(model, min(batch_size, len(prompts)), longest, new_tokens)
     started = time.perf_counter()
-    continuations: list[list[int]] = [[] for _ in prompts]
-    left = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding, short prompts first
-    with tqdm(total=len(prompts), desc=description, leave=False, delay=2) as progress:
+    continuations: dict[int, list[int]] = {}
+    # Little padding, short prompts first.
+    left = parallel.deal(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
+    with tqdm(total=len(left), desc=description, leave=False, delay=2, disable=not processes.first()) as progress:
         while left:
             chosen = left[:batch_size]
             draws = uniforms([seeds[i] for i in chosen], new_tokens)
@@ -125,13 +128,13 @@ def sample(
                     model, [prompts[i] for i in chosen], draws, stop_token, (temperature, top_k, top_p)
                 )
             except torch.OutOfMemoryError:
-                if len(chosen) == 1:
+                if len(chosen) == 1 or parallel.sharded(model):
                     raise
                 batch_size = len(chosen) // 2
                 continue
-            for i, sequence in zip(chosen, drawn, strict=True):
-                continuations[i] = sequence
+            continuations |= dict(zip(chosen, drawn, strict=True))
             left = left[batch_size:]
             progress.update(len(chosen))
-    speed.count("sampling", sum(map(len, continuations)), time.perf_counter() - started)
-    return continuations
+    continuations = parallel.gather(continuations)
+    speed.count("sampling", sum(map(len, continuations.values())), time.perf_counter() - started)
+    return [continuations[i] for i in range(len(prompts))]

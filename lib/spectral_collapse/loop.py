@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from . import corpora, generate, interventions, models, provenance, seeding, storyworld, train
+from . import corpora, generate, interventions, models, parallel, provenance, seeding, storyworld, train
 from .runs import Run, Stage, stage
 from .seeding import stable_seed
 
@@ -204,7 +204,7 @@ def _fit(
         raise
     path = run.path(generation, "model.safetensors")
     # Tied tensors share memory and are stored once.
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
+    tensors = {name: parallel.whole(tensor.detach()).cpu().contiguous() for name, tensor in model.named_parameters()}
     provenance.write_atomically(path, lambda temporary: save_file(tensors, temporary))
     state.unlink(missing_ok=True)
     last = losses[-max(1, len(losses) // 4) :]
@@ -230,7 +230,7 @@ def _fit(
 )
 def _train_baseline(run: Run, generation: int) -> dict:
     params = run.params
-    model = models.initial_model(params, run.real.tokenizer, run.seed).to(run.device)
+    model = parallel.place(models.initial_model(params, run.real.tokenizer, run.seed), run.device)
     if params.baseline_epochs == 0:
         recipe, sequences = _base_recipe(run, epochs=0), torch.empty(0, params.block_tokens, dtype=torch.long)
     else:
@@ -301,10 +301,11 @@ def load(run: Run, generation: int) -> PreTrainedModel:
         return run.base.loaded[1]
     path = _training_of(generation).artefact(run, generation)
     run.base.loaded = None  # make room
-    model = models.initial_model(run.params, run.real.tokenizer, run.seed).to(run.device)
-    missing, unexpected = model.load_state_dict(load_file(path, device=str(run.device)), strict=False)
+    model = models.initial_model(run.params, run.real.tokenizer, run.seed)
+    missing, unexpected = model.load_state_dict(load_file(path), strict=False)
     if unexpected or set(missing) - set(model.all_tied_weights_keys):
         raise ValueError(f"{path} does not belong to this model: delete {run.folder} to start this run afresh.")
     model.tie_weights()
+    model = parallel.place(model, run.device)
     run.base.loaded = (digest, model.eval())
     return model

@@ -422,12 +422,17 @@ def collect(namespace: dict[str, Any]) -> Params:
     given.pop("extends", None)  # -f passes it on; the file says the same
     known = _profile_values(profile) if _file(profile).exists() else {}
     params = check({**known, **given}, f"notebook parameters, profile {profile!r}")
+    check_selectors(seed, condition)
+    return params
+
+
+def check_selectors(seed: Any, condition: Any) -> None:
+    """ValueError unless these name a run of a profile."""
     if type(seed) is not int or seed < 0:
         raise ValueError(f"parameter 'seed' must be a whole number from 0 on, not {seed!r}.")
     if condition not in CONDITIONS:
         near = difflib.get_close_matches(str(condition), CONDITIONS, n=1, cutoff=0.0)[0]
         raise ValueError(f"unknown condition {condition!r}; the nearest valid name is {near!r}.")
-    return params
 
 
 def split_condition(condition: str, weights: str) -> tuple[str, str]:

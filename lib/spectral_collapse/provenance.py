@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from . import paths
+from . import paths, processes
 
 SCHEMA_VERSION = 1
 REMEDY = "restore it from the repository, or make the study again"
@@ -83,11 +83,19 @@ def git_state() -> dict[str, Any]:
 def environment(device: str) -> dict[str, Any]:
     """Versions and machine, for the record."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **versions, "machine": platform.machine(), "device": device}
+    several = {"processes": processes.world(), "sharded": processes.sharding()}
+    return {"python": platform.python_version(), **versions, "machine": platform.machine(), "device": device, **several}
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` on a temporary file beside `path`, then renames it: `path` is never half-written."""
+    """Calls `write` on a temporary file beside `path`, then renames it: `path` is never half-written.
+
+    Of several processes the first one writes, and the others wait until `path` is there.
+    """
+    processes.once(lambda: _write_and_rename(path, write))
+
+
+def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
@@ -232,6 +240,9 @@ def locked(folder: Path, say: Callable[[str], None] = print) -> Iterator[None]:
 
     The lock is the kernel's (flock): it ends with the process, however that ends.
     """
+    if not processes.first():  # the first process holds it for all, which wait where they next meet
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from . import corpora, models, paths, provenance, speed
+from . import corpora, models, paths, processes, provenance, speed
 from . import params as params_module
 from .params import Params
 
@@ -94,7 +94,7 @@ class Stage:
         run, path = run.owner(generation), run.path(generation, self.file)
         digest = f"{path.stem}_sha256"
         recorded = self(run, generation)[digest]
-        if path.exists() and provenance.file_hash(path) == recorded:
+        if processes.once(lambda: path.exists() and provenance.file_hash(path) == recorded):
             return path
         if path.exists():
             run.say(f"{_shown(path)} does not match its record and is made again.")
@@ -112,18 +112,23 @@ class Stage:
             "code": provenance.code_hash(self.compute, *self.code),
             "inputs": self.inputs(run, generation),
         }
+        found = processes.once(lambda: self._recorded(run, path, key))
+        return self._record(run, generation, path, key) if found is None else found
+
+    def _recorded(self, run: Run, path: Path, key: dict) -> dict | None:
         try:
             return provenance.read_result(path, key)
         except FileNotFoundError:
-            pass
+            return None
         except provenance.StaleRecord as reason:
             run.say(f"{_shown(path)} is made again: {reason}.")
-        return self._record(run, generation, path, key)
+            return None
 
     def _record(self, run: Run, generation: int, path: Path, key: dict) -> dict:
         started = time.perf_counter()
         with speed.metered() as speeds:
-            result = self.compute(run, generation)
+            computed = self.compute(run, generation)
+        result = processes.once(lambda: computed)  # of which another process's may differ in the last digit
         about = {
             "profile": run.params.profile,
             "model": run.params.model,

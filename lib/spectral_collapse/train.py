@@ -17,7 +17,7 @@ from scipy import stats
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from . import memory, provenance, speed
+from . import memory, parallel, processes, provenance, speed
 from .seeding import generator, stable_seed
 
 
@@ -98,6 +98,8 @@ def _optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     if recipe.sharpness_radius == 0:
         return torch.optim.AdamW(groups)
+    if parallel.sharded(model):  # the optimizer's library cannot take the norm of gradients in shares
+        raise ValueError("sharpness_radius: set it to 0, or launch without --use_fsdp, every process with all weights.")
     from pytorch_optimizer import SAM  # takes a while to import
 
     return SAM(groups, torch.optim.AdamW, rho=recipe.sharpness_radius)
@@ -106,9 +108,9 @@ def _optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
 def _save_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, note: dict) -> None:
     tensors = {}
     for index, parameter in enumerate(model.parameters()):
-        tensors[f"weight.{index}"] = parameter.detach()
+        tensors[f"weight.{index}"] = parallel.whole(parameter.detach())
         for name in ("exp_avg", "exp_avg_sq", "step"):
-            tensors[f"{name}.{index}"] = optimizer.state[parameter][name]
+            tensors[f"{name}.{index}"] = parallel.whole(optimizer.state[parameter][name])
     provenance.write_atomically(
         path, lambda temporary: save_file(tensors, temporary, metadata={"note": json.dumps(note)})
     )
@@ -122,11 +124,14 @@ def _load_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optim
             if note["identity"] != identity:
                 return None
             for index, parameter in enumerate(model.parameters()):
-                parameter.data.copy_(file.get_tensor(f"weight.{index}"))
+                parameter.detach().copy_(parallel.cut_like(file.get_tensor(f"weight.{index}"), parameter))
                 # AdamW keeps its step counter on the CPU.
                 optimizer.state[parameter] = {
                     "step": file.get_tensor(f"step.{index}").cpu(),
-                    **{name: file.get_tensor(f"{name}.{index}") for name in ("exp_avg", "exp_avg_sq")},
+                    **{
+                        name: parallel.cut_like(file.get_tensor(f"{name}.{index}"), parameter)
+                        for name in ("exp_avg", "exp_avg_sq")
+                    },
                 }
             return note
     except (FileNotFoundError, SafetensorError, KeyError, TypeError, json.JSONDecodeError):
@@ -142,8 +147,11 @@ def _learn(model: PreTrainedModel, recipe: Recipe) -> None:
         model.activation_checkpointing_disable()
 
 
-def _add_gradient(model: PreTrainedModel, tokens: torch.Tensor, recipe: Recipe, micro_batch: int) -> torch.Tensor:
-    """Adds the gradient of the mean loss over tokens (B, T), `micro_batch` of the sequences at a time; the loss.
+def _add_gradient(
+    model: PreTrainedModel, tokens: torch.Tensor, weight: float, recipe: Recipe, micro_batch: int
+) -> torch.Tensor:
+    """Adds the gradient of `weight` times the mean loss over tokens (B, T), `micro_batch` of the sequences at a time;
+    returns that loss.
 
     All sequences are of one length: the mean over the batch's tokens is that of the parts' means, by their sizes.
     """
@@ -153,7 +161,7 @@ def _add_gradient(model: PreTrainedModel, tokens: torch.Tensor, recipe: Recipe, 
         for part in tokens.split(micro_batch):
             with half:
                 loss = model(input_ids=part, labels=part, use_cache=not recipe.gradient_checkpointing).loss
-                loss = loss * (len(part) / len(tokens))
+                loss = loss * (weight * len(part) / len(tokens))
             loss.backward()
             total += loss.detach()
     return total
@@ -162,8 +170,8 @@ def _add_gradient(model: PreTrainedModel, tokens: torch.Tensor, recipe: Recipe, 
 def _half(micro_batch: int, error: torch.OutOfMemoryError) -> int:
     if micro_batch == 1:
         raise MemoryError(
-            "not even one sequence's gradient fits into the device's memory: set gradient_checkpointing to true, "
-            "shorten the blocks, or take a smaller model."
+            "the gradient does not fit into the device's memory, with as few sequences at a time as can be: set "
+            "gradient_checkpointing to true, lower batch_size, shorten the blocks, or take a smaller model."
         ) from error
     return -(-micro_batch // 2)
 
@@ -171,11 +179,11 @@ def _half(micro_batch: int, error: torch.OutOfMemoryError) -> int:
 @torch.random.fork_rng(devices=[])
 def fitting_batch(model: PreTrainedModel, blocks: torch.Tensor, recipe: Recipe) -> int:
     """Sequences of a batch of blocks (N, T) whose gradient is taken at a time: as many as fit, see `memory`."""
-    if not len(blocks):
+    if not len(blocks) or parallel.sharded(model):
         return recipe.batch_size
 
     def work(sequences: int) -> None:
-        _add_gradient(model, blocks[:1].expand(sequences, -1).to(model.device), recipe, sequences)
+        _add_gradient(model, blocks[:1].expand(sequences, -1).to(model.device), 1.0, recipe, sequences)
 
     # The gradient is there already, as from the second part of a batch on: what changes is of the sequences.
     for parameter in model.parameters():
@@ -210,8 +218,10 @@ def train(
     `state_steps` steps the state goes to the file `state`, marked with `identity`; a later call with the same
     identity goes on from there and ends with the same weights. The gradient of a batch is the sum of those of
     `micro_batch` sequences at a time (None: of all), and changes with it by rounding, and by the masks of dropout. A
-    part that does not fit into an accelerator's memory is halved. Raises TrainingDiverged on a loss that is not finite,
-    and MemoryError where one sequence does not fit.
+    part that does not fit into an accelerator's memory is halved. Several processes (`parallel`) share the rows of every
+    batch and end with the weights that one ends with, up to the rounding of sums and the masks of dropout; those that
+    share the model take all of their rows at once, since they must keep step. Raises TrainingDiverged on a loss that is
+    not finite, and MemoryError where one sequence does not fit.
     """
     per_epoch = -(-len(blocks) // recipe.batch_size)
     steps = recipe.epochs * per_epoch if recipe.steps is None else recipe.steps
@@ -221,27 +231,30 @@ def train(
     if note := _load_state(state, model, optimizer, identity):
         losses, micro_batch = note["losses"], note["micro_batch"]
         say(f"{description}: going on from step {len(losses)} of {steps}.")
+    if parallel.sharded(model):
+        micro_batch = recipe.batch_size
     _learn(model, recipe)
     order, made, started = None, 0, time.perf_counter()
-    for step in tqdm(range(len(losses), steps), desc=description, leave=False, delay=2):
+    for step in tqdm(range(len(losses), steps), desc=description, leave=False, delay=2, disable=not processes.first()):
         epoch, batch = divmod(step, per_epoch)
         if batch == 0 or order is None:
             order = generator(*seed_parts, "order", epoch).permutation(len(blocks))
         chosen = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
-        tokens = blocks[torch.from_numpy(chosen)].to(model.device)  # (B, T)
+        tokens, weight = parallel.share(blocks[torch.from_numpy(chosen)].to(model.device))  # (B, T)
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step, steps)
 
-        def gradients(tokens: torch.Tensor = tokens, step: int = step) -> torch.Tensor:
+        def gradients(tokens: torch.Tensor = tokens, weight: float = weight, step: int = step) -> torch.Tensor:
             nonlocal micro_batch
             while True:
-                torch.manual_seed(stable_seed(*seed_parts, "dropout", step))
+                torch.manual_seed(stable_seed(*seed_parts, "dropout", step, *parallel.stream()))
                 optimizer.zero_grad(set_to_none=True)
                 try:
-                    loss = _add_gradient(model, tokens, recipe, micro_batch)
+                    loss = _add_gradient(model, tokens, weight, recipe, micro_batch)
                     break
                 except torch.OutOfMemoryError as error:
-                    micro_batch = _half(micro_batch, error)
+                    micro_batch = _half(1 if parallel.sharded(model) else micro_batch, error)
+            loss = parallel.add_up(model, loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             return loss
 
@@ -253,7 +266,7 @@ def train(
         else:  # from w to w + ρ g/‖g‖, and AdamW's step from w with the gradient there
             optimizer.step(gradients)
         losses.append(loss.item())
-        made += tokens.numel()
+        made += len(chosen) * blocks.shape[1]
         if (step + 1) % state_steps == 0 and step + 1 < steps:
             _save_state(state, model, optimizer, {"identity": identity, "losses": losses, "micro_batch": micro_batch})
     model.eval()
