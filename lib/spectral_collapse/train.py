@@ -218,10 +218,10 @@ def train(
     `state_steps` steps the state goes to the file `state`, marked with `identity`; a later call with the same
     identity goes on from there and ends with the same weights. The gradient of a batch is the sum of those of
     `micro_batch` sequences at a time (None: of all), and changes with it by rounding, and by the masks of dropout. A
-    part that does not fit into an accelerator's memory is halved. Several processes (`parallel`) share the rows of every
-    batch and end with the weights that one ends with, up to the rounding of sums and the masks of dropout; those that
-    share the model take all of their rows at once, since they must keep step. Raises TrainingDiverged on a loss that is
-    not finite, and MemoryError where one sequence does not fit.
+    part that does not fit into an accelerator's memory is halved. Several processes (`parallel`) share the rows of
+    every batch and end with the weights that one ends with, up to the rounding of sums and the masks of dropout; those
+    that share the model take all of their rows at once, since they must keep step. Raises TrainingDiverged on a loss
+    that is not finite, and MemoryError where the gradient does not fit, however it is divided.
     """
     per_epoch = -(-len(blocks) // recipe.batch_size)
     steps = recipe.epochs * per_epoch if recipe.steps is None else recipe.steps
