@@ -3,7 +3,7 @@
 import pytest
 import torch
 from spectral_collapse import generate, memory, train
-from spectral_collapse.curvature import memory as free
+from spectral_collapse.curvature.memory import available_memory
 
 BLOCKS = torch.randint(2, 61, (16, 48), generator=torch.Generator().manual_seed(0))
 RECIPE = train.Recipe(1, 16, 1e-2, 0.0, 0.0, "constant")
@@ -40,20 +40,16 @@ def test_peak_counts_every_storage_once_and_as_long_as_it_lives():
 def test_unused_memory_of_the_allocator_is_free(monkeypatch):
     for name, value in (("mem_get_info", (100, 0)), ("memory_reserved", 70), ("memory_allocated", 30)):
         monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
-    assert free.available_memory("cuda") == 140
+    assert available_memory("cuda") == 140
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 2**20)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2**19)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert free.available_memory("mps") == 2**19
+    assert available_memory("mps") == 2**19
 
 
-@pytest.mark.parametrize(
-    ("limit", "fixed", "each", "expected"),
-    [(16, 0, 100, 16), (16, 0, 101, 8), (16, 1, 100, 8), (16, 1300, 100, 2), (16, 1599, 100, 1), (3, 1400, 100, 2)],
-)
-def test_largest_half_that_fits(room, limit, fixed, each, expected):
-    room(1600)
-    assert memory.fitting(limit, fixed, each, CPU) == expected
+@pytest.mark.parametrize(("limit", "sizes"), [(1, [1]), (2, [1, 2]), (7, [1, 2, 4, 7]), (16, [1, 2, 4, 8, 16])])
+def test_batches_to_choose_from(limit, sizes):
+    assert memory.halves(limit) == sizes
 
 
 def peak(model, sequences: int, recipe: train.Recipe) -> int:
@@ -66,28 +62,50 @@ def peak(model, sequences: int, recipe: train.Recipe) -> int:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_one_and_two_sequences_tell_what_all_take(tiny_model, architecture, room, checkpointing):
-    """The batch found fits, by the peak of that batch, and twice as many would not have; to 5 %."""
-    recipe = train.Recipe(1, 16, 1e-2, 0.0, 0.0, "constant", gradient_checkpointing=checkpointing)
+def test_the_batch_found_fits_and_is_at_most_half_too_small(tiny_model, architecture, room, checkpointing):
+    """By its own measured peak, beside AdamW's moments and the vector of its step."""
+    recipe = train.Recipe(1, 13, 1e-2, 0.0, 0.0, "constant", gradient_checkpointing=checkpointing)
     model = tiny_model(architecture)
     train._learn(model, recipe)
-    peaks = {sequences: peak(model, sequences, recipe) for sequences in (4, 8)}
+    sizes = memory.halves(13)
+    peaks = {size: peak(model, size, recipe) for size in sizes}
     moments = 12 * sum(parameter.numel() for parameter in model.parameters())
-    state = torch.get_rng_state()
-    for size, expected in ((1.05 * peaks[4], 4), (0.95 * peaks[8], 4), (2**40, 16), (1, 1)):
-        room(size + moments)
-        assert train.fitting_batch(model, BLOCKS, recipe) == expected
+    state, found = torch.get_rng_state(), []
+    for free in (1.1 * peaks[1], 1.5 * peaks[2], 1.2 * peaks[4], 2.1 * peaks[4], 2**40):
+        room(free + moments)
+        found.append(train.fitting_batch(model, BLOCKS, recipe))
+        assert peaks[found[-1]] <= free
+        assert found[-1] == 13 or 2 * peaks[found[-1]] > free
+    assert found == sorted(found) and len(set(found)) > 2 and found[-1] == 13
+    room(1)
+    assert train.fitting_batch(model, BLOCKS, recipe) == 1
     assert torch.equal(torch.get_rng_state(), state) and not model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_two_sequences_that_do_not_fit_leave_one(room):
+def test_only_what_is_bound_to_fit_is_tried(room):
+    """Of a peak of 70 bytes for the weights, or 10 for each sequence."""
+    tried = []
+
     def work(sequences):
-        if sequences > 1:
+        tried.append(sequences)
+        torch.empty(max(70, 10 * sequences), dtype=torch.uint8)
+
+    cases = [(69, 1, [1]), (139, 1, [1]), (140, 8, [1, 2, 4, 8]), (330, 32, [1, 2, 4, 8]), (32 * 70, 32, [1])]
+    for free, found, trials in cases:
+        room(free)
+        tried.clear()
+        assert (memory.measured_batch(work, 32, CPU), tried) == (found, trials)
+
+
+def test_a_batch_that_does_not_fit_after_all_is_not_taken(room):
+    def work(sequences):
+        torch.empty(10)
+        if sequences > 2:
             raise torch.OutOfMemoryError
 
-    room(2**40)
-    assert memory.measured_batch(work, 16, CPU) == 1
+    room(10 * 4 * 5)
+    assert memory.measured_batch(work, 16, CPU) == 2
 
 
 @pytest.mark.parametrize(("vocabulary", "prompt", "new"), [(4000, 8, 8), (61, 48, 16), (61, 4, 60)])

@@ -1,4 +1,4 @@
-"""Batches that fit into memory: found from what one and two sequences take, not by running out of it."""
+"""Batches that fit into memory: found from what fewer sequences take, not by running out of it."""
 
 import weakref
 from collections.abc import Callable
@@ -53,34 +53,34 @@ def budget(device: torch.device) -> int:
     return int(SHARE * available_memory(device))
 
 
-def fitting(limit: int, fixed: int, each: int, device: torch.device) -> int:
-    """The largest of limit, limit/2, limit/4 … (rounded up) that fits, with `fixed` + `each` bytes a sequence, or 1.
-
-    By halves, so that a little more or less of free memory seldom changes it.
-    """
-    room = budget(device)
-    while limit > 1 and fixed + limit * each > room:
-        limit = -(-limit // 2)
-    return limit
+def halves(limit: int) -> list[int]:
+    """1 … limit/4, limit/2, limit, rounded up: the batches to choose from, few, so that a little more or less of free
+    memory seldom changes the choice."""
+    return [*halves(-(-limit // 2)), limit] if limit > 1 else [1]
 
 
 def measured_batch(work: Callable[[int], Any], limit: int, device: torch.device, later: int = 0) -> int:
-    """The largest batch, see `fitting`, whose `work(sequences)` fits beside `later` bytes that are yet to be taken.
+    """The largest of `halves(limit)` known to fit: the peak of `work(sequences)` beside `later` bytes yet to be taken.
 
-    The peaks of one and of two sequences give what all take together and what each takes.
+    A peak is the largest of several sums of what the weights take and what each sequence takes, so that b sequences take
+    at most b/a times what a take: from one sequence on the next batch is tried only where this bound fits, and none
+    where it fits for all.
     """
-    if limit == 1:
-        return 1
-    peaks = []
-    for sequences in (1, 2):
+    room, found = budget(device) - later, 1
+    for sequences in halves(limit):
         try:
             with PeakMemory() as used:
                 work(sequences)
         except torch.OutOfMemoryError:
-            return 1
-        peaks.append(used.peak)
-    each = max(0, peaks[1] - peaks[0])
-    return fitting(limit, peaks[0] - each + later, each, device)
+            return found
+        if used.peak > room:
+            return found
+        found = sequences
+        if limit * used.peak <= room * sequences:
+            return limit
+        if min(2 * sequences, limit) * used.peak > room * sequences:
+            return found
+    return found
 
 
 def sampling_bytes(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> int:
@@ -101,5 +101,6 @@ def sampling_bytes(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) 
 
 
 def sampling_batch(model: PreTrainedModel, limit: int, prompt_tokens: int, new_tokens: int) -> int:
-    """Sequences drawn at a time, see `fitting`."""
-    return fitting(limit, 0, sampling_bytes(model, prompt_tokens, new_tokens), model.device)
+    """The largest of `halves(limit)` whose `sampling_bytes` fit, or 1."""
+    each, room = sampling_bytes(model, prompt_tokens, new_tokens), budget(model.device)
+    return max(size for size in halves(limit) if size == 1 or size * each <= room)
