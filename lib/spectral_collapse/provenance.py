@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from safetensors import SafetensorError
 
 from . import paths
 
@@ -83,20 +86,39 @@ def environment(device: str) -> dict[str, Any]:
     return {"python": platform.python_version(), **versions, "machine": platform.machine(), "device": device}
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` on a temporary file beside `path`, then renames it: `path` is never half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+@contextlib.contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """A full disk becomes a ValueError that says what to do. safetensors' own errors have no code, only its text."""
     try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if reason := next((text for text in NO_ROOM if text in str(error)), None):
+            raise ValueError(
+                f"{folder} cannot be written ({reason.lower()}): make room and run this again; "
+                "everything computed before is kept."
+            ) from None
+        raise
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write` on a temporary file beside `path`, then renames it: `path` is never half-written.
+
+    Raises ValueError where the disk is full.
+    """
+    with _room(path.parent), contextlib.ExitStack() as cleanup:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        cleanup.callback(temporary.unlink, missing_ok=True)
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -139,13 +161,14 @@ def read_result(path: Path, key: dict[str, Any] | None = None) -> dict[str, Any]
         version, digest = record["schema_version"], record["result_sha256"]
         if not (isinstance(result, dict) and isinstance(key_then, dict)):
             raise TypeError
+        found = text_hash(canonical(result))
     except FileNotFoundError:
         raise
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise StaleRecord("it is truncated or not a record") from None
     if version != SCHEMA_VERSION:
         raise StaleRecord(f"it follows schema {version}, this is schema {SCHEMA_VERSION}")
-    if text_hash(canonical(result)) != digest:
+    if found != digest:
         raise StaleRecord("its content does not match its hash")
     if key is not None:
         key = _plain(key)
@@ -200,8 +223,10 @@ def locked(folder: Path, say: Callable[[str], None] = print) -> Iterator[None]:
 
     The lock is the kernel's (flock): it ends with the process, however that ends.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    with _room(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
