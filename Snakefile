@@ -21,8 +21,16 @@ try:
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
-MODEL = paths.model_folder(P.profile, P.model)
-GENERATED = paths.generated_folder(P.profile)
+
+
+def place(folder: Path) -> Path:
+    """Relative to the checkout what lies in it: only that can be found under the prefix of a storage provider."""
+    return folder.relative_to(paths.ROOT) if folder.is_relative_to(paths.ROOT) else folder
+
+
+MODEL = place(paths.model_folder(P.profile, P.model))
+GENERATED = place(paths.generated_folder(P.profile))
+STUDIES = place(paths.results_root()) / GRID
 # What every notebook depends on: without these an edit would leave "nothing to be done".
 SOURCES = [
     *(str(file.relative_to(paths.ROOT)) for file in params.profile_files(P.profile)),
@@ -42,9 +50,10 @@ COMMITTED = [
 ]
 COMMITTED = sorted(str(file.relative_to(paths.ROOT)) for file in COMMITTED)
 PARAMETERS = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
-# Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that.
+# Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that. The notebook
+# reads the profile's file itself: papermill's -f would write the file's keys into the notebook as code.
 EXECUTE = (
-    f"{shlex.quote(sys.executable)} -m papermill {{input.notebook}} {{log}} -f params/{P.profile}.yaml {PARAMETERS} "
+    f"{shlex.quote(sys.executable)} -m papermill {{input.notebook:q}} {{log:q}} -p profile {P.profile} {PARAMETERS} "
     "--cwd notebooks --no-progress-bar --log-level ERROR"
 )
 
@@ -149,7 +158,7 @@ rule mechanism_study:
 # Apart from the paper's graph too: one job a factor of the grid, its study once made committed.
 rule ablations:
     input:
-        expand(str(paths.results_root() / GRID / "{factor}" / "ablation.done"), factor=FACTORS),
+        expand(str(STUDIES / "{factor}" / "ablation.done"), factor=FACTORS),
 
 
 rule ablation:
@@ -158,14 +167,14 @@ rule ablation:
         [str(file.relative_to(paths.ROOT)) for file in params.grid_files(GRID)],
         notebook="notebooks/05_ablations.ipynb",
     output:
-        touch(paths.results_root() / GRID / "{factor}" / "ablation.done"),
+        touch(STUDIES / "{factor}" / "ablation.done"),
     log:
-        paths.results_root() / GRID / "{factor}" / "05_ablations.ipynb",
+        STUDIES / "{factor}" / "05_ablations.ipynb",
     resources:
         mem_mb=4000,
         runtime=240,
     shell:
-        f"{shlex.quote(sys.executable)} -m papermill {{input.notebook}} {{log}} -p grid {GRID} "
+        f"{shlex.quote(sys.executable)} -m papermill {{input.notebook:q}} {{log:q}} -p grid {GRID} "
         + "".join(f"-p {key} {shlex.quote(overrides[key])} " for key in overrides.keys() & {"data_path"})
         + "-p factor {wildcards.factor} --cwd notebooks --no-progress-bar --log-level ERROR"
 

@@ -200,7 +200,7 @@ def damaged(work_folder: Path, dice: random.Random) -> dict:
         noticed = "made again" in said(root)[before:]
         counts[how] += 1
         counts["noticed"] += noticed
-        counts["equal"] += same(root, whole) or not noticed and harmless(root / name, whole / name)
+        counts["equal"] += same(root, whole) or (not noticed and harmless(root / name, whole / name))
     return {"damages": DAMAGES, **counts}
 
 

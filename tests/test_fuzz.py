@@ -136,8 +136,11 @@ def mutated(content: bytes):
     piece = st.one_of(
         st.binary(min_size=1, max_size=4),
         st.sampled_from(
-            [b"\0", b"\xff", b"\n", b": ", b"- ", b"&a ", b"*a", b"!!python/object/apply:os.system [x]", b"!!int x"]
-            + [b"2001-13-45", b"[" * 2000, b"<<: ", b"---\n", b"\t", b"? ", b"!!bool x", b"!!int ''", b"9" * 5000]
+            [
+                *(b"\0", b"\xff", b"\n", b": ", b"- ", b"&a ", b"*a", b"<<: ", b"---\n", b"\t", b"? "),
+                *(b"!!python/object/apply:os.system [x]", b"!!int x", b"!!int ''", b"!!bool x"),
+                *(b"2001-13-45", b"[" * 2000, b"9" * 5000),
+            ]
         ),
     )
     place = st.integers(0, len(content))
@@ -251,8 +254,9 @@ PROMPTS = [{"id": f"p{n}", "bucket": "neutral", "text": f"Tom ran {n}"} for n in
     st.lists(
         st.one_of(
             st.sampled_from(PROMPTS).map(lambda prompt: json.dumps(prompt).encode()),
-            st.fixed_dictionaries({}, optional={key: scalars.filter(lambda v: not isinstance(v, bytes)) for key in PROMPTS[0]})
-            .map(lambda prompt: json.dumps(prompt, default=str).encode()),
+            st.dictionaries(st.sampled_from([*PROMPTS[0], "response"]), scalars, max_size=4).map(
+                lambda prompt: json.dumps(prompt, default=str).encode()
+            ),
             mutated(json.dumps(PROMPTS[0]).encode()),
         ),
         max_size=4,

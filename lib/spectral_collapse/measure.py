@@ -52,9 +52,7 @@ def prompt_bank(name: str) -> list[dict[str, str]]:
             continue
         try:
             prompt = json.loads(line.decode("utf-8"))
-            good = set(prompt) == set(PROMPT) and all(
-                isinstance(part, str) and part.strip() for part in prompt.values()
-            )
+            good = set(prompt) == set(PROMPT) and all(part.strip() for part in prompt.values())
             "".join(prompt.values()).encode()  # a lone surrogate is no text
         except (ValueError, TypeError, AttributeError, RecursionError):
             good = False

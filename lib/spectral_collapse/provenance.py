@@ -225,8 +225,8 @@ def locked(folder: Path, say: Callable[[str], None] = print) -> Iterator[None]:
     """
     with _room(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")
-    with lock as file:
+        (folder / ".lock").touch()
+    with open(folder / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

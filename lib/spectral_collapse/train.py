@@ -122,11 +122,12 @@ def _load_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optim
     try:
         with safe_open(path, framework="pt", device=str(model.device)) as file:
             text = file.metadata()["note"]
-            note, whole = (
-                json.loads(text),
-                _digest(text, ((name, file.get_tensor(name)) for name in sorted(file.keys()))),
-            )
-            if note["identity"] != identity or file.metadata()["sha256"] != whole:
+            note = json.loads(text)
+            if note["identity"] != identity:
+                return None
+            if file.metadata()["sha256"] != _digest(
+                text, ((name, file.get_tensor(name)) for name in sorted(file.keys()))
+            ):
                 return None
             for index, parameter in enumerate(model.parameters()):
                 parameter.data.copy_(file.get_tensor(f"weight.{index}"))
