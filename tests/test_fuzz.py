@@ -205,7 +205,7 @@ SMALL_GRID = {
 }
 
 
-@fuzzed(100)
+@fuzzed(40)
 @given(place=st.sampled_from(list(paths_into(SMALL_GRID))), value=values, drop=st.booleans())
 @example(place=("extends",), value="ablations.dropout.0", drop=False)
 @example(place=("factors", "dropout", "extends"), value="ablations.dropout.0", drop=False)
