@@ -13,7 +13,7 @@ LATEX_PACKAGES := latexmk texlive-latex-recommended texlive-latex-extra texlive-
 HAVE_LATEX := command -v latexmk >/dev/null || command -v tectonic >/dev/null
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: paper results estimators mechanism ablations sigma models test notebooks lab graph bench lint clean setup latex
+.PHONY: paper results estimators mechanism ablations sigma models test notebooks lab graph bench faults lint clean setup latex
 
 paper: setup latex
 ifeq ($(RECOMPUTE),0)
@@ -65,6 +65,10 @@ graph: setup
 
 bench: setup
 	$(BIN)/python tests/bench.py
+
+# A small run is killed, starved, damaged and doubled (as root): what the README says of it.
+faults: setup
+	$(BIN)/python tests/faults.py
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check lib tests

@@ -21,8 +21,16 @@ try:
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
-MODEL = paths.model_folder(P.profile, P.model)
-GENERATED = paths.generated_folder(P.profile)
+
+
+def place(folder: Path) -> Path:
+    """Relative to the checkout what lies in it: only that can be found under the prefix of a storage provider."""
+    return folder.relative_to(paths.ROOT) if folder.is_relative_to(paths.ROOT) else folder
+
+
+MODEL = place(paths.model_folder(P.profile, P.model))
+GENERATED = place(paths.generated_folder(P.profile))
+STUDIES = place(paths.results_root()) / GRID
 # What every notebook depends on: without these an edit would leave "nothing to be done".
 SOURCES = [
     *(str(file.relative_to(paths.ROOT)) for file in params.profile_files(P.profile)),
@@ -44,10 +52,11 @@ COMMITTED = sorted(str(file.relative_to(paths.ROOT)) for file in COMMITTED)
 PARAMETERS = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
 # Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that.
 PAPERMILL = (
-    f"{shlex.quote(sys.executable)} -m papermill {{input.notebook}} {{log}} "
+    f"{shlex.quote(sys.executable)} -m papermill {{input.notebook:q}} {{log:q}} "
     "--cwd notebooks --no-progress-bar --log-level ERROR"
 )
-EXECUTE = f"{PAPERMILL} -f params/{P.profile}.yaml {PARAMETERS}"
+# The notebook reads the profile's file itself: papermill's -f would write the file's keys into the notebook as code.
+EXECUTE = f"{PAPERMILL} -p profile {P.profile} {PARAMETERS}"
 
 
 def treated(condition: str) -> bool:
@@ -144,7 +153,7 @@ rule mechanism:
 # Apart from the paper's graph too: one job a factor of the grid, its study once made committed.
 rule ablations:
     input:
-        expand(str(paths.results_root() / GRID / "{factor}" / "ablation.done"), factor=FACTORS),
+        expand(str(STUDIES / "{factor}" / "ablation.done"), factor=FACTORS),
 
 
 rule ablation:
@@ -153,9 +162,9 @@ rule ablation:
         [str(file.relative_to(paths.ROOT)) for file in params.grid_files(GRID)],
         notebook="notebooks/05_ablations.ipynb",
     output:
-        touch(paths.results_root() / GRID / "{factor}" / "ablation.done"),
+        touch(STUDIES / "{factor}" / "ablation.done"),
     log:
-        paths.results_root() / GRID / "{factor}" / "05_ablations.ipynb",
+        STUDIES / "{factor}" / "05_ablations.ipynb",
     resources:
         mem_mb=4000,
         runtime=240,

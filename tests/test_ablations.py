@@ -103,7 +103,7 @@ def test_unknown_names_are_refused_with_the_nearest(name, sentence):
         ({"block_tokens": 24}, "block_tokens"),
         ({"held_out_blocks": 30}, "held_out_blocks"),
         ({"temperature": 0.5}, "temperature"),
-        ({"base": "ablations.smoke.restart"}, "ablations.smoke.restart starts from smoke itself"),
+        ({"base": "ablations.smoke.restart"}, "ablations.smoke.restart starts from 'smoke' itself"),
     ],
 )
 def test_bases_that_cannot_be_shared_are_refused(changes, named):

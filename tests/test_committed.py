@@ -1,5 +1,8 @@
 """The studies that come with the project: whole, and turned into the paper's tables and numbers."""
 
+import json
+
+import faults
 import pytest
 from spectral_collapse import mechanism, paths, studies
 
@@ -72,3 +75,16 @@ def test_a_missing_record_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "COMMITTED", tmp_path)
     with pytest.raises(ValueError, match=r"curvature\.json cannot be used .* restore it from the repository"):
         studies.committed("smollm2_offline", "curvature")
+
+
+def test_the_readme_tells_of_the_faults_what_was_measured():
+    measured = json.loads((paths.COMMITTED / "faults" / "faults.json").read_text(encoding="utf-8"))
+    assert measured.keys() == faults.PARTS.keys()
+    text = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.split("<!-- faults -->\n")[1].split("<!-- /faults -->")[0] == faults.table(measured)
+    # Whatever happened, the run ended with the same records; a disk that was full was explained.
+    killed, disk, twins = (measured[name] for name in ("killed", "disk_full", "twins"))
+    assert killed["kills"] >= 30 and killed["equal"] == killed["runs"]
+    assert disk["explained"] == disk["full"] and disk["equal"] == disk["disks"] and twins["equal"] == twins["pairs"]
+    assert all(measured[name]["equal"] == measured[name]["damages"] for name in ("damaged", "damaged_states"))
+    assert measured["kernel_dies"]["equal"] == 1

@@ -178,6 +178,35 @@ def test_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, old):
     assert [file.read_text() for file in path.parent.iterdir()] == ([] if old is None else [old])
 
 
+LIMITED = """
+import resource, sys, torch; from pathlib import Path; from safetensors.torch import save_file
+from spectral_collapse import provenance
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for write in (lambda file: file.write_text("x" * 2000), lambda file: save_file({"a": torch.zeros(2000)}, file)):
+    try:
+        provenance.write_atomically(Path(sys.argv[1]) / "file.txt", write)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_no_room_is_one_sentence_that_says_what_to_do(tmp_path):
+    """A limit of file sizes, which anyone may set; `make faults` fills disks."""
+    provenance.write_text(tmp_path / "file.txt", "old")
+    done = subprocess.run([sys.executable, "-c", LIMITED, tmp_path], capture_output=True, text=True, check=True)
+    sentence = f"{tmp_path} cannot be written (file too large): make room and run this again; "
+    assert done.stdout == 2 * (sentence + "everything computed before is kept.\n")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+def test_other_failures_of_the_disk_are_not_called_full(tmp_path):
+    def fail(_):
+        raise PermissionError("no")
+
+    with pytest.raises(PermissionError):
+        write_atomically(tmp_path / "file.txt", fail)
+
+
 def test_writer_that_is_killed_leaves_the_old_file(tmp_path):
     path = tmp_path / "file.txt"
     provenance.write_text(path, "old")

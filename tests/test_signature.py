@@ -20,7 +20,7 @@ from spectral_collapse import curvature
 from spectral_collapse.curvature import Estimate, HessianOperator, lanczos, spectral_signature
 from spectral_collapse.curvature.krylov import probe_runs, rademacher
 from spectral_collapse.curvature.memory import WORKING_VECTORS, plan
-from spectral_collapse.curvature.spectral import influences_of_blocks
+from spectral_collapse.curvature.spectral import _finished_probes, influences_of_blocks
 from spectral_collapse.seeding import generator
 
 OUTLIERS = np.array([20.0, 13.0, 9.0, -7.0, 5.0])
@@ -562,3 +562,25 @@ def test_two_processes_find_what_one_finds(tmp_path):
         alone = ranks.measured(kind, blocks)
         assert [alone[name]["basis"] for name in ("full", "half")] == ["float64", "float16"]
         assert_close(first[f"{kind} {blocks}"], json.loads(json.dumps(alone)), f"{kind} {blocks}")
+
+
+@pytest.mark.parametrize("damage", ["none", "identity", "digit", "truncated"])
+def test_finished_probes_are_taken_from_a_whole_state_only(tmp_path, damage):
+    model, tokens, state = tiny("gpt2"), frozen_blocks(4), tmp_path / "state.json"
+    options = {"steps": 4, "seed": 1, "state": state, "identity": "this", "batch_errors": False}
+    spectral_signature(model, tokens, probes=1, **options)
+    content = state.read_text()
+    state.unlink()
+    whole = spectral_signature(model, tokens, probes=2, **options)
+    place = content.index('"alphas":[') + len('"alphas":[') + 3
+    damaged = {
+        "none": content,
+        "identity": content.replace("this", "other"),
+        "digit": content[:place] + ("1" if content[place] != "1" else "2") + content[place + 1 :],
+        "truncated": content[:-1],
+    }
+    state.write_text(damaged[damage])
+    taken = len(_finished_probes(state, "this"))
+    again = spectral_signature(model, tokens, probes=2, **options)
+    assert taken == (damage == "none") and again.lambda_max == whole.lambda_max
+    assert again.bulk_sigma == whole.bulk_sigma

@@ -1,6 +1,7 @@
 """Training: the step in closed form, and a state that survives interruption with the same weights."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_interrupted_twice(tiny_model, fit, interrupt, tmp_path):
     assert again == losses and same(resumed, whole)
 
 
-@pytest.mark.parametrize("damage", ["identity", "truncated", "empty", "text", "header", "foreign"])
+@pytest.mark.parametrize("damage", ["identity", "truncated", "empty", "text", "header", "foreign", "weight", "losses"])
 def test_state_that_is_not_of_this_training_is_ignored(tiny_model, fit, interrupt, tmp_path, damage):
     state = tmp_path / "state.safetensors"
     whole = tiny_model()
@@ -120,7 +121,11 @@ def test_state_that_is_not_of_this_training_is_ignored(tiny_model, fit, interrup
             "empty": b"",
             "text": b"no state",
             "header": b"\xff" + content[1:],
+            # One bit of a number, which safetensors and JSON read as another number.
+            "weight": content[:-7] + bytes([content[-7] ^ 64]) + content[-6:],
+            "losses": re.sub(rb"(losses.{9})(\d)", lambda found: found[1] + bytes([found[2][0] ^ 1]), content, count=1),
         }
+        assert damaged[damage] != content
         state.write_bytes(damaged[damage])
     fresh = tiny_model()
     again, said = fit(fresh, identity="other" if damage == "identity" else "this")

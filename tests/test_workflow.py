@@ -79,6 +79,25 @@ def test_graph_of_the_default_profile(empty_results, profile):
     assert job_counts(done.stdout + done.stderr) == expected
 
 
+SNAKEFILE = (paths.ROOT / "Snakefile").read_text()
+LOCAL = re.search(r"localrules:\n((?:    \w+,\n)+)", SNAKEFILE)[1].replace(",", "").split()
+JOBS = set(re.findall(r"^(?:rule|use rule \w+ as) (\w+)", SNAKEFILE, re.MULTILINE)) - set(LOCAL)
+
+
+@pytest.mark.parametrize(
+    ("profile", "elsewhere", "keys"),
+    [
+        ("slurm", set(), {"mem_mb", "runtime"}),
+        # Their outputs are made where Snakemake runs.
+        ("kubernetes", {"statistics", "studies", "pdf", "sigma_experiment"}, {"mem_mb"}),
+    ],
+)
+def test_cluster_profile_has_resources_for_every_job(profile, elsewhere, keys):
+    settings = yaml.safe_load((paths.ROOT / "profiles" / profile / "config.yaml").read_text())
+    assert settings["executor"] == profile and settings["set-resources"].keys() == JOBS - elsewhere
+    assert all(keys <= resources.keys() for resources in settings["set-resources"].values())
+
+
 def test_graph_of_the_estimators_study(empty_results):
     done = snakemake("-n", "--config", "profile=estimators", "--", "estimators")
     assert done.returncode == 0, done.stderr

@@ -62,12 +62,10 @@ def _level(cell: str, places: dict[str, str | None]) -> Params:
 def read(name: str, grid: str = GRID, **places: str | None) -> Factor:
     """A factor of the grid; `places`: where this machine has the text (`params.PLACES`).
 
-    ValueError with one sentence for an unknown name or an incomplete entry.
+    ValueError with one sentence for an unknown name or level.
     """
     found = params.read_factor(grid, name)
     where = f"factor {name!r} of grid {grid!r}"
-    if missing := [key for key in ("question", "reference", "levels", "hypothesis", "test") if key not in found]:
-        raise ValueError(f"{where} has no {missing[0]}.")
     test = dict(found["test"])
     low, high = test.pop("region")
     for level in (found["reference"], test["level"], test.get("against", ALL)):

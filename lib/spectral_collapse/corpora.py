@@ -36,6 +36,9 @@ def read_documents(path: Path) -> list[str]:
         raise ValueError(f"data file {path} cannot be read: set data_path to a readable text file.") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"data file {path} is not UTF-8 text (byte {error.start}): convert it first.") from None
+    if (place := text.find("\0")) >= 0:  # valid UTF-8, and what UTF-16 or a binary file is full of
+        line = text.count("\n", 0, place) + 1
+        raise ValueError(f"data file {path} holds a NUL in line {line}, as no text does: convert it first.")
     separator = models.END_OF_TEXT if models.END_OF_TEXT in text else "\n\n"
     documents = [document.strip() for document in text.split(separator)]
     documents = [document for document in documents if document]

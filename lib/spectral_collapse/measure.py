@@ -34,16 +34,37 @@ class IncoherentBaseline(ValueError):
     """The base model's held-out perplexity is above the profile's bound."""
 
 
+PROMPT = ("id", "bucket", "text")
+
+
 def prompt_bank(name: str) -> list[dict[str, str]]:
-    """Prompts of `params/prompts/<name>.jsonl`: dictionaries with id, bucket and text, in file order."""
+    """Prompts of `params/prompts/<name>.jsonl`: dictionaries with id, bucket and text, in file order.
+
+    Raises ValueError with file and line for what is no prompt, and for an id that stands twice.
+    """
     path = paths.PROMPTS / f"{paths.path_name(name)}.jsonl"
     if not path.exists():
         banks = ", ".join(sorted(file.stem for file in paths.PROMPTS.glob("*.jsonl")))
         raise ValueError(f"prompt_bank {name!r} is not in params/prompts: the banks there are {banks}.")
-    prompts = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if len({prompt["id"] for prompt in prompts}) < len(prompts):
-        raise ValueError(f"{path}: a prompt id stands twice.")
-    return prompts
+    prompts: dict[str, dict[str, str]] = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            prompt = json.loads(line.decode("utf-8"))
+            good = set(prompt) == set(PROMPT) and all(part.strip() for part in prompt.values())
+            "".join(prompt.values()).encode()  # a lone surrogate is no text
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            good = False
+        if not good:
+            form = ", ".join(f'"{part}": "…"' for part in PROMPT)
+            raise ValueError(f"{path}, line {number}: a prompt is a line of JSON in UTF-8, {{{form}}}.")
+        if prompt["id"] in prompts:
+            raise ValueError(f"{path}, line {number}: the id {prompt['id'][:100]!r} stands twice.")
+        prompts[prompt["id"]] = prompt
+    if not prompts:
+        raise ValueError(f"{path} is empty: give it a prompt a line.")
+    return list(prompts.values())
 
 
 def _model_inputs(run: Run, generation: int) -> dict[str, Any]:
@@ -81,7 +102,8 @@ def _write_lines(path: Path, lines: list[dict[str, str]]) -> str:
 
 
 def _read_lines(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines(), which takes U+2028 and the like inside a text, that a model may write, for ends of lines.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
 
 
 @stage(

@@ -62,9 +62,9 @@ def halves(limit: int) -> list[int]:
 def measured_batch(work: Callable[[int], Any], limit: int, device: torch.device, later: int = 0) -> int:
     """The largest of `halves(limit)` known to fit: the peak of `work(sequences)` beside `later` bytes yet to be taken.
 
-    A peak is the largest of several sums of what the weights take and what each sequence takes, so that b sequences take
-    at most b/a times what a take: from one sequence on the next batch is tried only where this bound fits, and none
-    where it fits for all.
+    A peak is the largest of several sums of what the weights take and what each sequence takes, so that b sequences
+    take at most b/a times what a take: from one sequence on the next batch is tried only where this bound fits, and
+    none where it fits for all.
     """
     room, found = budget(device) - later, 1
     for sequences in halves(limit):

@@ -2,7 +2,10 @@
 
 import ast
 import difflib
+import itertools
 import types
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -171,6 +174,9 @@ class Params(BaseModel):
 
         for key in ("profile", "model", "prompt_bank"):
             paths.path_name(getattr(self, key))
+        for key in ("data_path", "held_out_path", "checkpoint"):
+            if (value := getattr(self, key)) is not None and not _may_be_path(value):
+                refuse(key, f"{paths.shown(value)} is no path: it holds a NUL, or ~ and an unknown user.")
         for key in ("seeds", "conditions"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 refuse(key, "the same entry stands twice.")
@@ -204,17 +210,18 @@ class Params(BaseModel):
             refuse("writing_contexts", "openings are no contexts: set prompting to context.")
         if self.base is not None:
             other = self.base_params()
-            if other.base is not None:
-                refuse("base", f"{self.base} starts from {other.base} itself: name that.")
             apart = [name for name in Params.model_fields if getattr(self, name) != getattr(other, name)]
             if wrong := [name for name in apart if name not in AFTER_BASE]:
                 refuse("base", f"generation 0 of {self.base} has another {', '.join(wrong)}: set base to null.")
         return self
 
     def base_params(self) -> "Params":
-        """Parameters of the profile that generation 0 belongs to."""
+        """Parameters of the profile that generation 0 belongs to. ValueError where that one has a base too."""
         if self.base is None:
             return self
+        # Before it is loaded, or two profiles that name each other would be loaded for ever.
+        if (further := _profile_values(self.base).get("base")) is not None:
+            raise ValueError(f"base: {self.base} starts from {paths.shown(further)} itself: name that.")
         return load(self.base, **{name: getattr(self, name) for name in PLACES})
 
     @property
@@ -224,14 +231,28 @@ class Params(BaseModel):
         return max(context, self.story_tokens)
 
 
-def _sentence(error: ValidationError, source: str) -> str:
-    """One sentence a problem: the key, the reason, and the nearest valid name for an unknown key."""
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+def _may_be_path(text: str) -> bool:
+    try:
+        Path(text).expanduser()
+    except RuntimeError:  # ~ and a user that there is not
+        return False
+    return "\0" not in text
+
+
+def _nearest_name(name: str, known: Iterable[str]) -> str:
+    return difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
+
+
+MOST = 10  # problems in one message
+
+
+def _sentence(error: ValidationError, source: str, known: Iterable[str]) -> str:
+    """One sentence a problem: the key, the reason, and the nearest of the known names for an unknown key."""
+    lines, problems = [], error.errors()
+    for problem in problems[:MOST]:
+        key = ".".join(str(part)[:100] for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, [*Params.model_fields, *SELECTORS], n=1, cutoff=0.0)
-            lines.append(f"unknown parameter {key!r}; the nearest valid name is {near[0]!r}")
+            lines.append(f"unknown parameter {key!r}; the nearest valid name is {_nearest_name(key, known)!r}")
         elif problem["type"] == "missing":
             lines.append(f"parameter {key!r} is missing")
         elif problem["type"] == "value_error":
@@ -241,10 +262,12 @@ def _sentence(error: ValidationError, source: str) -> str:
             near = ""
             if problem["type"] == "literal_error" and isinstance(value, str):
                 choices = [part.strip("' ") for part in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
-                near = f" (nearest: {difflib.get_close_matches(value, choices, n=1, cutoff=0.0)[0]!r})"
+                near = f" (nearest: {_nearest_name(value, choices)!r})"
             elif problem["type"] == "float_type" and isinstance(value, str):
                 near = " (YAML reads 1e-3 as text: write 1.0e-3)"
-            lines.append(f"parameter {key!r}: {problem['msg'].lower()}, not {value!r}{near}")
+            lines.append(f"parameter {key!r}: {problem['msg'].lower()}, not {paths.shown(value)}{near}")
+    if len(problems) > MOST:
+        lines.append(f"and {len(problems) - MOST} more")
     return f"{source}: " + "; ".join(lines)
 
 
@@ -252,17 +275,18 @@ def check(values: dict[str, Any], source: str = "parameters") -> Params:
     """Validated parameters, or a ValueError that names each wrong key, the reason and the nearest name."""
     # JSON and papermill turn 1.0 into 1: an int is welcome where a float is wanted.
     floats = {name for name, field in Params.model_fields.items() if field.annotation in (float, float | None)}
-    values = {key: float(value) if key in floats and type(value) is int else value for key, value in values.items()}
+    small = {key for key in floats & values.keys() if type(values[key]) is int and abs(values[key]) < 2**53}
+    values = {str(key): float(value) if key in small else value for key, value in values.items()}
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise ValueError(_sentence(error, source)) from None
+        raise ValueError(_sentence(error, source, [*Params.model_fields, *SELECTORS])) from None
 
 
 def profiles() -> list[str]:
     """Names of the profiles in params/, without grids of them."""
     files = sorted(paths.PARAMS.glob("*.yaml"))
-    return [file.stem for file in files if "\nfactors:" not in file.read_text(encoding="utf-8")]
+    return [file.stem for file in files if b"\nfactors:" not in file.read_bytes()]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -270,17 +294,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)
+        pairs = yaml.compose(text, Loader=yaml.SafeLoader).value if isinstance(values, dict) else []
     except FileNotFoundError:
         raise ValueError(
             f"{path.name} is not in {path.parent}: the profiles there are {', '.join(profiles())}."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as YAML ({str(error).splitlines()[0]}).") from None
+    except Exception as error:  # PyYAML lets through whatever its converters raise, of `!!int x` or 2001-13-45
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"{path}: not readable as YAML ({reason}).") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected lines of the form 'key: value'.")
-    keys = [key.value for key, _ in yaml.compose(text, Loader=yaml.SafeLoader).value]
-    if twice := [key for key in values if keys.count(key) > 1]:  # of which PyYAML keeps the last
-        raise ValueError(f"{path}: parameter {twice[0]!r} stands twice: delete one of the two lines.")
+    keys = Counter(key.value for key, _ in pairs if isinstance(key.value, str))
+    if twice := [key for key in keys if keys[key] > 1]:  # of which PyYAML keeps the last
+        raise ValueError(f"{path}: parameter {paths.shown(twice[0])} stands twice: delete one of the two lines.")
     return values
 
 
@@ -298,28 +324,83 @@ def _is_cell(profile: str) -> bool:
     return "." in name and not (paths.PARAMS / f"{name}.yaml").exists()
 
 
-def _nearest(what: str, name: str, known: list[str]) -> ValueError:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-    return ValueError(f"unknown {what} {name!r}; the nearest valid name is {near!r}.")
+def _nearest(what: str, name: Any, known: Iterable[str]) -> ValueError:
+    near = _nearest_name(str(name), known)
+    return ValueError(f"unknown {what} {paths.shown(name)}; the nearest valid name is {near!r}.")
+
+
+class _Entry(BaseModel):
+    """What a grid may hold: names, levels and tests that are misspelt are refused when it is read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class _Test(_Entry):
+    metric: str
+    level: str
+    against: str | None = None
+    control: Literal[CONDITIONS] | None = None
+    region: list[float | None] = Field(min_length=2, max_length=2)
+
+
+class _Factor(_Entry):
+    question: str
+    reference: str
+    levels: dict[str, dict[str, Any]] = Field(min_length=1)
+    hypothesis: str
+    test: _Test
+    shared: dict[str, Any] = {}
+    extends: str | None = None
+
+
+class _Grid(_Entry):
+    extends: str
+    scale: float = Field(default=1, gt=0)
+    factors: dict[str, _Factor] = Field(min_length=1)
+    grid: str | None = None
+
+    @model_validator(mode="after")
+    def _names(self) -> "_Grid":
+        for factor, entry in self.factors.items():
+            for name in (factor, *entry.levels):  # they name folders and profiles
+                paths.path_name(name)
+        for name in {self.extends, *(entry.extends or self.extends for entry in self.factors.values())}:
+            if _is_cell(name):
+                raise ValueError(f"extends: {name!r} is a cell of a grid: name a profile.")
+        return self
 
 
 def read_grid(name: str) -> dict[str, Any]:
     """A grid of profiles: `extends` (a profile), `scale`, and `factors` by name, each with its `levels`.
 
     A grid with the key `grid` takes the factors that it lists from that other one. ValueError where `factors` is
-    missing.
+    missing, or an entry is not what `_Grid` says.
     """
-    values = read_yaml(_file(name))
+    path = _file(name)
+    values = read_yaml(path)
     if "grid" in values:
-        values = {**read_grid(values["grid"]), **values}
-        kept = values["factors"] if isinstance(values["factors"], list) else list(values["factors"])
-        whole = read_grid(values["grid"])["factors"]
-        if unknown := [factor for factor in kept if factor not in whole]:
-            raise _nearest(f"factor of grid {values['grid']!r}", unknown[0], list(whole))
-        values["factors"] = {factor: whole[factor] for factor in kept}
+        if "grid" in read_yaml(_file(values["grid"])):
+            raise ValueError(f"{path}: grid must name a grid that takes its factors from no other.")
+        whole, kept = read_grid(values["grid"]), values.get("factors")
+        kept = list(whole["factors"]) if kept is None else kept
+        if not isinstance(kept, list) or not all(isinstance(factor, str) for factor in kept):
+            raise ValueError(f"{path}: factors must list names of factors of grid {values['grid']!r}.")
+        if unknown := [factor for factor in kept if factor not in whole["factors"]]:
+            raise _nearest(f"factor of grid {values['grid']!r}", unknown[0], list(whole["factors"]))
+        values = {**whole, **values, "factors": {factor: whole["factors"][factor] for factor in kept}}
     if not isinstance(values.get("factors"), dict):
-        raise ValueError(f"{_file(name)}: a grid needs 'factors'; this is no grid.")
-    return {"scale": 1, **values}
+        raise ValueError(f"{path}: a grid needs 'factors'; this is no grid.")
+    for factor in values["factors"].values():
+        if isinstance(factor, dict) and isinstance(factor.get("levels"), dict):
+            # Written as numbers, or as nothing where a level changes nothing.
+            factor["levels"] = {str(level): changes or {} for level, changes in factor["levels"].items()}
+    values = {"scale": 1, **values}
+    try:
+        _Grid.model_validate(values)
+    except ValidationError as error:
+        known = itertools.chain(*(entry.model_fields for entry in (_Grid, _Factor, _Test)))
+        raise ValueError(_sentence(error, path.name, list(known))) from None
+    return values
 
 
 def studied_factors(grid: str) -> list[str]:
@@ -340,8 +421,7 @@ def read_factor(grid: str, factor: str) -> dict[str, Any]:
     known = read_grid(grid)["factors"]
     if factor not in known:
         raise _nearest(f"factor of grid {grid!r}", factor, list(known))
-    found = known[factor]
-    return {**found, "levels": {str(level): changes or {} for level, changes in found["levels"].items()}}
+    return known[factor]
 
 
 def _cell(profile: str) -> tuple[str, dict[str, Any]]:
@@ -353,7 +433,8 @@ def _cell(profile: str) -> tuple[str, dict[str, Any]]:
     if rest[1] not in factor["levels"]:
         raise _nearest(f"level of factor {rest[0]!r}", rest[1], list(factor["levels"]))
     changes = {**factor.get("shared", {}), **factor["levels"][rest[1]]}
-    scaled = {name: max(1, round(changes[name] * values["scale"])) for name in SCALED if changes.get(name)}
+    whole = [name for name in SCALED if type(changes.get(name)) is int]
+    scaled = {name: max(1, round(changes[name] * values["scale"])) for name in whole}
     return factor.get("extends", values["extends"]), {**changes, **scaled}
 
 
@@ -431,8 +512,7 @@ def check_selectors(seed: Any, condition: Any) -> None:
     if type(seed) is not int or seed < 0:
         raise ValueError(f"parameter 'seed' must be a whole number from 0 on, not {seed!r}.")
     if condition not in CONDITIONS:
-        near = difflib.get_close_matches(str(condition), CONDITIONS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown condition {condition!r}; the nearest valid name is {near!r}.")
+        raise _nearest("condition", condition, CONDITIONS)
 
 
 def split_condition(condition: str, weights: str) -> tuple[str, str]:

@@ -2,7 +2,9 @@
 
 import os
 import re
+import reprlib
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = ROOT / "params"
@@ -24,13 +26,22 @@ def generated_folder(profile: str) -> Path:
     return Path(root).resolve() / path_name(profile)
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
+
+
+def shown(value: Any) -> str:
+    """`repr` of what a user gave, cut to what fits into a sentence."""
+    return _SHORT.repr(value)
+
+
 def path_name(text: str) -> str:
     """`text` unchanged if it is safe as the name of one folder, otherwise a ValueError.
 
     Profile, model and condition names become folders, so they may not climb out of `results/`.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
-        raise ValueError(f"{text!r} cannot name a folder: use letters, digits, '_', '-' and '.' only.")
+    if not (isinstance(text, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", text)):
+        raise ValueError(f"{shown(text)} cannot name a folder: use up to 100 letters, digits, '_', '-' and '.'.")
     return text
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -21,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import pandas as pd
+from safetensors import SafetensorError
 
 from . import paths, processes
 
@@ -87,27 +89,44 @@ def environment(device: str) -> dict[str, Any]:
     return {"python": platform.python_version(), **versions, "machine": platform.machine(), "device": device, **several}
 
 
+NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+@contextlib.contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """A full disk becomes a ValueError that says what to do. safetensors' own errors have no code, only its text."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if reason := next((text for text in NO_ROOM if text in str(error)), None):
+            raise ValueError(
+                f"{folder} cannot be written ({reason.lower()}): make room and run this again; "
+                "everything computed before is kept."
+            ) from None
+        raise
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Calls `write` on a temporary file beside `path`, then renames it: `path` is never half-written.
 
-    Of several processes the first one writes, and the others wait until `path` is there.
+    Of several processes the first one writes, and the others wait until `path` is there. Raises ValueError where the
+    disk is full.
     """
     processes.once(lambda: _write_and_rename(path, write))
 
 
 def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _room(path.parent), contextlib.ExitStack() as cleanup:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        cleanup.callback(temporary.unlink, missing_ok=True)
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -150,13 +169,14 @@ def read_result(path: Path, key: dict[str, Any] | None = None) -> dict[str, Any]
         version, digest = record["schema_version"], record["result_sha256"]
         if not (isinstance(result, dict) and isinstance(key_then, dict)):
             raise TypeError
+        found = text_hash(canonical(result))
     except FileNotFoundError:
         raise
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise StaleRecord("it is truncated or not a record") from None
     if version != SCHEMA_VERSION:
         raise StaleRecord(f"it follows schema {version}, this is schema {SCHEMA_VERSION}")
-    if text_hash(canonical(result)) != digest:
+    if found != digest:
         raise StaleRecord("its content does not match its hash")
     if key is not None:
         key = _plain(key)
@@ -243,7 +263,9 @@ def locked(folder: Path, say: Callable[[str], None] = print) -> Iterator[None]:
     if not processes.first():  # the first process holds it for all, which wait where they next meet
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    with _room(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
     with open(folder / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,11 +1,12 @@
 """Training a generation, with a state that survives being killed, and held-out perplexity."""
 
 import contextlib
+import hashlib
 import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,23 +106,41 @@ def _optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
     return SAM(groups, torch.optim.AdamW, rho=recipe.sharpness_radius)
 
 
+def _digest(note: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 of a state: safetensors has no checksum, and a flipped bit of a weight would pass for a weight."""
+    digest = hashlib.sha256(note.encode())
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        digest.update(tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy())
+    return digest.hexdigest()
+
+
 def _save_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, note: dict) -> None:
     tensors = {}
     for index, parameter in enumerate(model.parameters()):
         tensors[f"weight.{index}"] = parallel.whole(parameter.detach())
         for name in ("exp_avg", "exp_avg_sq", "step"):
             tensors[f"{name}.{index}"] = parallel.whole(optimizer.state[parameter][name])
-    provenance.write_atomically(
-        path, lambda temporary: save_file(tensors, temporary, metadata={"note": json.dumps(note)})
-    )
+    text = json.dumps(note)
+
+    def write(temporary: Path) -> None:  # of several processes in the first one, which has whole tensors
+        metadata = {"note": text, "sha256": _digest(text, sorted(tensors.items()))}
+        save_file(tensors, temporary, metadata=metadata)
+
+    provenance.write_atomically(path, write)
 
 
 def _load_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, identity: str) -> dict | None:
     """Restores weights and optimizer from a saved state of this very training, otherwise leaves all as it is."""
     try:
         with safe_open(path, framework="pt", device=str(model.device)) as file:
-            note = json.loads(file.metadata()["note"])
+            text = file.metadata()["note"]
+            note = json.loads(text)
             if note["identity"] != identity:
+                return None
+            if file.metadata()["sha256"] != _digest(
+                text, ((name, file.get_tensor(name)) for name in sorted(file.keys()))
+            ):
                 return None
             for index, parameter in enumerate(model.parameters()):
                 parameter.detach().copy_(parallel.cut_like(file.get_tensor(f"weight.{index}"), parameter))
@@ -134,7 +153,7 @@ def _load_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optim
                     },
                 }
             return note
-    except (FileNotFoundError, SafetensorError, KeyError, TypeError, json.JSONDecodeError):
+    except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
 

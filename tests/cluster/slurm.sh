@@ -22,7 +22,7 @@ stop() {
         [ -s "$work/$daemon.pid" ] && kill "$(cat "$work/$daemon.pid")" 2>/dev/null
     done
     sleep 1
-    rm -rf "$work" "$conf"
+    rm -rf "$work" "$conf" /etc/slurm/gres.conf
 }
 trap stop EXIT
 trap 'exit 1' INT TERM
@@ -53,10 +53,13 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 SchedulerParameters=sched_interval=5
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory
+MinJobAge=100000
+GresTypes=gpu
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory Gres=gpu:1
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE
 END
-mkdir "$work/state" "$work/spool"
+echo "Name=gpu File=/dev/null" >/etc/slurm/gres.conf # a GPU that is counted and is not there
+mkdir "$work/state" "$work/spool" "$work/profile"
 slurmctld
 slurmd
 for second in 1 2 3 4 5 6 7 8 9 10; do
@@ -65,10 +68,14 @@ for second in 1 2 3 4 5 6 7 8 9 10; do
 done
 sinfo --Node --long
 
+# As a user would edit it: the base models ask for a GPU.
+sed '/^  baseline:/s/gpu: 0/gpu: 1/' profiles/slurm/config.yaml >"$work/profile/config.yaml"
 # The records of the user are not touched.
 export SPECTRAL_COLLAPSE_RESULTS="$work/results" SPECTRAL_COLLAPSE_GENERATED="$work/generated" HF_HUB_OFFLINE=1
 # One host keeps no accounts and no database of jobs that have ended.
-.venv/bin/python -m snakemake --workflow-profile profiles/slurm --slurm-no-account --slurm-status-command squeue \
+.venv/bin/python -m snakemake --workflow-profile "$work/profile" --slurm-no-account --slurm-status-command squeue \
     --slurm-init-seconds-before-status-checks 5 --latency-wait 10 --config profile=smoke -- results
+gpus=$(scontrol show job | grep -c 'TresPerJob=gres:gpu:1' || true)
 jobs=$(grep -c _slurm_rpc_submit_batch_job "$work/slurmctld.log")
-[ -s "$work/generated/smoke/numbers.tex" ] && echo "The smoke graph ran as $jobs Slurm jobs."
+[ -s "$work/generated/smoke/numbers.tex" ] && [ "$gpus" = 2 ] &&
+    echo "The smoke graph ran as $jobs Slurm jobs, the two base models with a GPU each."

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..provenance import canonical, write_text
+from ..provenance import canonical, text_hash, write_text
 from .basis import Basis
 from .krylov import joint_ritz, probe_runs
 from .memory import available_memory, plan
@@ -57,7 +57,8 @@ def _finished_probes(state: Path, identity: str) -> list[dict]:
     """What a state file holds of this very measurement, otherwise nothing."""
     try:
         content = json.loads(state.read_text(encoding="utf-8"))
-        return content["probes"] if content["identity"] == identity else []
+        whole = content["sha256"] == text_hash(canonical(content["probes"]))
+        return content["probes"] if whole and content["identity"] == identity else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
@@ -111,7 +112,8 @@ def spectral_signature(
         if side_by_side:
             bases.append(basis)
         if state:
-            write_text(state, canonical({"identity": identity, "probes": finished}))
+            note = {"identity": identity, "probes": finished, "sha256": text_hash(canonical(finished))}
+            write_text(state, canonical(note))
         basis = None  # or it would stay beside the next run's
     runs = [Quadrature(np.array(probe["alphas"]), np.array(probe["betas"])) for probe in finished]
     influences = [{k: np.array(v) for k, v in probe["influence"].items()} for probe in finished if probe["influence"]]

@@ -1,0 +1,352 @@
+"""Bad input, made at random: profiles, grids, prompts and text files end in valid parameters or in one sentence."""
+
+import copy
+import json
+import math
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from spectral_collapse import ablations, corpora, measure, params, paths
+from test_params import TAGGED, injected, notebook
+
+SMOKE = params.load("smoke").model_dump()
+SMOKE_TEXT = (paths.PARAMS / "smoke.yaml").read_bytes()
+GRID = params.read_yaml(paths.PARAMS / "ablations.yaml")
+DEFAULTS = {"smoke.yaml": SMOKE_TEXT, "default.yaml": (paths.PARAMS / "default.yaml").read_bytes()}
+
+
+# The same examples every time; each test function has a folder of its own and writes it anew.
+def fuzzed(examples: int) -> settings:
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+
+
+words = st.sampled_from(
+    [
+        "",
+        "..",
+        "../x",
+        "/etc/passwd",
+        "a\0b",
+        "~nobody/x",
+        "a\nb",
+        "'",
+        '"',
+        "\ud800",
+        "😀",
+        "1e-3",
+        "x" * 500,
+        "__import__",
+    ]
+)
+numbers = st.one_of(
+    st.sampled_from([0, 1, -1, 2**31, 2**63, 10**400, math.nan, math.inf, -math.inf, 1e-320, 1e308]),
+    st.integers(-5, 300),
+    st.floats(),
+)
+scalars = st.one_of(st.none(), st.booleans(), numbers, words, st.text(max_size=8), st.binary(max_size=4), st.dates())
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.text(max_size=4), inner, max_size=3),
+        st.tuples(inner, inner),
+    ),
+    max_leaves=5,
+)
+keys = st.one_of(st.sampled_from([*SMOKE, *params.SELECTORS, "extends", "factors", "grid"]), st.text(max_size=12))
+
+
+def sentence(error: ValueError) -> str:
+    """The message of a refusal: of our own type, and one line that can be printed."""
+    assert type(error) is ValueError, repr(error)
+    message = str(error)
+    assert message and "\n" not in message and len(message) < 5000
+    message.encode()
+    return message
+
+
+def holds(found: params.Params) -> None:
+    """What every valid profile promises to the code behind it."""
+    assert params.check(found.model_dump()) == found
+    assert len(set(found.seeds)) == len(found.seeds) > 0 and min(found.seeds) >= 0
+    assert found.hidden_size % (2 * found.heads) == 0
+    assert found.curvature_blocks <= found.held_out_blocks and found.landscape_points % 2 == 1
+    assert 0 <= found.real_fraction <= 1 and 0 < found.top_p <= 1 and found.temperature > 0
+    assert all(math.isfinite(value) for value in found.model_dump().values() if isinstance(value, float))
+    for condition in found.conditions:
+        root = paths.results_root()
+        folder = paths.generation_folder(paths.run_folder(found.profile, found.model, condition, found.seeds[0]), 1)
+        assert folder.resolve().is_relative_to(root) and len(folder.relative_to(root).parts) == 5
+
+
+@fuzzed(1000)
+@given(st.dictionaries(keys, values, max_size=4), st.lists(st.sampled_from([*SMOKE]), max_size=2))
+@example({"layers": 10**400}, [])
+@example({"temperature": 10**400}, [])
+@example({"base": "smoke"}, [])
+@example({"data_path": "~nobody/x", "corpus": "tinystories"}, [])
+def test_changed_profile_is_valid_or_refused_by_name(changes, dropped):
+    given_values = {**SMOKE, **changes}
+    for key in dropped:
+        given_values.pop(key, None)
+    try:
+        holds(params.check(given_values))
+    except ValueError as error:
+        message = sentence(error)
+        # It is about something that was touched: a changed key, a missing one, or one they must agree with.
+        assert message.startswith("parameters: ") or "cannot name a folder" in message
+        if unknown := sorted(changes.keys() - SMOKE.keys() - {"profile"} - set(params.Params.model_fields)):
+            assert "unknown parameter" in message or "and" in message, unknown
+
+
+@fuzzed(150)
+@given(st.dictionaries(keys.filter(str.isidentifier), values.filter(lambda v: not isinstance(v, bytes)), max_size=3))
+def test_injected_parameters_are_valid_or_refused(changes):
+    """What papermill writes into a notebook: strings stay strings, whatever they say."""
+    try:
+        holds(params.collect(notebook(TAGGED) | {"In": [TAGGED, "# Parameters"]} | changes))
+    except ValueError as error:
+        sentence(error)
+
+
+# ---- files
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A params folder with the smoke profile, which a test writes over."""
+    for name, content in DEFAULTS.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "prompts").mkdir()
+    monkeypatch.setattr(paths, "PARAMS", tmp_path)
+    monkeypatch.setattr(paths, "PROMPTS", tmp_path / "prompts")
+    return tmp_path
+
+
+def mutated(content: bytes):
+    """A file with a few stretches of bytes deleted, inserted, replaced or doubled."""
+    piece = st.one_of(
+        st.binary(min_size=1, max_size=4),
+        st.sampled_from(
+            [
+                *(b"\0", b"\xff", b"\n", b": ", b"- ", b"&a ", b"*a", b"<<: ", b"---\n", b"\t", b"? "),
+                *(b"!!python/object/apply:os.system [x]", b"!!int x", b"!!int ''", b"!!bool x"),
+                *(b"2001-13-45", b"[" * 2000, b"9" * 5000),
+            ]
+        ),
+    )
+    place = st.integers(0, len(content))
+    edit = st.tuples(place, st.integers(0, 30), st.one_of(st.just(b""), piece))
+
+    def apply(edits) -> bytes:
+        changed = content
+        for start, length, inserted in edits:
+            changed = changed[:start] + inserted + changed[start + length :]
+        return changed
+
+    return st.lists(edit, min_size=1, max_size=3).map(apply)
+
+
+@fuzzed(300)
+@given(content=mutated(SMOKE_TEXT))
+@example(content=SMOKE_TEXT + b"base: smoke\n")
+@example(content=SMOKE_TEXT + b"extends: smoke\n")
+@example(content=SMOKE_TEXT.replace(b"[1, 2]", b"&a [*a]"))
+@example(content=SMOKE_TEXT.replace(b"seeds: [1, 2]", b"seeds: !!python/object/apply:os.system ['touch pwned']"))
+def test_mutated_profile_is_valid_or_refused(folder, content):
+    (folder / "smoke.yaml").write_bytes(content)
+    try:
+        holds(params.load("smoke"))
+    except ValueError as error:
+        sentence(error)
+
+
+def test_an_alias_bomb_costs_nothing(folder):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
+    (folder / "smoke.yaml").write_bytes(SMOKE_TEXT.replace(b"seeds: [1, 2]", b"seeds: *a29"))
+    (folder / "smoke.yaml").write_text("\n".join(lines) + "\n" + (folder / "smoke.yaml").read_text())
+    with pytest.raises(ValueError, match=r"parameter 'seeds\.0'") as caught:
+        params.load("smoke")
+    sentence(caught.value)
+
+
+def test_profiles_that_start_from_each_other_are_refused(folder):
+    (folder / "smoke.yaml").write_bytes(SMOKE_TEXT + b"base: default\n")
+    (folder / "default.yaml").write_bytes(DEFAULTS["default.yaml"] + b"base: smoke\n")
+    for profile in ("smoke", "default"):
+        with pytest.raises(ValueError, match=r"base: \w+ starts from '\w+' itself"):
+            params.load(profile)
+
+
+# ---- grids
+
+
+def paths_into(tree, prefix=()):
+    """All places of a tree of dictionaries."""
+    for key, value in tree.items():
+        yield (*prefix, key)
+        if isinstance(value, dict):
+            yield from paths_into(value, (*prefix, key))
+
+
+SMALL_GRID = {
+    "extends": "smoke",
+    "scale": 2,
+    "factors": {name: copy.deepcopy(GRID["factors"][name]) for name in ("smoke", "dropout")},
+}
+
+
+@fuzzed(40)
+@given(place=st.sampled_from(list(paths_into(SMALL_GRID))), value=values, drop=st.booleans())
+@example(place=("extends",), value="ablations.dropout.0", drop=False)
+@example(place=("factors", "dropout", "extends"), value="ablations.dropout.0", drop=False)
+@example(place=("factors",), value={"../x": GRID["factors"]["dropout"]}, drop=False)
+@example(place=("factors",), value={"x; touch pwned": GRID["factors"]["dropout"]}, drop=False)
+def test_mutated_grid_is_read_or_refused(folder, place, value, drop):
+    grid = copy.deepcopy(SMALL_GRID)
+    at = grid
+    for key in place[:-1]:
+        at = at[key]
+    if drop:
+        del at[place[-1]]
+    else:
+        at[place[-1]] = value
+    try:
+        (folder / "ablations.yaml").write_text(yaml.safe_dump(grid))
+    except (yaml.YAMLError, ValueError):  # what YAML cannot hold
+        return
+    try:
+        params.grid_files("ablations")
+        for factor in params.studied_factors("ablations"):
+            paths.path_name(factor)  # a folder, and a word of a command
+            for level in ablations.read(factor, "ablations").levels.values():
+                holds(level)
+    except ValueError as error:
+        sentence(error)
+
+
+@pytest.mark.parametrize(
+    "text", ["grid: ablations", "grid: 3", "grid: smoke", "grid: ablations\nfactors: 3", "factors: 3"]
+)
+def test_grid_of_a_grid_that_is_none_is_refused(folder, text):
+    (folder / "ablations.yaml").write_text(text + "\n")
+    with pytest.raises(ValueError) as caught:
+        params.read_grid("ablations")
+    sentence(caught.value)
+
+
+# ---- prompts
+
+PROMPTS = [{"id": f"p{n}", "bucket": "neutral", "text": f"Tom ran {n}"} for n in range(4)]
+
+
+@fuzzed(300)
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(PROMPTS).map(lambda prompt: json.dumps(prompt).encode()),
+            st.dictionaries(st.sampled_from([*PROMPTS[0], "response"]), scalars, max_size=4).map(
+                lambda prompt: json.dumps(prompt, default=str).encode()
+            ),
+            mutated(json.dumps(PROMPTS[0]).encode()),
+        ),
+        max_size=4,
+    )
+)  # fmt: skip
+@example([json.dumps(PROMPTS[0]).encode()] * 2)
+@example([b"\xff\xfe"])
+@example([b"[" * 100_000])
+def test_prompt_bank_is_whole_or_the_line_is_named(folder, lines):
+    (folder / "prompts" / "own.jsonl").write_bytes(b"\n".join(lines))
+    try:
+        found = measure.prompt_bank("own")
+        assert found and len({prompt["id"] for prompt in found}) == len(found)
+        assert all(set(prompt) == set(measure.PROMPT) for prompt in found)
+        assert all(isinstance(value, str) and value.strip() for prompt in found for value in prompt.values())
+    except ValueError as error:
+        message = sentence(error)
+        assert str(folder / "prompts" / "own.jsonl") in message
+        assert "is empty" in message or ", line " in message
+
+
+def test_id_that_stands_twice_is_named_with_its_line(folder):
+    (folder / "prompts" / "own.jsonl").write_text("\n".join(map(json.dumps, [*PROMPTS, PROMPTS[1]])) + "\n")
+    with pytest.raises(ValueError, match=r"own\.jsonl, line 5: the id 'p1' stands twice\."):
+        measure.prompt_bank("own")
+
+
+def test_text_with_unicode_line_ends_is_one_prompt_and_one_response(folder):
+    """U+2028, U+0085 and the like end no line of JSON, though str.splitlines takes them for ends."""
+    text = "one\u2028two\u2029three\x85four\x1cfive"
+    (folder / "prompts" / "own.jsonl").write_text(json.dumps({**PROMPTS[0], "text": text}, ensure_ascii=False))
+    assert measure.prompt_bank("own")[0]["text"] == text
+    measure._write_lines(folder / "responses.jsonl", [{"response": text}, {"response": "b"}])
+    assert [line["response"] for line in measure._read_lines(folder / "responses.jsonl")] == [text, "b"]
+
+
+# ---- text
+
+STORY = b"Tom ran home.\n\nMia sat down.\n\nBen ate a pie.\n"
+
+
+@fuzzed(300)
+@given(st.one_of(mutated(STORY), st.binary(max_size=40), st.text(max_size=40).map(lambda text: text.encode("utf-16"))))
+@example(b"")
+@example(b"no newline")
+@example(b"\xef\xbb\xbf")
+def test_text_file_is_read_whole_or_refused_with_its_place(folder, content):
+    path = folder / "text.txt"
+    path.write_bytes(content)
+    try:
+        documents = corpora.read_documents(path)
+        text = content.decode("utf-8-sig")  # else it should have been refused
+        assert documents and "\0" not in text
+        assert "".join("".join(documents).split()) == "".join(text.replace("<|endoftext|>", " ").split())
+    except ValueError as error:
+        message = sentence(error)
+        assert message.startswith(f"data file {path} ")
+        assert any(part in message for part in ("(byte ", "a NUL in line ", "is empty"))
+
+
+def test_nul_is_named_with_its_line(folder):
+    (folder / "text.txt").write_bytes(b"a\nb\nc\0d\n")
+    with pytest.raises(ValueError, match=r"text\.txt holds a NUL in line 3, as no text does: convert it first\."):
+        corpora.read_documents(folder / "text.txt")
+
+
+def test_one_enormous_line_is_one_document(folder):
+    (folder / "text.txt").write_text("Tom ran home. " * 100_000)  # 1.4 MB
+    (document,) = corpora.read_documents(folder / "text.txt")
+    assert len(document) == 100_000 * 14 - 1
+    settings = {"corpus": "tinystories", "data_path": str(folder / "text.txt")}
+    with pytest.raises(ValueError, match=r"has 1 documents, too few .*separate .*or set held_out_path"):
+        corpora.load_corpus(params.load("smoke", **settings))
+    (folder / "held.txt").write_text("Mia sat down. " * 1000)
+    real = corpora.RealText(params.load("smoke", **settings, held_out_path=str(folder / "held.txt")))
+    assert len(real.slice(1, 0)) == params.load("smoke").blocks_per_generation
+
+
+# ---- papermill
+
+
+@fuzzed(300)
+@given(
+    st.one_of(
+        st.text(), words, st.sampled_from(["'; import os; os.system('touch pwned') #", '"""', "\\", "{x}", "$(x)"])
+    )
+)
+def test_text_that_papermill_injects_arrives_as_that_text(text):
+    if any(0xD800 <= ord(character) < 0xE000 for character in text):  # no source file can hold it
+        return
+    namespace = {"__builtins__": {}}
+    exec(injected(data_path=text, nested={"a": [text]}), namespace)
+    assert namespace["data_path"] == text and namespace["nested"] == {"a": [text]}
