@@ -54,17 +54,17 @@ def budget(device: torch.device) -> int:
 
 
 def halves(limit: int) -> list[int]:
-    """1 … limit/4, limit/2, limit, rounded up: the batches to choose from, few, so that a little more or less of free
-    memory seldom changes the choice."""
+    """1 … limit/4, limit/2, limit, rounded up: batches to choose from, so few that a little more or less of free memory
+    seldom changes the choice."""
     return [*halves(-(-limit // 2)), limit] if limit > 1 else [1]
 
 
 def measured_batch(work: Callable[[int], Any], limit: int, device: torch.device, later: int = 0) -> int:
     """The largest of `halves(limit)` known to fit: the peak of `work(sequences)` beside `later` bytes yet to be taken.
 
-    A peak is the largest of several sums of what the weights take and what each sequence takes, so that b sequences take
-    at most b/a times what a take: from one sequence on the next batch is tried only where this bound fits, and none
-    where it fits for all.
+    A peak is the largest of several sums of what the weights take and what each sequence takes, so that b sequences
+    take at most b/a times what a take: from one sequence on the next batch is tried only where this bound fits, and
+    none where it fits for all.
     """
     room, found = budget(device) - later, 1
     for sequences in halves(limit):
