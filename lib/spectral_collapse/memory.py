@@ -54,8 +54,8 @@ def budget(device: torch.device) -> int:
 
 
 def halves(limit: int) -> list[int]:
-    """1 … limit/4, limit/2, limit, rounded up: the batches to choose from, few, so that a little more or less of free
-    memory seldom changes the choice."""
+    """1 … limit/4, limit/2, limit, rounded up: batches to choose from, so few that a little more or less of free memory
+    seldom changes the choice."""
     return [*halves(-(-limit // 2)), limit] if limit > 1 else [1]
 
 
