@@ -1,10 +1,12 @@
 """The studies that come with the project: whole, and turned into the paper's tables and numbers."""
 
 import json
+import shutil
 
 import faults
+import pandas as pd
 import pytest
-from spectral_collapse import mechanism, paths, studies
+from spectral_collapse import mechanism, params, paths, pdf, series, studies
 
 
 def test_the_noise_study_has_every_probe_batch_and_number_of_steps():
@@ -69,6 +71,42 @@ def test_the_study_of_the_mechanism_has_every_run_and_generation():
     assert len(study.quantities) == runs * (settings.generations + 1)
     assert study.quantities[list(mechanism.QUANTITIES)].drop(columns="drift_aligned").notna().all().all()
     assert study.quantities["parameters"].nunique() == 1
+
+
+# ---- TinyStories: the records of its runs, and what its paper is typeset from
+
+
+@pytest.fixture
+def tinystories(monkeypatch):
+    monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(paths.COMMITTED))
+    monkeypatch.delenv("SPECTRAL_COLLAPSE_GENERATED", raising=False)
+    return params.load("tinystories")
+
+
+def test_the_runs_on_tinystories_are_whole_and_the_summary_is_theirs(tinystories):
+    table = series.table(tinystories)
+    design = len(tinystories.conditions) * len(tinystories.seeds) * (tinystories.generations + 1)
+    assert len(table) == design == 6 * 5 * 9
+    assert table.drop(columns="mauve", errors="ignore").notna().all().all()
+    summary = pd.read_csv(paths.generated_folder("tinystories") / "metrics" / "series.csv")
+    pd.testing.assert_frame_equal(table, summary[list(table)], check_dtype=False, rtol=1e-5)
+    assert table.loc[table["generation"] == 0, "held_out_perplexity"].max() < tinystories.perplexity_bound
+
+
+def test_the_records_on_tinystories_are_of_the_profile_and_quote_no_text(tinystories):
+    own = tinystories.model_dump()
+    files = sorted(paths.model_folder("tinystories", tinystories.model).rglob("generation_*/*.json"))
+    for file in files:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        assert record["parameters"] == {name: own[name] for name in record["parameters"]}, file
+        assert not {"example", "examples"} & record["result"].keys(), file
+
+
+@pytest.mark.skipif(not (shutil.which("latexmk") and shutil.which("pdflatex")), reason="latexmk is not installed")
+def test_the_paper_on_tinystories_is_typeset_from_what_is_committed(tinystories):
+    assert pdf.main(["tinystories"]) == 0
+    log = (pdf.PAPER / "build" / "tinystories" / "main.log").read_text(errors="replace")
+    assert "undefined" not in log
 
 
 def test_a_missing_record_is_named(monkeypatch, tmp_path):
