@@ -338,5 +338,6 @@ def test_record_holds_what_made_it(tiny):
     assert record["seed"] == 1 and record["generation"] == 0 and record["condition"] == "baseline"
     assert record["schema_version"] == provenance.SCHEMA_VERSION
     assert set(record["git"]) == {"commit", "dirty"} and record["environment"]["torch"]
-    assert record["timing"]["wall_seconds"] > 0
+    assert record["timing"]["wall_seconds"] > 0 and record["timing"]["training_tokens_per_second"] > 0
+    assert record["key"]["parameters"]["precision"] == "float32"
     assert record["parameters"]["hidden_size"] == 32 and "data_path" not in record["parameters"]

@@ -41,7 +41,7 @@ class Recipe:
     the steps (Hu et al. 2024). `sharpness_radius` is ρ of sharpness-aware minimization (Foret et al. 2021).
 
     With `precision` bfloat16 products are made of bfloat16 copies of the weights; weights, gradients and moments stay
-    float32. A step of 5e-5 on a weight of 0.05 is half of what bfloat16's eight bits can tell apart there, and would be
+    float32: a step of 5e-5 on a weight of 0.05 is a fifth of the distance to its neighbour in bfloat16, and would be
     lost (Micikevicius et al. 2018).
     """
 
