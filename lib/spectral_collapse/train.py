@@ -167,7 +167,7 @@ def _learn(model: PreTrainedModel, recipe: Recipe) -> None:
 
 
 def _add_gradient(
-    model: PreTrainedModel, tokens: torch.Tensor, weight: float, recipe: Recipe, micro_batch: int
+    model: PreTrainedModel, tokens: torch.Tensor, recipe: Recipe, micro_batch: int, weight: float = 1.0
 ) -> torch.Tensor:
     """Adds the gradient of `weight` times the mean loss over tokens (B, T), `micro_batch` of the sequences at a time;
     returns that loss.
@@ -202,7 +202,7 @@ def fitting_batch(model: PreTrainedModel, blocks: torch.Tensor, recipe: Recipe) 
         return recipe.batch_size
 
     def work(sequences: int) -> None:
-        _add_gradient(model, blocks[:1].expand(sequences, -1).to(model.device), 1.0, recipe, sequences)
+        _add_gradient(model, blocks[:1].expand(sequences, -1).to(model.device), recipe, sequences)
 
     # The gradient is there already, as from the second part of a batch on: what changes is of the sequences.
     for parameter in model.parameters():
@@ -269,7 +269,7 @@ def train(
                 torch.manual_seed(stable_seed(*seed_parts, "dropout", step, *parallel.stream()))
                 optimizer.zero_grad(set_to_none=True)
                 try:
-                    loss = _add_gradient(model, tokens, weight, recipe, micro_batch)
+                    loss = _add_gradient(model, tokens, recipe, micro_batch, weight)
                     break
                 except torch.OutOfMemoryError as error:
                     micro_batch = _half(1 if parallel.sharded(model) else micro_batch, error)
