@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import figures, formatting, models, paths, provenance, tables
+from . import figures, formatting, paths, provenance, tables
 from .formatting import bracket_of, number_of, pair_of
 from .params import Params
 from .runs import BASELINE
@@ -121,7 +121,7 @@ def sigma_values(results: Results, drifts: pd.DataFrame) -> dict[str, str]:
 
 def context(params: Params, training: Results) -> dict[str, str]:
     """Values of the set-up: profile, commit, versions, model size, and every parameter."""
-    git, versions = provenance.git_state(), provenance.environment(str(models.pick_device(params.device)))
+    git = provenance.git_state()
     parameters = next(iter(training))[3]["parameters"]
     values = params.model_dump(exclude={"data_path", "held_out_path"})
     return {
@@ -130,6 +130,6 @@ def context(params: Params, training: Results) -> dict[str, str]:
         "model": formatting.escape(params.model),
         "parameters": f"{parameters / 1e6:.2f} million" if parameters >= 1e5 else f"{parameters / 1e3:.0f} thousand",
         "conditions": formatting.escape(", ".join(params.conditions)),
-        **{f"version.{name}": formatting.escape(version) for name, version in versions.items()},
+        **{f"version.{name}": formatting.escape(version) for name, version in provenance.versions().items()},
         **{f"param.{name}": formatting.escape(_parameter(value)) for name, value in values.items()},
     }

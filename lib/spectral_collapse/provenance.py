@@ -82,11 +82,15 @@ def git_state() -> dict[str, Any]:
         return {"commit": "unknown", "dirty": False}
 
 
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
 def environment(device: str) -> dict[str, Any]:
-    """Versions and machine, for the record."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Versions, machine and processes, for the record."""
     several = {"processes": processes.world(), "sharded": processes.sharding()}
-    return {"python": platform.python_version(), **versions, "machine": platform.machine(), "device": device, **several}
+    return {**versions(), "machine": platform.machine(), "device": device, **several}
 
 
 NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
