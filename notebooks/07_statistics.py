@@ -212,7 +212,7 @@ found = rescue.reversibility(table, after)
 output.figure("rescue", figures.rescue(found))
 
 # %%
-separation = rescue.separation(table, found, reported, treated[0])
+separation = pd.concat([rescue.separation(table, found, reported, condition) for condition in treated])
 output.table("rescue", rescue.table(separation))
 separation.style.format(precision=3).hide()
 

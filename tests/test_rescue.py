@@ -58,7 +58,7 @@ def test_without_both_kinds_there_is_no_threshold():
     table = series([10.0, 11.0, 12.0], slope=1.0)
     found = rescue.reversibility(table, after([10.0, 10.0]))
     assert rescue.turning_point(found) == dict.fromkeys(range(1, 6), math.inf)
-    assert rescue.separation(table, found, ["follows"]).drop(columns="metric").isna().all().all()
+    assert rescue.separation(table, found, ["follows"]).filter(regex="auc|threshold").isna().all().all()
 
 
 def test_with_two_seeds_nothing_is_judged():
@@ -66,6 +66,23 @@ def test_with_two_seeds_nothing_is_judged():
     found = rescue.reversibility(table, after([10.0, 20.0], seeds=2))
     assert found["reversible"].isna().all() and rescue.turning_point(found) == {}
     assert rescue.separation(table, found, ["constant"])["auc"].isna().all()
+
+
+def test_conditions_are_counted_apart():
+    """A run whose weights carry may be lost where one of the same seed, restarted, is not."""
+    found = pd.DataFrame(
+        [
+            (condition, seed, generation, float(condition == "recursive" or generation == 1))
+            for condition in ("recursive", "recursive_carry")
+            for seed in (1, 2)
+            for generation in (1, 2, 3)
+        ],
+        columns=["condition", "seed", "generation", "reversible"],
+    )
+    values = rescue.values(found)
+    assert (values["rescue.reversible.recursive"], values["rescue.reversible.recursive_carry"]) == ("6", "2")
+    assert (values["rescue.lost.recursive"], values["rescue.lost.recursive_carry"]) == ("0", "2")
+    assert values["rescue.turning.recursive_carry"] == "2" and values["rescue.runs.recursive_carry"] == "2"
 
 
 def test_a_run_that_recovers_later_is_not_past_its_turning_point():

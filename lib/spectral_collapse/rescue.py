@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 
 from . import corpora, loop, models, provenance, seeding, storyworld, train
 from .early_warning import prediction_band
-from .formatting import format_interval, format_number
+from .formatting import format_interval
 from .runs import Run, stage
 from .seeding import generator
 from .statistics import CONTROL, TREATMENT, Interval, require_complete
@@ -122,8 +122,8 @@ def separation(
 ) -> pd.DataFrame:
     """How well the value of a metric before the rescue tells irreversible models from reversible ones.
 
-    Changes from generation 0 of every rescued model. Columns metric, auc (of the better direction: 0.5 to 1),
-    auc_low, auc_high, threshold, threshold_low, threshold_high: percentiles of a bootstrap over runs, at 95 %.
+    Changes from generation 0 of every rescued model. Columns condition, metric, auc (of the better direction, 0.5 to
+    1), auc_low, auc_high, threshold, threshold_low, threshold_high: percentiles of a bootstrap over runs, at 95 %.
     Models of one run are alike, and few runs make the intervals too short. All NaN where all models are of one kind.
     """
     judged = found[found["condition"] == condition].dropna(subset="reversible")
@@ -149,8 +149,8 @@ def separation(
             draws = generator("separation").choice(seeds, size=(resamples, len(seeds)))
             replicates = np.array([of(draw) for draw in draws])
             ends = np.nanquantile(replicates, [0.025, 0.975], axis=0)
-        rows.append((metric, *Interval(auc, *ends[:, 0]), *Interval(threshold, *ends[:, 1])))
-    names = ["metric", "auc", "auc_low", "auc_high", "threshold", "threshold_low", "threshold_high"]
+        rows.append((condition, metric, *Interval(auc, *ends[:, 0]), *Interval(threshold, *ends[:, 1])))
+    names = ["condition", "metric", "auc", "auc_low", "auc_high", "threshold", "threshold_low", "threshold_high"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -158,28 +158,32 @@ def separation(
 
 
 def table(separated: pd.DataFrame) -> pd.DataFrame:
-    """`separation` for readers."""
+    """`separation` for readers, one condition or several."""
     rows = [
         [
+            row.condition,
             label(row.metric),
             Number(format_interval(Interval(row.auc, row.auc_low, row.auc_high))),
             Number(format_interval(Interval(row.threshold, row.threshold_low, row.threshold_high))),
         ]
         for row in separated.itertuples()
     ]
-    return frame_of(rows, ["Metric", "AUC", Raw("Threshold (change from generation 0)")])
+    return frame_of(rows, ["Condition", "Metric", "AUC", Raw("Threshold (change from generation 0)")])
 
 
 def values(found: pd.DataFrame) -> dict[str, str]:
-    """rescue.models, those judged; rescue.reversible; rescue.runs; rescue.lost, runs with a turning point, and
-    rescue.turning, its median generation among them (-- if none)."""
-    judged = found.dropna(subset="reversible")
-    points = [point for _, runs in judged.groupby("condition") for point in turning_point(runs).values()]
-    lost = [point for point in points if math.isfinite(point)]
-    return {
-        "rescue.models": str(len(judged)),
-        "rescue.reversible": str(int(judged["reversible"].sum())),
-        "rescue.runs": str(len(points)),
-        "rescue.lost": str(len(lost)),
-        "rescue.turning": format_number(float(np.median(lost)) if lost else math.nan),
-    }
+    """Of every condition C: rescue.models.C, those judged; rescue.reversible.C; rescue.runs.C; rescue.lost.C, runs with
+    a turning point, and rescue.turning.C, its median generation among them (-- if none)."""
+    text = {}
+    for condition, rescued_models in found.groupby("condition"):
+        judged = rescued_models.dropna(subset="reversible")
+        points = turning_point(judged).values()
+        lost = [point for point in points if math.isfinite(point)]
+        text |= {
+            f"rescue.models.{condition}": str(len(judged)),
+            f"rescue.reversible.{condition}": str(int(judged["reversible"].sum())),
+            f"rescue.runs.{condition}": str(len(points)),
+            f"rescue.lost.{condition}": str(len(lost)),
+            f"rescue.turning.{condition}": f"{np.median(lost):g}" if lost else "--",
+        }
+    return text

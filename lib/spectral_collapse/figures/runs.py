@@ -53,22 +53,25 @@ def series(table: pd.DataFrame, metrics: Sequence[str], columns: int = 3, height
 @drawn
 def rescue(found: pd.DataFrame) -> Figure:
     """Held-out perplexity under recursion, and after one generation of real text from there, as changes from
-    generation 0 (`rescue.reversibility`); below the dashed line lies the band of the fresh control."""
-    figure, axes = plt.subplots(figsize=(WIDTH * 0.6, 2.3), layout="constrained")
+    generation 0 (`rescue.reversibility`), a panel a condition; below the dashed line lies the band of the fresh
+    control."""
+    conditions = conditions_of(found)
+    figure, panels = plt.subplots(
+        1, len(conditions), figsize=(WIDTH * min(1.0, 0.55 * len(conditions)), 2.4), squeeze=False, layout="constrained"
+    )
     styles = {
         "before": ("recursive", "-", "under recursion"),
         "after": ("fresh", "-", "after one generation of real text"),
         "high": ("baseline", "--", "band of the fresh control, upper end"),
     }
-    for column, (shade, line, name) in styles.items():
-        runs = found.pivot_table(index="generation", columns=["condition", "seed"], values=column)
-        if runs.empty:
-            continue
-        axes.plot(runs.index, runs, line, color=colour(shade), linewidth=0.5, alpha=0.45)
-        axes.plot(runs.index, runs.mean(axis=1), line, color=colour(shade), marker="o", markersize=2.5, label=name)
-    axes.set(xlabel="generation", ylabel="change of perplexity")
-    axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-    axes.legend(fontsize=7)
+    for axes, condition in zip(panels.flat, conditions, strict=True):
+        for column, (shade, line, name) in styles.items():
+            runs = found[found["condition"] == condition].pivot(index="generation", columns="seed", values=column)
+            axes.plot(runs.index, runs, line, color=colour(shade), linewidth=0.5, alpha=0.45)
+            axes.plot(runs.index, runs.mean(axis=1), line, color=colour(shade), marker="o", markersize=2.5, label=name)
+        axes.set(title=condition, xlabel="generation", ylabel="change of perplexity")
+        axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    panels[0, 0].legend(fontsize=7)
     return figure
 
 

@@ -23,7 +23,8 @@ def density(spectra: Sequence[tuple[str, dict]]) -> Figure:
     margin = 0.05 * (high - low)
     grid = np.linspace(low - margin, high + margin, 1200)
     for axes, (name, result) in zip(panels, spectra, strict=True):
-        shade = colour(name.split(",")[0].split(" ")[0]) if name.split(",")[0].split(" ")[0] in COLOURS else "black"
+        condition = name.split(",")[0]
+        shade = colour(condition) if condition.partition("_")[0] in COLOURS else "black"
         values = smoothed_density(result["nodes"], result["weights"], grid, 0.01 * (high - low))
         axes.semilogy(grid, values, color=shade)
         axes.plot([result["lambda_min"], result["lambda_max"]], [3e-7] * 2, "|", color=shade, markersize=9)
