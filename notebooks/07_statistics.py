@@ -224,7 +224,7 @@ separation.style.format(precision=3).hide()
 # contradicted if none of it does, inconclusive otherwise; where the profile lacks a condition it is not tested.
 
 # %%
-verdicts = claims.verdicts(claims.gather(table))
+verdicts = claims.verdicts(claims.gather(table, settings.weights))
 output.table("claims", claims.table(verdicts))
 pd.DataFrame([(one.claim.claim, one.verdict) for one in verdicts], columns=["claim", "verdict"]).style.hide()
 

@@ -1,5 +1,6 @@
 """Claims: the file is whole, and each verdict follows from where an interval lies."""
 
+import dataclasses
 import inspect
 import math
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from spectral_collapse import claims, paths
-from spectral_collapse.claims import Claim, Evidence, judge
+from spectral_collapse.claims import Claim, Evidence, NotTested, judge
 
 COVERAGE = pd.DataFrame(
     {
@@ -90,6 +91,19 @@ def test_the_first_condition_that_exists_is_taken():
 def test_what_the_runs_lack_is_not_tested(arguments, reason):
     found = judge(claim("change", (0, 1), **arguments), evidence(ratio={"recursive": [1.0, 2.0, 3.0]}))
     assert (found.verdict, found.reason) == ("not tested", reason)
+
+
+def test_recursion_is_named_by_what_the_profiles_weights_do():
+    """S1 of a profile that restarts is its `recursive`; S2 is what it has besides, or nothing."""
+    seen = evidence(ratio={"recursive": [1.0, 2.0, 3.0]})
+    restarts = dataclasses.replace(seen, weights="restart")
+    assert restarts.condition(["recursive_restart"]) == restarts.condition(["recursive"]) == "recursive"
+    for one, name in ((restarts, "recursive_carry"), (seen, "recursive_restart")):
+        with pytest.raises(NotTested, match=name):
+            one.condition([name])
+    both = evidence(ratio={"recursive": [1.0, 2.0, 3.0], "recursive_carry": [1.0, 2.0, 3.0]})
+    both = dataclasses.replace(both, weights="restart")
+    assert both.condition(["recursive_carry"]) == "recursive_carry"
 
 
 def test_one_seed_gives_no_verdict():

@@ -15,7 +15,7 @@ import yaml
 from . import ablations, early_warning, mechanism, paths, studies
 from .formatting import escape, format_interval
 from .mechanism import report
-from .statistics import CONTROL, Interval, mean_interval, verdict
+from .statistics import CONTROL, TREATMENT, Interval, mean_interval, verdict
 from .tables import Number, Raw, frame_of
 
 CLAIMS = paths.PUBLISHED / "claims.yaml"
@@ -52,19 +52,23 @@ class Verdict:
 @dataclass(frozen=True)
 class Evidence:
     """What quantities are computed from: the tidy table of the runs, and the committed studies: of SIGMA's intervals,
-    of the ablations by factor, and of the Hessian's outliers."""
+    of the ablations by factor, and of the Hessian's outliers. `weights` of the profile says what its `recursive` is."""
 
     table: pd.DataFrame
     coverage: pd.DataFrame
     ablated: dict[str, ablations.Study] = field(default_factory=dict)
     outliers: pd.DataFrame | None = None
+    weights: str | None = None
 
     def condition(self, preferred: Sequence[str]) -> str:
-        """The first of the conditions that the profile has."""
-        present = set(self.table["condition"])
+        """The first of the conditions that the profile has: by its name, or `recursive` as the one whose weights do
+        what the profile's do."""
+        names = {name: name for name in set(self.table["condition"])}
+        if TREATMENT in names:
+            names.setdefault(f"{TREATMENT}_{self.weights}", TREATMENT)
         for condition in preferred:
-            if condition in present:
-                return condition
+            if condition in names:
+                return names[condition]
         raise NotTested(f"no {' or '.join(preferred)} condition")
 
     def values(self, metric: str, condition: str, generation: int | None) -> pd.Series:
@@ -166,9 +170,10 @@ QUANTITIES: dict[str, Callable[..., Interval]] = {
 # ---- verdicts
 
 
-def gather(table: pd.DataFrame) -> Evidence:
-    """The table of a profile's runs beside the studies that come with the project."""
-    return Evidence(table, studies.sigma_coverage(), ablations.studies(), mechanism.committed()[0].outliers)
+def gather(table: pd.DataFrame, weights: str) -> Evidence:
+    """The table of a profile's runs, and its weights, beside the studies that come with the project."""
+    outliers = mechanism.committed()[0].outliers
+    return Evidence(table, studies.sigma_coverage(), ablations.studies(), outliers, weights)
 
 
 def read(path: Path = CLAIMS) -> list[Claim]:
