@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from spectral_collapse import anova, early_warning, findings, formatting, statistics
+from spectral_collapse import anova, early_warning, findings, formatting, statistics, tables
 from test_statistics import METRIC, make_table, noise
 
 
@@ -63,6 +63,7 @@ def test_values_of_alarms_and_leads():
     assert text["alarm.lambda_max.detected"] == "6 of 6"
     assert text[f"lead.lambda_max.{METRIC}.median"] == "2"
     assert text[f"word.lead.lambda_max.{METRIC}"] == "earlier"
+    assert text[f"lead.{METRIC}.always"] == tables.label("lambda_max")
     assert {"slope.lambda_max.fresh", "slope_diff.lambda_max.recursive", "equal.lambda_max.recursive"} <= text.keys()
     assert early_warning.candidates(table) == ["lambda_max"]
 

@@ -21,6 +21,7 @@ from .statistics import (
     paired_tests,
     summary,
 )
+from .tables import label
 
 NO_LEAD, NOT_EQUAL = "not shown to be earlier", "not shown to be equal"
 
@@ -42,7 +43,8 @@ def warning_values(table: pd.DataFrame) -> dict[str, str]:
     alarm.rate, alarm.metrics (number tried), alarm.runs (judged, of each of the two conditions),
     alarm.detecting (metrics with an alarm in every judged treated run), alarm.false.share (of all control runs and
     metrics); alarm.M.{detected,false,auc,p}; for every metric M but the outcomes and every outcome O
-    lead.M.O.{median,bounds,both,earlier,later,p}, word.lead.M.O (`lead_verdict`) and, for the first outcome,
+    lead.O.always (metrics that fire before it in every judged run), lead.M.O.{median,bounds,both,earlier,later,p},
+    word.lead.M.O (`lead_verdict`) and, for the first outcome,
     lag.M.O.{best,rho}: the lag with the greatest |ρ| of M before O, and that ρ.
     """
     metrics = early_warning.candidates(table)
@@ -63,7 +65,10 @@ def warning_values(table: pd.DataFrame) -> dict[str, str]:
         text[f"alarm.{row.metric}.auc"] = format_interval(Interval(row.auc, row.auc_low, row.auc_high))
         text[f"alarm.{row.metric}.p"] = format_p(row.p)
     for outcome in outcomes:
-        for row in early_warning.lead_summary(table, metrics, outcome).itertuples():
+        leads = early_warning.lead_summary(table, metrics, outcome)
+        first = leads.loc[(leads["earlier"] == judged) & (judged > 0), "metric"]
+        text[f"lead.{outcome}.always"] = ", ".join(map(label, first)) or "none"
+        for row in leads.itertuples():
             key = f"lead.{row.metric}.{outcome}"
             text[f"{key}.median"] = format_generations(row.median)
             text[f"{key}.bounds"] = f"[{format_generations(row.low)}, {format_generations(row.high)}]"
