@@ -568,7 +568,8 @@ def test_two_processes_find_what_one_finds(tmp_path):
 def test_finished_probes_are_taken_from_a_whole_state_only(tmp_path, damage):
     model, tokens, state = tiny("gpt2"), frozen_blocks(4), tmp_path / "state.json"
     options = {"steps": 4, "seed": 1, "state": state, "identity": "this", "batch_errors": False}
-    spectral_signature(model, tokens, probes=1, **options)
+    with pytest.raises(ValueError, match="one probe gives no standard error"):  # and leaves its state
+        spectral_signature(model, tokens, probes=1, **options)
     content = state.read_text()
     state.unlink()
     whole = spectral_signature(model, tokens, probes=2, **options)
