@@ -28,7 +28,7 @@ import math
 
 import pandas as pd
 from IPython.display import display
-from spectral_collapse import corpora, figures, measure, params, paths, runs, series, statistics
+from spectral_collapse import corpora, encoded, figures, params, paths, runs, series, statistics
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -40,10 +40,10 @@ real = corpora.RealText(settings)
 measured = {}
 for name in settings.conditions:
     run = runs.Run(settings, name, seed, real=real)
-    measured[name] = [measure.sigma(run, generation) for generation in range(settings.generations + 1)]
+    measured[name] = [encoded.sigma(run, generation) for generation in range(settings.generations + 1)]
     for generation in range(settings.generations + 1):
-        measure.coherence(run, generation)
-space = measure.embeddings(run, 0)
+        encoded.coherence(run, generation)
+space = encoded.embeddings(run, 0)
 
 # %% tags=["nbval-check-output"]
 print("conditions:", list(measured), " checkpoints:", {len(values) for values in measured.values()})

@@ -7,7 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from spectral_collapse import ablations, claims, figures, loop, measure, params, paths, runs, series, statistics, train
+from spectral_collapse import (
+    ablations,
+    claims,
+    encoded,
+    figures,
+    loop,
+    measure,
+    params,
+    paths,
+    runs,
+    series,
+    statistics,
+    train,
+)
 from spectral_collapse.statistics import Interval
 from tiny import TINY, described
 
@@ -150,7 +163,7 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "PARAMS", folder)
     monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(tmp_path / "results"))
     names = ("training", "evaluation", "anchors")
-    monkeypatch.setattr(measure, "LIGHT", {name: measure.STAGES[name] for name in names})
+    monkeypatch.setattr(encoded, "LIGHT", {name: measure.STAGES[name] for name in names})
     monkeypatch.setattr(ablations, "STAGES", names)
     return ablations.read("epochs", "grid")
 

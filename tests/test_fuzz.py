@@ -290,7 +290,7 @@ def test_text_with_unicode_line_ends_is_one_prompt_and_one_response(folder):
     (folder / "prompts" / "own.jsonl").write_text(json.dumps({**PROMPTS[0], "text": text}, ensure_ascii=False))
     assert measure.prompt_bank("own")[0]["text"] == text
     measure._write_lines(folder / "responses.jsonl", [{"response": text}, {"response": "b"}])
-    assert [line["response"] for line in measure._read_lines(folder / "responses.jsonl")] == [text, "b"]
+    assert [line["response"] for line in measure.read_lines(folder / "responses.jsonl")] == [text, "b"]
 
 
 # ---- text

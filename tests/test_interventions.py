@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from spectral_collapse import interventions, loop, measure, params, runs, seeding, storyworld, train
+from spectral_collapse import encoded, interventions, loop, measure, params, runs, seeding, storyworld, train
 from tiny import TINY
 
 
@@ -105,10 +105,10 @@ def test_of_a_copy_and_something_new_the_new_is_chosen():
 
 def test_candidates_hold_the_text_of_a_single_one_first(run, monkeypatch):
     """With an encoder that prefers the first candidate nothing changes; with any, one of them is kept."""
-    monkeypatch.setattr(measure, "embedded", lambda texts: np.tile(np.eye(3)[0] * [[1], [0.1], [0.1]], (24, 1)))
+    monkeypatch.setattr(encoded, "embedded", lambda texts: np.tile(np.eye(3)[0] * [[1], [0.1], [0.1]], (24, 1)))
     plain = loop.write(run(), 0)
     assert torch.equal(loop.write(run("three", candidates=3), 0), plain)
-    monkeypatch.setattr(measure, "embedded", lambda texts: np.tile(np.eye(3)[0] * [[0.1], [0.1], [1]], (24, 1)))
+    monkeypatch.setattr(encoded, "embedded", lambda texts: np.tile(np.eye(3)[0] * [[0.1], [0.1], [1]], (24, 1)))
     third = loop.write(run("three", candidates=3), 0)
     assert third.shape == plain.shape and not torch.equal(third, plain)
 
@@ -176,7 +176,7 @@ def test_the_regulator_sets_the_learning_rate_of_the_next_generation(run):
 
 def test_training_stops_once_track_two_has_left_its_band(run, monkeypatch):
     highs = {1: -1.0}
-    monkeypatch.setattr(measure, "sigma", lambda _, g: {"drifts": {"track_two": {"high": highs.get(g)}}})
+    monkeypatch.setattr(encoded, "sigma", lambda _, g: {"drifts": {"track_two": {"high": highs.get(g)}}})
     patient, strict = run("patient", track_two_tolerance=2.0), run("strict", track_two_tolerance=0.5)
     assert [loop.training(patient, g)["steps"] for g in (1, 2)] == [4, 4]
     assert [loop.training(strict, g)["steps"] for g in (1, 2, 3)] == [4, 0, 4]  # None is no reason to stop

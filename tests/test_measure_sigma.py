@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from spectral_collapse import (
+    encoded,
     figures,
     measure,
     models,
@@ -48,7 +49,7 @@ def tiny(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(tmp_path_factory.mktemp("results")))
         encoder = WordEncoder()
-        patch.setattr(measure, "sentence_encoder", lambda: encoder)
+        patch.setattr(encoded, "sentence_encoder", lambda: encoder)
         chosen = params.load("smoke", **TINY | {"generations": 1, "conditions": ["recursive", "fresh"]})
         real = None
         for seed in chosen.seeds:
@@ -57,7 +58,7 @@ def tiny(tmp_path_factory):
                 real = run.real
                 for generation in range(2):
                     measure.evaluation(run, generation)
-                    measure.sigma(run, generation)
+                    encoded.sigma(run, generation)
         yield chosen, real
 
 
@@ -70,9 +71,9 @@ def run(tiny):
 
 
 def test_tracks_are_those_of_the_file_in_the_live_dimensions(run):
-    result, found = measure.sigma(run(), 1), measure.read_embeddings(run(), 1)
+    result, found = encoded.sigma(run(), 1), encoded.read_embeddings(run(), 1)
     assert (result["dimension"], result["live_dimensions"]) == (12, 11)
-    assert measure.embeddings(run(), 1)["dead_coordinates"] == [3]
+    assert encoded.embeddings(run(), 1)["dead_coordinates"] == [3]
     gram, count = found.rows.T @ found.rows, len(found.rows)
     assert result["observed_blocks"] == count and result["total_blocks"] == count + 24
     assert result["track_two"] == pytest.approx(sigma.track_two(gram, count, 1e-3), rel=1e-12)
@@ -83,7 +84,7 @@ def test_tracks_are_those_of_the_file_in_the_live_dimensions(run):
 
 
 def test_estimates_of_logdet_come_with_intervals_and_the_corrected_one_is_higher(run):
-    result = measure.sigma(run(), 1)
+    result = encoded.sigma(run(), 1)
     for name in ("logdet_plug_in", "logdet_corrected"):
         estimate, low, high = result[name]
         assert low < estimate < high
@@ -91,11 +92,11 @@ def test_estimates_of_logdet_come_with_intervals_and_the_corrected_one_is_higher
     nothing = {"logdet_plug_in": None, "logdet_corrected": None}
     alike = np.tile(np.eye(4)[:2], (5, 1))  # collapsed: more blocks than dimensions, and two of them different
     for rows in (np.eye(4), alike):
-        assert measure._logdet(rows, rows.T @ rows, 20) == nothing
+        assert encoded._logdet(rows, rows.T @ rows, 20) == nothing
 
 
 def test_drift_is_the_difference_of_the_tracks_with_a_band(run):
-    first, last = measure.sigma(run(), 0), measure.sigma(run(), 1)
+    first, last = encoded.sigma(run(), 0), encoded.sigma(run(), 1)
     for track, found in last["drifts"].items():
         assert found["drift"] == pytest.approx(last[track] - first[track], abs=1e-9)
         assert found["low"] < found["drift"] < found["high"] and 0 < found["p_value"] <= 1
@@ -104,41 +105,41 @@ def test_drift_is_the_difference_of_the_tracks_with_a_band(run):
 
 
 def test_generation_0_freezes_the_observed_set_and_every_checkpoint_is_checked(run):
-    ids = measure.embeddings(run(), 0)["observed_ids"]
+    ids = encoded.embeddings(run(), 0)["observed_ids"]
     assert ids == [prompt["id"] for prompt in measure.prompt_bank("stories")]
-    assert "observed_ids" not in measure.embeddings(run(), 1)
+    assert "observed_ids" not in encoded.embeddings(run(), 1)
     other = run()
-    measure.embeddings(other, 1)
+    encoded.embeddings(other, 1)
     other.results["embeddings", 1] = {**other.results["embeddings", 1], "observed_sha256": "0" * 64}
     with pytest.raises(ValueError, match="the observed set changed between checkpoints"):
-        measure.read_embeddings(other, 1)
+        encoded.read_embeddings(other, 1)
 
 
 def test_health_messages_are_in_the_record(run, monkeypatch):
-    assert measure.sigma(run(), 1)["health"] == []
-    whole = measure.read_embeddings
-    monkeypatch.setattr(measure, "read_embeddings", lambda *which: whole(*which).select(slice(8)))
-    result = measure.sigma.compute(run(), 1)
+    assert encoded.sigma(run(), 1)["health"] == []
+    whole = encoded.read_embeddings
+    monkeypatch.setattr(encoded, "read_embeddings", lambda *which: whole(*which).select(slice(8)))
+    result = encoded.sigma.compute(run(), 1)
     assert result["health"][0].startswith("8 embeddings span at most 8 of 11 dimensions: 3 log delta = -20.7")
     assert result["logdet_corrected"] is None and np.isfinite(result["drifts"]["track_two"]["drift"])
 
 
 def test_energy_beyond_the_cap_is_refused(run, monkeypatch):
-    monkeypatch.setattr(measure, "sentence_encoder", lambda: WordEncoder(1.1))
+    monkeypatch.setattr(encoded, "sentence_encoder", lambda: WordEncoder(1.1))
     with pytest.raises(ValueError, match="above the energy budget rho"):
-        measure.embeddings.compute(run(), 1)
+        encoded.embeddings.compute(run(), 1)
 
 
 def test_lost_embeddings_are_made_again(run):
-    path = measure.embeddings.artefact(run(), 1)
+    path = encoded.embeddings.artefact(run(), 1)
     before = path.read_bytes()
     path.unlink()
-    assert len(measure.read_embeddings(run(), 1).rows) and path.read_bytes() == before
+    assert len(encoded.read_embeddings(run(), 1).rows) and path.read_bytes() == before
 
 
 def test_coherence_is_that_of_the_responses(run, monkeypatch):
     monkeypatch.setattr(text_metrics, "mauve_installed", lambda: False)
-    found, lines = measure.coherence(run(), 1), measure.read_responses(run(), 1)
+    found, lines = encoded.coherence(run(), 1), measure.read_responses(run(), 1)
     embed = WordEncoder()
     assert len(lines) == 200  # every fourth of them is read
     by_hand = []
@@ -159,7 +160,7 @@ def test_similarity_is_that_of_a_prompt_and_the_blocks_of_its_response(run, monk
         if blocks:
             mean, prompt = embed(blocks).sum(0).numpy(), embed([line["text"]])[0].numpy()
             by_hand.append(mean @ prompt / np.linalg.norm(mean) / np.linalg.norm(prompt))
-    assert measure.coherence(run(), 1)["prompt_similarity"] == pytest.approx(np.mean(by_hand), rel=1e-5)
+    assert encoded.coherence(run(), 1)["prompt_similarity"] == pytest.approx(np.mean(by_hand), rel=1e-5)
 
 
 def test_mauve_is_a_column_where_its_package_is_installed(run, monkeypatch):
@@ -171,8 +172,8 @@ def test_mauve_is_a_column_where_its_package_is_installed(run, monkeypatch):
 
     monkeypatch.setattr(text_metrics, "mauve_installed", lambda: True)
     monkeypatch.setattr(text_metrics, "mauve", mauve)
-    monkeypatch.setattr(measure.importlib.metadata, "version", lambda name: "1")
-    found = measure.coherence(run(seed=2), 1)
+    monkeypatch.setattr(encoded.importlib.metadata, "version", lambda name: "1")
+    found = encoded.coherence(run(seed=2), 1)
     assert found["mauve"] == 0.7 and found["mauve_interval"] == [0.6, 0.8]
     assert given["texts"].shape == given["references"].shape == (run().params.held_out_blocks, 12)
 

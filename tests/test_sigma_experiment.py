@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from spectral_collapse import measure, params, paths, runs, seeding, series, sigma, sigma_experiment
+from spectral_collapse import encoded, measure, params, paths, runs, seeding, series, sigma, sigma_experiment
 from spectral_collapse.sigma import Budget
 from test_loop import TINY, quiet
 from test_measure_sigma import WordEncoder
@@ -22,7 +22,7 @@ def written(tmp_path_factory):
         for name in ("RESULTS", "GENERATED"):
             patch.setenv(f"SPECTRAL_COLLAPSE_{name}", str(tmp_path_factory.mktemp(name)))
         encoder = WordEncoder()
-        patch.setattr(measure, "sentence_encoder", lambda: encoder)
+        patch.setattr(encoded, "sentence_encoder", lambda: encoder)
         patch.setattr(sigma_experiment, "SIZES", (20, 50, 10**6))
         changes = {"conditions": ["recursive_restart", "recursive_carry"], "prompt_bank": "finance"}
         chosen = params.load("smoke", **TINY | changes)
@@ -32,7 +32,7 @@ def written(tmp_path_factory):
                 run = runs.Run(chosen, condition, seed, real=real, say=quiet)
                 real = run.real
                 for generation in range(chosen.generations + 1):
-                    measure.sigma(run, generation)
+                    encoded.sigma(run, generation)
         names = sigma_experiment.write(chosen)
         return series.table(chosen, stages=("sigma",)), paths.generated_folder("smoke"), names
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import measure, models, params, paths, provenance, series, statistics
+from . import encoded, measure, models, params, paths, provenance, series, statistics
 from . import runs as runs_module
 from .formatting import escape, format_interval, format_number
 from .params import GRID, Params
@@ -89,7 +89,7 @@ def run(factor: Factor) -> None:
                 one = runs_module.Run(settings, condition, seed, real=real)
                 real = one.real
                 for generation in range(settings.generations + 1):
-                    measure.generation(one, generation, measure.LIGHT)
+                    measure.generation(one, generation, encoded.LIGHT)
 
 
 def table(factor: Factor) -> pd.DataFrame:

@@ -68,11 +68,11 @@ def most_diverse(candidates: np.ndarray, delta: float) -> np.ndarray:
 
 def choose(run: "Run", blocks: torch.Tensor) -> torch.Tensor:
     """One of the candidates (N, k, T) of each context, (N, T), by `most_diverse` on their sentence embeddings."""
-    from . import measure  # which measures what the loop makes, and so imports it
+    from . import encoded  # which measures what the loop makes, and so imports it
 
     count, candidates, _ = blocks.shape
     texts = run.real.tokenizer.batch_decode(blocks.flatten(0, 1), skip_special_tokens=True)
-    rows = measure.embedded(texts).reshape(count, candidates, -1)
+    rows = encoded.embedded(texts).reshape(count, candidates, -1)
     return blocks[torch.arange(count), torch.from_numpy(most_diverse(rows, run.params.sigma_delta))]
 
 
@@ -135,7 +135,7 @@ def intensity(run: "Run", generation: int) -> float:
     Early stopping: no further training where the upper end of the 95 % bootstrap band of Track II's drift of the
     generation before lies below −`track_two_tolerance` nats.
     """
-    from . import measure  # which measures what the loop makes, and so imports it
+    from . import encoded, measure  # which measure what the loop makes, and so import it
 
     params, factor = run.params, 1.0
     if params.trust_memory is not None:
@@ -149,7 +149,7 @@ def intensity(run: "Run", generation: int) -> float:
             params.trust_gain,
         )
     if params.track_two_tolerance is not None and generation > 1:
-        high = measure.sigma(run, generation - 1)["drifts"]["track_two"]["high"]
+        high = encoded.sigma(run, generation - 1)["drifts"]["track_two"]["high"]
         if high is not None and high < -params.track_two_tolerance:
             return 0.0
     return factor

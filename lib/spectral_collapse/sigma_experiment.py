@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 from scipy.stats import pearsonr, spearmanr
 
-from . import cli, corpora, figures, measure, models, paper, provenance, runs, series, sigma, tables
+from . import cli, corpora, encoded, figures, measure, models, paper, provenance, runs, series, sigma, tables
 from . import params as params_module
 from .params import Params
 from .seeding import generator
@@ -264,7 +264,7 @@ def checks(params: Params) -> tuple[pd.DataFrame, pd.DataFrame]:
     noise, sizes = [], []
     for seed, condition in product(params.seeds, params.conditions):
         run = runs.Run(params, condition, seed, real=real)
-        first, last = (measure.read_embeddings(run, generation) for generation in (0, params.generations))
+        first, last = (encoded.read_embeddings(run, generation) for generation in (0, params.generations))
         if condition == params.conditions[0]:
             noise.append(noise_floor(first, budget, seed=seed).assign(seed=seed))
         sizes.append(size_ablation(first, last, budget, seed).assign(condition=condition, seed=seed))

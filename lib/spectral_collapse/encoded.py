@@ -1,0 +1,206 @@
+"""What the sentence encoder makes of a checkpoint's text: embedded blocks, SIGMA's tracks, coherence."""
+
+import functools
+import importlib.metadata
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from . import models, paths, provenance, seeding, storyworld, text_metrics
+from . import sigma as sigma_package
+from .measure import STAGES, continuations, prompt_bank, read_lines, read_responses, responses
+from .runs import Run, stage
+from .seeding import stable_seed
+
+sentence_encoder = functools.cache(models.Encoder)  # loaded only if something is left to embed
+REFERENCE_BLOCKS = 200  # of storyworld: with the prompts of all banks more than twice the encoder's dimension
+
+
+@functools.cache
+def _live_space(embed: models.Encoder) -> sigma_package.LiveSpace:
+    """The encoder's live directions, found on the same text for every profile: all prompt banks, and storyworld."""
+    prompts = [prompt["text"] for bank in sorted(paths.PROMPTS.glob("*.jsonl")) for prompt in prompt_bank(bank.stem)]
+    stories = storyworld.generate_stories(REFERENCE_BLOCKS, stable_seed("storyworld", "encoder"))
+    return sigma_package.live_space(embed([*prompts, *stories]).numpy())
+
+
+def embedded(texts: list[str]) -> np.ndarray:
+    """Embeddings (N, m) of texts in the encoder's live directions, float64."""
+    embed = sentence_encoder()
+    return _live_space(embed).project(embed(texts).numpy())
+
+
+@stage(
+    parameters=("response_block_words", "sigma_rho", "threads"),
+    code=(_live_space, sigma_package, models, storyworld, text_metrics),
+    inputs=lambda run, generation: {
+        "responses": responses(run, generation)["responses_sha256"],
+        "encoder": models.Encoder.sha256,
+    },
+    file="embeddings.safetensors",
+)
+def embeddings(run: Run, generation: int) -> dict:
+    """Embeds the responses, block by block, in the encoder's live directions.
+
+    The observed set is the prompt bank; the record of generation 0 holds its ids, the others their hash.
+    Raises ValueError for an embedding beyond the energy cap ρ, and where there is no block.
+    """
+    params, embed = run.params, sentence_encoder()
+    lines = read_responses(run, generation)
+    observed = sigma_package.ObservedSet(tuple(line["id"] for line in lines))
+    pieces = [sigma_package.split_blocks(line["response"], params.response_block_words) for line in lines]
+    texts = [text for piece in pieces for text in piece]
+    if not texts:
+        raise ValueError(f"{run.folder}: no response fills half a block of {params.response_block_words} words.")
+    rows, space = embed(texts).numpy(), _live_space(embed)
+    sigma_package.GramAccumulator(space.dim).update(rows, rho=params.sigma_rho)  # refuses what exceeds the cap
+    tensors = {
+        "embeddings": torch.from_numpy(space.project(rows).astype(np.float32)),
+        "prompts": torch.tensor([index for index, piece in enumerate(pieces) for _ in piece]),
+        "blocks": torch.tensor([index for piece in pieces for index in range(len(piece))]),
+    }
+    path = run.path(generation, "embeddings.safetensors")
+    provenance.write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    return {
+        "embeddings_sha256": provenance.file_hash(path),
+        "observed_sha256": observed.sha256,
+        **({"observed_ids": list(observed.ids)} if generation == 0 else {}),
+        "dimension": space.dim,
+        "live_dimensions": space.m_eff,
+        "dead_coordinates": list(space.dead_coordinates),
+    }
+
+
+def read_embeddings(run: Run, generation: int) -> sigma_package.Observed:
+    """The embedded blocks of a checkpoint, checked against the observed set that generation 0 froze."""
+    frozen = sigma_package.ObservedSet(tuple(embeddings(run, 0)["observed_ids"]))
+    frozen.check(embeddings(run, generation)["observed_sha256"])
+    tensors = load_file(embeddings.artefact(run, generation))
+    rows, prompts, blocks = (tensors[name].numpy() for name in ("embeddings", "prompts", "blocks"))
+    return sigma_package.Observed(rows.astype(np.float64), prompts, blocks)
+
+
+def _logdet(rows: np.ndarray, gram: np.ndarray, total: int) -> dict[str, list[float] | None]:
+    """log det G as [estimate, low, high], plug-in and corrected; None where the rows (n_A, m) are too few or alike."""
+    count, m = rows.shape
+    nothing = {"logdet_plug_in": None, "logdet_corrected": None}
+    if count <= m:
+        return nothing
+    try:
+        leverages = sigma_package.leverages(rows, gram)
+    except sigma_package.SingularGram:  # a collapse: what the tracks are for, and no reason to stop
+        return nothing
+    return {
+        name: list(sigma_package.logdet_estimate(gram, count, total, correction, leverages=leverages)[:3])
+        for name, correction in (("logdet_plug_in", "none"), ("logdet_corrected", "leverage"))
+    }
+
+
+def _sigma_inputs(run: Run, generation: int) -> dict[str, Any]:
+    return {
+        "generation_0": embeddings(run, 0)["embeddings_sha256"],
+        "embeddings": embeddings(run, generation)["embeddings_sha256"],
+        "responses": responses(run, generation)["responses_sha256"],
+        "seed": run.seed,
+    }
+
+
+@stage(
+    parameters=("sigma_delta", "sigma_rho", "blocks_per_generation"),
+    code=(read_embeddings, _logdet, sigma_package, seeding, text_metrics),
+    inputs=_sigma_inputs,
+)
+def sigma(run: Run, generation: int) -> dict:
+    """Both SIGMA tracks, their drifts from generation 0 with bands, and the surface proxies of the responses."""
+    # What the model wrote and nobody embedded: as many blocks as a generation trains on.
+    budget = sigma_package.Budget(run.params.blocks_per_generation, run.params.sigma_rho, run.params.sigma_delta)
+    unobserved, rho, delta = budget
+    first, last = read_embeddings(run, 0), read_embeddings(run, generation)
+    gram, count = last.rows.T @ last.rows, len(last.rows)
+    total = count + unobserved
+    lines = read_responses(run, generation)
+    texts = [line["response"] for line in lines]
+    surface = {
+        "hashed_ngram_hhi": text_metrics.hashed_ngram_hhi(texts),
+        "response_distinct_2": text_metrics.distinct_n(texts, 2),
+    }
+    return {
+        "observed_blocks": count,
+        "total_blocks": total,
+        "dimension": embeddings(run, generation)["dimension"],
+        "live_dimensions": last.rows.shape[1],
+        "health": sigma_package.health_checks(last.rows, rho, delta),
+        "track_one": sigma_package.track_one(gram, count, total, rho, delta),
+        "track_one_sharp": sigma_package.track_one(gram, count, total, rho, delta, "water_filling"),
+        "track_two": sigma_package.track_two(gram, count, delta),
+        **_logdet(last.rows, gram, total),
+        "drifts": sigma_package.banded_drifts(first, last, budget, run.seed),
+        "bucket_drifts": sigma_package.bucket_drifts(first, last, [line["bucket"] for line in lines], budget, run.seed),
+        **text_metrics.with_intervals(surface),
+    }
+
+
+# ---- what a text says, by the sentence encoder
+
+
+COHERENT_RESPONSES = 64  # sentences cost as much to embed as blocks do, and the mean of so many is sharp enough
+
+
+@functools.cache
+def _embedded(embed: models.Encoder, texts: tuple[str, ...]) -> np.ndarray:
+    """Embeddings (N, m) of texts that are the same for all checkpoints."""
+    return embed(list(texts)).numpy()
+
+
+def _prompt_similarity(run: Run, generation: int, embed: models.Encoder) -> text_metrics.Estimate:
+    """Mean over prompts of the cosine of the prompt and the mean of its response's blocks, if it has any."""
+    found = read_embeddings(run, generation)
+    prompts = _embedded(embed, tuple(line["text"] for line in read_responses(run, generation)))
+    cosines = []
+    for index, prompt in enumerate(_live_space(embed).project(prompts)):
+        mean = found.rows[found.prompts == index].sum(axis=0)
+        norm = np.linalg.norm(mean) * np.linalg.norm(prompt)
+        cosines.append(mean @ prompt / norm if norm > 0 else np.nan)
+    return text_metrics.mean_over_texts(cosines)
+
+
+def _mauve(run: Run, generation: int, embed: models.Encoder) -> dict[str, float | list[float]]:
+    """MAUVE of the continuations against the held-out text, where its package is installed; else nothing."""
+    if not text_metrics.mauve_installed():
+        return {}
+    lines = read_lines(continuations.artefact(run, generation))
+    references = _embedded(embed, tuple(line["reference"] for line in lines))
+    texts = embed([line["continuation"] for line in lines]).numpy()
+    value, interval = text_metrics.mauve(texts, references, stable_seed(run.seed, "mauve"))
+    return {"mauve": value, "mauve_interval": list(interval)}
+
+
+def _coherence_inputs(run: Run, generation: int) -> dict[str, Any]:
+    inputs = {"embeddings": embeddings(run, generation)["embeddings_sha256"], "seed": run.seed}
+    if text_metrics.mauve_installed():
+        inputs["mauve"] = importlib.metadata.version("mauve-text")
+        inputs["continuations"] = continuations(run, generation)["continuations_sha256"]
+    return inputs
+
+
+@stage(
+    parameters=("threads",),
+    code=(read_embeddings, _live_space, _prompt_similarity, _mauve, sigma_package, models, storyworld, text_metrics),
+    inputs=_coherence_inputs,
+)
+def coherence(run: Run, generation: int) -> dict:
+    """Coherence of a part of the responses, evenly chosen, their similarity to the prompts, and MAUVE if installed."""
+    embed = sentence_encoder()
+    texts = [line["response"] for line in read_responses(run, generation)]
+    chosen = texts[:: -(-len(texts) // COHERENT_RESPONSES)]
+    metrics = {
+        "coherence": text_metrics.coherence(chosen, lambda batch: embed(batch).numpy()),
+        "prompt_similarity": _prompt_similarity(run, generation, embed),
+    }
+    return text_metrics.with_intervals(metrics) | _mauve(run, generation, embed)
+
+
+# For grids of many runs: no continuations, and SIGMA at once.
+LIGHT = {name: measured for name, measured in STAGES.items() if name != "continuations"} | {"sigma": sigma}
