@@ -7,7 +7,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from spectral_collapse import params, paths, pdf
+from spectral_collapse import params, paths, pdf, schema
 
 try:
     overrides = {key: value for key, value in config.items() if key not in ("profile", "grid")}
@@ -60,7 +60,7 @@ EXECUTE = f"{PAPERMILL} -p profile {P.profile} {PARAMETERS}"
 
 
 def treated(condition: str) -> bool:
-    return params.split_condition(condition, P.weights)[0] == "recursive"
+    return schema.split_condition(condition, P.weights)[0] == "recursive"
 
 
 def flags(phase: str, conditions: list[str]) -> list[str]:
@@ -73,7 +73,7 @@ RUNS += flags("controls", [c for c in P.conditions if not treated(c)])
 
 wildcard_constraints:
     seed=r"\d+",
-    condition="|".join(params.CONDITIONS),
+    condition="|".join(schema.CONDITIONS),
 
 
 localrules:

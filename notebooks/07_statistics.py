@@ -33,6 +33,7 @@ from spectral_collapse import (
     params,
     paths,
     rescue,
+    schema,
     series,
     statistics,
     tables,
@@ -205,7 +206,7 @@ output.table("correlations", tables.correlations(table, outcomes, signals))
 # before the rescue, tells the irreversible from the reversible.
 
 # %%
-treated = [name for name in settings.conditions if params.split_condition(name, settings.weights)[0] == "recursive"]
+treated = [name for name in settings.conditions if schema.split_condition(name, settings.weights)[0] == "recursive"]
 later = range(1, settings.generations + 1)
 after = rescue.rescued(series.results(settings, "rescue", treated, generations=later))
 found = rescue.reversibility(table, after)

@@ -39,7 +39,7 @@ CELLS = [
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_is_a_profile(cell):
     settings = params.load(cell)
-    assert settings.profile == cell and settings.base_params().base is None
+    assert settings.profile == cell and params.base_params(settings).base is None
     assert all(file.exists() for file in params.profile_files(cell))
     assert params.collect({"In": [""], "profile": cell, "seed": 1}) == settings  # as papermill -p profile <cell>
 
@@ -127,7 +127,7 @@ def test_bases_that_cannot_be_shared_are_refused(changes, named):
 
 def test_a_base_may_be_read_elsewhere_and_on_another_device():
     settings = params.load("ablations_hub.dropout.0.1", data_path="stories.txt", device="cpu")
-    assert (settings.base_params().data_path, settings.base_params().device) == ("stories.txt", "cpu")
+    assert (params.base_params(settings).data_path, params.base_params(settings).device) == ("stories.txt", "cpu")
 
 
 # ---- runs

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 import torch
-from spectral_collapse import corpora, models, params
+from spectral_collapse import corpora, models, params, schema
 from spectral_collapse.corpora import RealText, load_corpus, read_documents
 
 SMALL = {
@@ -20,7 +20,7 @@ def numbered(start: int, stop: int) -> list[str]:
     return [f"Story {n}: the fox number {n} ran to house {n * 7} and slept." for n in range(start, stop)]
 
 
-def from_file(path: Path, **changes) -> params.Params:
+def from_file(path: Path, **changes) -> schema.Params:
     return params.load("smoke", **{**SMALL, "corpus": "tinystories", "data_path": str(path), **changes})
 
 

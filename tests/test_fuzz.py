@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from spectral_collapse import ablations, corpora, measure, params, paths
+from spectral_collapse import ablations, corpora, measure, params, paths, schema
 from test_params import TAGGED, injected, notebook
 
 SMOKE = params.load("smoke").model_dump()
@@ -61,7 +61,7 @@ values = st.recursive(
     ),
     max_leaves=5,
 )
-keys = st.one_of(st.sampled_from([*SMOKE, *params.SELECTORS, "extends", "factors", "grid"]), st.text(max_size=12))
+keys = st.one_of(st.sampled_from([*SMOKE, *schema.SELECTORS, "extends", "factors", "grid"]), st.text(max_size=12))
 
 
 def sentence(error: ValueError) -> str:
@@ -73,7 +73,7 @@ def sentence(error: ValueError) -> str:
     return message
 
 
-def holds(found: params.Params) -> None:
+def holds(found: schema.Params) -> None:
     """What every valid profile promises to the code behind it."""
     assert params.check(found.model_dump()) == found
     assert len(set(found.seeds)) == len(found.seeds) > 0 and min(found.seeds) >= 0
@@ -103,7 +103,7 @@ def test_changed_profile_is_valid_or_refused_by_name(changes, dropped):
         message = sentence(error)
         # It is about something that was touched: a changed key, a missing one, or one they must agree with.
         assert message.startswith("parameters: ") or "cannot name a folder" in message
-        if unknown := sorted(changes.keys() - SMOKE.keys() - {"profile"} - set(params.Params.model_fields)):
+        if unknown := sorted(changes.keys() - SMOKE.keys() - {"profile"} - set(schema.Params.model_fields)):
             assert "unknown parameter" in message or "and" in message, unknown
 
 

@@ -21,6 +21,7 @@ from spectral_collapse import (
     params,
     provenance,
     runs,
+    schema,
     seeding,
     series,
     statistics,
@@ -32,7 +33,7 @@ CHANGES = {**TINY, "response_tokens": 16, "conditions": ["recursive", "fresh", "
 
 
 @pytest.fixture
-def tiny(tmp_path, monkeypatch) -> params.Params:
+def tiny(tmp_path, monkeypatch) -> schema.Params:
     monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(tmp_path / "results"))
     return params.load("smoke", **CHANGES)
 

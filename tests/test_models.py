@@ -13,7 +13,7 @@ import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from spectral_collapse import curvature, generate, models, params, provenance, train
+from spectral_collapse import curvature, generate, models, params, provenance, schema, train
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 TEXTS = ["Once upon a time a fox ran home.", "The hen said: don't, stop!", "naïve 🦊"]
@@ -31,7 +31,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def checkpoint(tmp_path, tiny_model, tokenizer):
     """Saves a tiny model with its tokenizer and returns the profile that starts from it."""
 
-    def save(architecture: str = "llama") -> params.Params:
+    def save(architecture: str = "llama") -> schema.Params:
         tiny_model(architecture, len(tokenizer), seed=3).save_pretrained(tmp_path / "model")
         tokenizer.save_pretrained(tmp_path / "model")
         return params.load("smoke", checkpoint=str(tmp_path / "model"))
@@ -368,7 +368,7 @@ def package(tmp_path, monkeypatch) -> Path:
     return folder / "tiny.gguf"
 
 
-def packaged(sha256: str, name: str = "tiny_weights/tiny.gguf") -> params.Params:
+def packaged(sha256: str, name: str = "tiny_weights/tiny.gguf") -> schema.Params:
     return params.load("smollm2_offline", checkpoint=f"package:{name}", revision=sha256)
 
 

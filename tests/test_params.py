@@ -4,7 +4,7 @@ import re
 
 import pytest
 from papermill.translators import PythonTranslator
-from spectral_collapse import params, paths
+from spectral_collapse import params, paths, schema
 
 PROFILES = params.profiles()
 SMOKE = params.load("smoke").model_dump()
@@ -252,9 +252,9 @@ def test_notebook_without_a_profile_name_is_refused(cells):
 
 @pytest.mark.parametrize("weights", ["carry", "restart"])
 def test_suffix_of_a_condition_fixes_its_weights(weights):
-    assert params.split_condition("recursive", weights) == ("recursive", weights)
-    assert params.split_condition("mixed_carry", weights) == ("mixed", "carry")
-    assert params.split_condition("mixed_restart", weights) == ("mixed", "restart")
+    assert schema.split_condition("recursive", weights) == ("recursive", weights)
+    assert schema.split_condition("mixed_carry", weights) == ("mixed", "carry")
+    assert schema.split_condition("mixed_restart", weights) == ("mixed", "restart")
 
 
 def test_a_profile_takes_the_rest_from_the_one_it_extends():
@@ -309,7 +309,7 @@ STATED = {
 }  # fmt: skip
 
 
-def steps_of(profile: params.Params) -> int:
+def steps_of(profile: schema.Params) -> int:
     return profile.steps or profile.epochs * -(-profile.blocks_per_generation // profile.batch_size)
 
 

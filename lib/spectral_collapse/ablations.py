@@ -17,7 +17,8 @@ import pandas as pd
 from . import encoded, measure, models, params, paths, provenance, series, statistics
 from . import runs as runs_module
 from .formatting import escape, format_interval, format_number
-from .params import GRID, Params
+from .params import GRID
+from .schema import Params
 from .statistics import Interval, mean_interval
 from .tables import Number, Raw, frame_of, label
 
@@ -52,7 +53,7 @@ def _level(cell: str, places: dict[str, str | None]) -> Params:
     own = params.load(cell, **places)
     if own.base is None:
         return own
-    parent = own.base_params()
+    parent = params.base_params(own)
     apart = {key for key in Params.model_fields if getattr(own, key) != getattr(parent, key)}
     return (
         own if apart - {"profile", "base", "conditions"} else parent.model_copy(update={"conditions": own.conditions})

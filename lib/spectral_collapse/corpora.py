@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from . import hub, models, provenance, storyworld
-from .params import Params
+from .schema import Params
 from .seeding import generator, stable_seed
 
 TINYSTORIES = "roneneldan/TinyStories"

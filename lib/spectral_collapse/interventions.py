@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import seeding, storyworld
-from .params import Params
+from .schema import Params
 from .seeding import stable_seed
 
 if TYPE_CHECKING:

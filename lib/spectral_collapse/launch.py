@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import yaml
 from torch.distributed import DistError, TCPStore
 
-from . import measure, models, parallel, params, processes
+from . import measure, models, parallel, params, processes, schema
 from .runs import Run
 
 
@@ -47,8 +47,8 @@ def _assigned(assignment: str) -> tuple[str, Any]:
 def _run(profile: str, *assignments: str) -> Run:
     """The run that the command's arguments name, its processes joined."""
     values = dict(map(_assigned, assignments))
-    seed, condition = values.pop("seed", None), values.pop("condition", params.CONDITIONS[0])
-    params.check_selectors(seed, condition)
+    seed, condition = values.pop("seed", None), values.pop("condition", schema.CONDITIONS[0])
+    schema.check_selectors(seed, condition)
     settings = params.load(profile, **values)
     parallel.start(models.pick_device(settings.device))
     return Run(settings, condition, seed, say=print if processes.first() else _silent)

@@ -1,6 +1,7 @@
 """The recursion: text and weights of the generations, from the base model on."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -174,30 +175,45 @@ def _thinned(losses: list[float], points: int = 100) -> dict[str, list]:
     return {"step": ends, "loss": [sum(run) / len(run) for run in runs]}
 
 
+def learn(
+    run: Run,
+    generation: int,
+    model: PreTrainedModel,
+    blocks: torch.Tensor,
+    recipe: train.Recipe,
+    identity: Any,
+    what: str = "training",
+) -> tuple[list[float], Path]:
+    """Trains `model` in place, going on from a saved state of the same `identity`: its losses, and the state's file,
+    to be deleted once what was learned is kept."""
+    state = run.path(generation, f"{what}_state.safetensors")
+    state.parent.mkdir(parents=True, exist_ok=True)
+    losses = train.train(
+        model,
+        blocks,
+        recipe,
+        seed_parts=(run.seed, what, generation),
+        state=state,
+        state_steps=run.params.checkpoint_steps,
+        identity=provenance.text_hash(provenance.canonical([identity, dataclasses.asdict(recipe)])),
+        micro_batch=run.params.micro_batch or train.fitting_batch(model, blocks, recipe),
+        description=f"{run.condition} {generation}: {what}",
+        say=run.say,
+    )
+    return losses, state
+
+
 def _fit(
     run: Run,
     generation: int,
     model: PreTrainedModel,
     blocks: torch.Tensor,
     recipe: train.Recipe,
-    identity: list,
+    identity: Any,
 ) -> dict:
-    """Trains `model` in place, going on from a saved state of the same `identity`, and writes model.safetensors."""
-    state = run.path(generation, "training_state.safetensors")
-    state.parent.mkdir(parents=True, exist_ok=True)
+    """Trains `model` in place and writes model.safetensors."""
     try:
-        losses = train.train(
-            model,
-            blocks,
-            recipe,
-            seed_parts=(run.seed, "training", generation),
-            state=state,
-            state_steps=run.params.checkpoint_steps,
-            identity=provenance.text_hash(provenance.canonical([identity, dataclasses.asdict(recipe)])),
-            micro_batch=run.params.micro_batch or train.fitting_batch(model, blocks, recipe),
-            description=f"{run.condition} {generation}: training",
-            say=run.say,
-        )
+        losses, state = learn(run, generation, model, blocks, recipe, identity)
     except train.TrainingDiverged as error:
         partial = {"diverged": True, "losses": error.losses}
         provenance.write_text(run.path(generation, "diverged.json"), provenance.canonical(partial) + "\n")
@@ -224,7 +240,7 @@ def _fit(
         *("hidden_size", "layers", "heads", "baseline_blocks", "baseline_epochs", "baseline_learning_rate"),
         *("baseline_sequence_tokens", *FITTING),
     ),
-    code=(_fit, recipe_of, _base_recipe, _thinned, train, corpora, seeding, models, storyworld),
+    code=(_fit, learn, recipe_of, _base_recipe, _thinned, train, corpora, seeding, models, storyworld),
     inputs=lambda run, generation: {"real_text": run.real.sha256, "seed": run.seed},
     file="model.safetensors",
 )
@@ -270,7 +286,7 @@ def _regulated_recipe(run: Run, generation: int) -> train.Recipe:
 @stage(
     name="training",
     parameters=(*LEARNING, *FITTING, *REGULATING),
-    code=(_fit, recipe_of, _regulated_recipe, _thinned, _start, interventions, train, seeding, models),
+    code=(_fit, learn, recipe_of, _regulated_recipe, _thinned, _start, interventions, train, seeding, models),
     inputs=_generation_inputs,
     file="model.safetensors",
 )

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from . import hub, provenance
-from .params import Params
+from .schema import Params
 from .seeding import stable_seed
 
 transformers_logging.disable_progress_bar()

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from . import figures, formatting, paths, provenance, tables
 from .formatting import bracket_of, number_of, pair_of
-from .params import Params
 from .runs import BASELINE
+from .schema import Params
 
 Results = Iterable[tuple[str, int, int, dict]]
 

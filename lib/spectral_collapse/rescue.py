@@ -1,7 +1,6 @@
 """Rescue: one generation of real text after recursion. Does perplexity come back, and what tells beforehand?"""
 
 import copy
-import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from . import corpora, loop, models, provenance, seeding, storyworld, train
+from . import corpora, loop, models, seeding, storyworld, train
 from .early_warning import prediction_band
 from .formatting import format_interval
 from .runs import Run, stage
@@ -28,27 +27,15 @@ def _inputs(run: Run, generation: int) -> dict[str, Any]:
 
 @stage(
     parameters=(*loop.LEARNING, "held_out_blocks", "block_tokens", "blocks_per_generation", *loop.FITTING),
-    code=(loop.recipe_of, train, corpora, seeding, models, storyworld),
+    code=(loop.recipe_of, loop.learn, train, corpora, seeding, models, storyworld),
     inputs=_inputs,
 )
 def rescue(run: Run, generation: int) -> dict:
     """Held-out perplexity after one more generation of training, on the real text that the fresh control's generation
     of this number had, from the weights of this generation (≥ 1)."""
     model, recipe = copy.deepcopy(loop.load(run, generation)), loop.recipe_of(run)
-    state = run.path(generation, "rescue_state.safetensors")
     blocks = run.real.slice(run.seed, generation)
-    losses = train.train(
-        model,
-        blocks,
-        recipe,
-        seed_parts=(run.seed, "rescue", generation),
-        state=state,
-        state_steps=run.params.checkpoint_steps,
-        identity=provenance.text_hash(provenance.canonical([_inputs(run, generation), dataclasses.asdict(recipe)])),
-        micro_batch=run.params.micro_batch or train.fitting_batch(model, blocks, recipe),
-        description=f"{run.condition} {generation}: rescue",
-        say=run.say,
-    )
+    losses, state = loop.learn(run, generation, model, blocks, recipe, _inputs(run, generation), "rescue")
     state.unlink(missing_ok=True)
     return train.perplexity(model, run.real.held_out, run.params.batch_size) | {"steps": len(losses)}
 

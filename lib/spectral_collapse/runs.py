@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from . import corpora, models, paths, processes, provenance, speed
-from . import params as params_module
-from .params import Params
+from .params import base_params
+from .schema import Params, split_condition
 
 BASELINE = "baseline"
 
@@ -31,7 +31,7 @@ class Run:
         say: Callable[[str], None] = print,
     ):
         self.params, self.condition, self.seed, self.say = params, condition, seed, say
-        self.source, self.weights = params_module.split_condition(condition, params.weights)
+        self.source, self.weights = split_condition(condition, params.weights)
         self.folder = paths.run_folder(params.profile, params.model, condition, seed)
         self.device = models.pick_device(params.device)
         torch.set_num_threads(params.threads)
@@ -50,7 +50,7 @@ class Run:
         """The run that holds generation 0 of this seed: this one, if it is the baseline; with `base` that profile's."""
         if self.condition == BASELINE and self.params.base is None:
             return self
-        return Run(self.params.base_params(), BASELINE, self.seed, real=self.real, say=self.say)
+        return Run(base_params(self.params), BASELINE, self.seed, real=self.real, say=self.say)
 
     def owner(self, generation: int) -> "Run":
         """The run that a generation belongs to: the base run for generation 0, this one for the others."""

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from . import paths, provenance
-from .params import Params
 from .runs import BASELINE
+from .schema import Params
 from .sigma import TRACKS
 
 # Numbers of a stage that become columns as they are.

@@ -17,7 +17,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from . import cli, corpora, encoded, figures, measure, models, paper, provenance, runs, series, sigma, tables
 from . import params as params_module
-from .params import Params
+from .schema import Params, split_condition
 from .seeding import generator
 from .sigma import Budget, Observed
 
@@ -41,7 +41,7 @@ def settings(params: Params) -> dict[str, str]:
     """
     found: dict[str, list[str]] = {}
     for condition in params.conditions:
-        source, weights = params_module.split_condition(condition, params.weights)
+        source, weights = split_condition(condition, params.weights)
         if source in ("recursive", "mixed"):
             found.setdefault(source, []).append((weights, condition))
     pairs = [dict(conditions) for conditions in found.values() if len(dict(conditions)) == 2]

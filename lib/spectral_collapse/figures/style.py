@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .. import provenance
-from ..params import CONDITIONS
+from ..schema import CONDITIONS
 
 # It warns of the dates inside matplotlib's own fonts at every figure.
 logging.getLogger("fontTools").setLevel(logging.ERROR)

@@ -7,7 +7,7 @@ import pandas as pd
 import pingouin
 
 from ..formatting import format_interval, format_number, format_p, format_percent
-from ..params import Params
+from ..schema import Params
 from ..statistics import CONTROL, TREATMENT, Interval, mean_interval, paired_tests
 from ..tables import Number, Raw, frame_of, label
 from . import outputs

@@ -10,8 +10,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from .. import loop, measure, models, params, paths, provenance
-from ..params import Params
 from ..runs import BASELINE, Run
+from ..schema import Params
 from . import eigenvectors, stages, tracking
 
 PROFILE = "mechanism"

@@ -1,0 +1,271 @@
+"""The one schema of every profile: what parameters there are, what they may be, and what is said of a wrong one."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from . import paths
+
+SOURCES = ("recursive", "fresh", "static", "mixed", "accumulate")
+CONDITIONS = tuple(source + suffix for source in SOURCES for suffix in ("", "_carry", "_restart"))
+# Names that choose what to run; they belong to a notebook's execution, not to the profile.
+SELECTORS = ("profile", "seed", "condition")
+
+
+class Params(BaseModel):
+    """Everything that determines a run's numbers. Lengths are in tokens unless the name says otherwise."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    profile: str = Field(description="name of the profile: the first folder under results/")
+    base: str | None = Field(default=None, description="profile whose generation 0 the runs start from; null: this one")
+
+    # design
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=1, description="one run of every condition for each seed"
+    )
+    conditions: list[Literal[CONDITIONS]] = Field(min_length=1, description="see `SOURCES`")
+    generations: int = Field(ge=1, description="generations after the base model")
+    weights: Literal["restart", "carry"] = Field(
+        description="each generation starts from generation 0 (restart) or from the one before (carry); "
+        "a condition named with the suffix _restart or _carry fixes it for itself"
+    )
+    real_fraction: float = Field(ge=0, le=1, description="share of real blocks in the `mixed` condition")
+    shift_generation: int | None = Field(
+        default=None, ge=1, description="first generation trained on another domain (`interventions.other_domain`)"
+    )
+
+    # text
+    corpus: Literal["storyworld", "tinystories"] = Field(description="source of real text")
+    data_path: str | None = Field(description="local text file used instead of the hub; ~ is expanded")
+    held_out_path: str | None = Field(description="its held-out split; null: the last tenth of data_path")
+    documents: int = Field(ge=1, description="real documents read (storyworld, hub) or at most read (file)")
+    vocabulary_size: int = Field(ge=257, description="byte-level BPE, for models trained from scratch")
+    block_tokens: int = Field(ge=8, description="length of a training and of a held-out block")
+    blocks_per_generation: int = Field(ge=1, description="training blocks of every generation")
+    held_out_blocks: int = Field(ge=2, description="blocks of held-out real text for perplexity")
+
+    # model
+    model: str = Field(description="short name: the second folder under results/")
+    checkpoint: str | None = Field(description="hub name or local folder; null: train `architecture` from scratch")
+    architecture: Literal["llama", "gpt2", "opt", "qwen2"] = "llama"
+    revision: str | None = Field(description="commit hash of a hub checkpoint")
+    hidden_size: int = Field(ge=8)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    baseline_blocks: int = Field(ge=0, description="real blocks the base model trains on, all seeds alike")
+    baseline_epochs: int = Field(ge=0)
+    baseline_learning_rate: float = Field(ge=0)
+    baseline_sequence_tokens: int = Field(ge=8, description="training length of the base model")
+    perplexity_bound: float = Field(gt=1, description="held-out perplexity above which nothing is measured")
+
+    # training of a generation
+    epochs: int = Field(ge=1)
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps of a generation, instead of epochs")
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    warmup_fraction: float = Field(ge=0, lt=1)
+    schedule: Literal["constant", "linear", "cosine", "warmup_stable_decay"]
+    decay_fraction: float = Field(default=0.2, gt=0, le=1, description="last share of the steps of warmup_stable_decay")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of every sublayer's output, after generation 0")
+    sharpness_radius: float = Field(
+        default=0.0, ge=0, description="ρ of sharpness-aware minimization after generation 0; 0: none"
+    )
+    trust_memory: float | None = Field(
+        default=None, ge=0, lt=1, description="Monitor-Trust-Regulator: share of the old trust kept; null: none"
+    )
+    trust_gain: float = Field(default=5.0, gt=0, description="its loss of trust per relative contraction")
+    track_two_tolerance: float | None = Field(
+        default=None, ge=0, description="nats: training stops once Track II's band lies below minus this; null: never"
+    )
+    checkpoint_steps: int = Field(ge=1, description="optimizer steps between two saved training states")
+
+    # sampling
+    prompting: Literal["context", "opening"]
+    opening_tokens: int = Field(ge=1, description="prompt length under `opening`")
+    temperature: float = Field(gt=0)
+    top_k: int = Field(ge=0, description="0: no limit")
+    top_p: float = Field(gt=0, le=1)
+    sampling_batch: int = Field(ge=1, description="sequences drawn at a time; fewer where they do not fit into memory")
+
+    # writing of synthetic text, where it differs from sampling for the evaluation
+    writing_temperature: float | None = Field(default=None, gt=0, description="null: temperature; top_k, top_p alike")
+    writing_top_k: int | None = Field(default=None, ge=0)
+    writing_top_p: float | None = Field(default=None, gt=0, le=1)
+    writing_contexts: Literal["same", "new"] = Field(
+        default="same", description="real contexts that are continued: the same or new ones every generation"
+    )
+    rarity_exponent: float = Field(
+        default=0.0, ge=0, description="resampling of blocks by the inverse frequency of their tokens; 0: none"
+    )
+    candidates: int = Field(
+        default=1, ge=1, description="continuations of a context, of which the most diversifying one is kept"
+    )
+
+    # evaluation
+    evaluation_stories: int = Field(ge=2, description="unconditional stories sampled for the text metrics")
+    story_tokens: int = Field(ge=8, description="longest of them")
+    prompt_bank: str = Field(description="a file of params/prompts, without .jsonl")
+    response_tokens: int = Field(ge=8, description="length of every response to the prompt bank")
+    response_block_words: int = Field(ge=2, description="words of a response in one embedded block")
+    sigma_delta: float = Field(gt=0)
+    sigma_rho: float = Field(gt=0, description="cap of the squared norm of an embedding")
+
+    # curvature
+    curvature_blocks: int = Field(ge=1, description="frozen held-out blocks of the loss whose Hessian is taken")
+    lanczos_steps: int = Field(ge=4)
+    lanczos_probes: int = Field(ge=2)
+    published_power_iterations: int = Field(ge=1, description="limit of the published estimator's power iteration")
+    curvature_memory_gb: float = Field(
+        gt=0, description="GiB that curvature may take; fixed, because what is kept in which type follows from it"
+    )
+
+    estimator_probes: int = Field(ge=2, description="probes of the study of the estimators' own noise")
+    estimator_batches: int = Field(ge=2, description="its batches of curvature_blocks held-out blocks each")
+    estimator_steps: list[Annotated[int, Field(ge=4)]] = Field(min_length=2, description="its numbers of Lanczos steps")
+
+    # mechanism
+    mechanism_blocks: int = Field(
+        ge=4, description="held-out blocks, and as many of the generation's own, of gradients and activations"
+    )
+    eigenvectors: int = Field(ge=1, description="leading Hessian eigenvectors of generation 0 that are followed")
+    landscape_points: int = Field(ge=3, description="grid points along each axis of a slice of the loss; odd")
+
+    # machine
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(description="auto: CUDA, else MPS, else the CPU")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="float32", description="of the training's products (auto: see `models.pick_precision`)"
+    )
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="sequences of a batch whose gradient is taken at a time; null: as many as fit"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="activations made again in the backward pass: less memory, a third more time"
+    )
+    threads: int = Field(ge=1, description="CPU threads; fixed, because it changes the last digit of sums")
+
+    @model_validator(mode="after")
+    def _combination(self) -> "Params":
+        def refuse(key: str, reason: str):
+            raise ValueError(f"{key}: {reason}")
+
+        for key in ("profile", "model", "prompt_bank"):
+            paths.path_name(getattr(self, key))
+        for key in ("data_path", "held_out_path", "checkpoint"):
+            if (value := getattr(self, key)) is not None and not _may_be_path(value):
+                refuse(key, f"{paths.shown(value)} is no path: it holds a NUL, or ~ and an unknown user.")
+        for key in ("seeds", "conditions"):
+            if len(set(getattr(self, key))) < len(getattr(self, key)):
+                refuse(key, "the same entry stands twice.")
+        if self.corpus == "storyworld" and (self.data_path or self.held_out_path):
+            refuse("data_path", "storyworld is embedded and reads no file: set corpus to tinystories.")
+        if self.held_out_path and not self.data_path:
+            refuse("held_out_path", "needs data_path, the file it is the held-out split of.")
+        if self.hidden_size % (2 * self.heads):
+            refuse("heads", f"hidden_size {self.hidden_size} must be a multiple of twice the {self.heads} heads.")
+        if self.prompting == "opening" and self.opening_tokens >= self.block_tokens:
+            refuse("opening_tokens", f"must leave room in a block of {self.block_tokens} tokens.")
+        if self.curvature_blocks > self.held_out_blocks:
+            refuse("curvature_blocks", f"there are only {self.held_out_blocks} held_out_blocks.")
+        if self.estimator_batches * self.curvature_blocks > self.held_out_blocks:
+            refuse("estimator_batches", f"times curvature_blocks exceeds the {self.held_out_blocks} held_out_blocks.")
+        if self.landscape_points % 2 == 0:
+            refuse("landscape_points", "must be odd, so that the model itself is on the grid.")
+        if self.checkpoint is not None and self.architecture != "llama":
+            refuse("architecture", "a checkpoint has its own: leave it out, or set checkpoint to null.")
+        if self.checkpoint is None and not (self.baseline_blocks and self.baseline_epochs):
+            refuse(
+                "baseline_blocks",
+                "without a checkpoint the base model must be trained: give blocks and epochs.",
+            )
+        if self.checkpoint is None and self.baseline_sequence_tokens < self.longest_sequence:
+            refuse(
+                "baseline_sequence_tokens",
+                f"sampling reaches {self.longest_sequence} tokens, a length the base model must have seen.",
+            )
+        if self.writing_contexts == "new" and self.prompting != "context":
+            refuse("writing_contexts", "openings are no contexts: set prompting to context.")
+        return self
+
+    @property
+    def longest_sequence(self) -> int:
+        """Longest sequence of prompt and continuation drawn from the model, prompt bank apart."""
+        context = 2 * self.block_tokens if self.prompting == "context" else self.block_tokens
+        return max(context, self.story_tokens)
+
+
+def _may_be_path(text: str) -> bool:
+    try:
+        Path(text).expanduser()
+    except RuntimeError:  # ~ and a user that there is not
+        return False
+    return "\0" not in text
+
+
+def _nearest_name(name: str, known: Iterable[str]) -> str:
+    return difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
+
+
+MOST = 10  # problems in one message
+
+
+def sentence(error: ValidationError, source: str, known: Iterable[str]) -> str:
+    """One sentence a problem: the key, the reason, and the nearest of the known names for an unknown key."""
+    lines, problems = [], error.errors()
+    for problem in problems[:MOST]:
+        key = ".".join(str(part)[:100] for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown parameter {key!r}; the nearest valid name is {_nearest_name(key, known)!r}")
+        elif problem["type"] == "missing":
+            lines.append(f"parameter {key!r} is missing")
+        elif problem["type"] == "value_error":
+            lines.append(str(problem["ctx"]["error"]))
+        else:
+            value = problem["input"]
+            near = ""
+            if problem["type"] == "literal_error" and isinstance(value, str):
+                choices = [part.strip("' ") for part in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
+                near = f" (nearest: {_nearest_name(value, choices)!r})"
+            elif problem["type"] == "float_type" and isinstance(value, str):
+                near = " (YAML reads 1e-3 as text: write 1.0e-3)"
+            lines.append(f"parameter {key!r}: {problem['msg'].lower()}, not {paths.shown(value)}{near}")
+    if len(problems) > MOST:
+        lines.append(f"and {len(problems) - MOST} more")
+    return f"{source}: " + "; ".join(lines)
+
+
+def validated(values: dict[str, Any], source: str = "parameters") -> Params:
+    """Validated parameters, or a ValueError that names each wrong key, the reason and the nearest name."""
+    # JSON and papermill turn 1.0 into 1: an int is welcome where a float is wanted.
+    floats = {name for name, field in Params.model_fields.items() if field.annotation in (float, float | None)}
+    small = {key for key in floats & values.keys() if type(values[key]) is int and abs(values[key]) < 2**53}
+    values = {str(key): float(value) if key in small else value for key, value in values.items()}
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(sentence(error, source, [*Params.model_fields, *SELECTORS])) from None
+
+
+def nearest(what: str, name: Any, known: Iterable[str]) -> ValueError:
+    near = _nearest_name(str(name), known)
+    return ValueError(f"unknown {what} {paths.shown(name)}; the nearest valid name is {near!r}.")
+
+
+def check_selectors(seed: Any, condition: Any) -> None:
+    """ValueError unless these name a run of a profile."""
+    if type(seed) is not int or seed < 0:
+        raise ValueError(f"parameter 'seed' must be a whole number from 0 on, not {seed!r}.")
+    if condition not in CONDITIONS:
+        raise nearest("condition", condition, CONDITIONS)
+
+
+def split_condition(condition: str, weights: str) -> tuple[str, str]:
+    """(source of text, weights) of a condition: `recursive_carry` fixes weights, `recursive` takes the profile's."""
+    for suffix in ("carry", "restart"):
+        if condition.endswith("_" + suffix):
+            return condition.removesuffix("_" + suffix), suffix
+    return condition, weights
