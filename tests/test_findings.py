@@ -66,6 +66,8 @@ def test_values_of_alarms_and_leads():
     assert text[f"lead.{METRIC}.always"] == tables.label("lambda_max")
     assert {"slope.lambda_max.fresh", "slope_diff.lambda_max.recursive", "equal.lambda_max.recursive"} <= text.keys()
     assert early_warning.candidates(table) == ["lambda_max"]
+    still = findings.values(table.assign(lambda_max=values["lambda_max"][1, 0, 0]))
+    assert still[f"lead.lambda_max.{METRIC}.both"] == "0" and f"lead.lambda_max.{METRIC}.median" not in still
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def test_conditions_are_counted_apart():
     values = rescue.values(found)
     assert (values["rescue.reversible.recursive"], values["rescue.reversible.recursive_carry"]) == ("6", "2")
     assert (values["rescue.lost.recursive"], values["rescue.lost.recursive_carry"]) == ("0", "2")
+    assert "rescue.turning.recursive" not in values
     assert values["rescue.turning.recursive_carry"] == "2" and values["rescue.runs.recursive_carry"] == "2"
 
 

@@ -43,8 +43,8 @@ def warning_values(table: pd.DataFrame) -> dict[str, str]:
     alarm.rate, alarm.metrics (number tried), alarm.runs (judged, of each of the two conditions),
     alarm.detecting (metrics with an alarm in every judged treated run), alarm.false.share (of all control runs and
     metrics); alarm.M.{detected,false,auc,p}; for every metric M but the outcomes and every outcome O
-    lead.O.always (metrics that fire before it in every judged run), lead.M.O.{median,bounds,both,earlier,later,p},
-    word.lead.M.O (`lead_verdict`) and, for the first outcome,
+    lead.O.always (metrics that fire before it in every judged run), lead.M.O.{median,bounds,both,earlier,later,p} (no
+    median where no run has both alarms), word.lead.M.O (`lead_verdict`) and, for the first outcome,
     lag.M.O.{best,rho}: the lag with the greatest |ρ| of M before O, and that ρ.
     """
     metrics = early_warning.candidates(table)
@@ -70,7 +70,8 @@ def warning_values(table: pd.DataFrame) -> dict[str, str]:
         text[f"lead.{outcome}.always"] = ", ".join(map(label, first)) or "none"
         for row in leads.itertuples():
             key = f"lead.{row.metric}.{outcome}"
-            text[f"{key}.median"] = format_generations(row.median)
+            if row.both:
+                text[f"{key}.median"] = format_generations(row.median)
             text[f"{key}.bounds"] = f"[{format_generations(row.low)}, {format_generations(row.high)}]"
             for name in ("both", "earlier", "later"):
                 text[f"{key}.{name}"] = str(getattr(row, name))

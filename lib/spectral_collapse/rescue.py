@@ -160,7 +160,7 @@ def table(separated: pd.DataFrame) -> pd.DataFrame:
 
 def values(found: pd.DataFrame) -> dict[str, str]:
     """Of every condition C: rescue.models.C, those judged; rescue.reversible.C; rescue.runs.C; rescue.lost.C, runs with
-    a turning point, and rescue.turning.C, its median generation among them (-- if none)."""
+    a turning point, and rescue.turning.C, its median generation among them, if there are any."""
     text = {}
     for condition, rescued_models in found.groupby("condition"):
         judged = rescued_models.dropna(subset="reversible")
@@ -171,6 +171,7 @@ def values(found: pd.DataFrame) -> dict[str, str]:
             f"rescue.reversible.{condition}": str(int(judged["reversible"].sum())),
             f"rescue.runs.{condition}": str(len(points)),
             f"rescue.lost.{condition}": str(len(lost)),
-            f"rescue.turning.{condition}": f"{np.median(lost):g}" if lost else "--",
         }
+        if lost:
+            text[f"rescue.turning.{condition}"] = f"{np.median(lost):g}"
     return text
