@@ -88,15 +88,15 @@ report.fate_counts(measured.outliers)
 # %% [markdown]
 # ## The loss around the model
 #
-# One plane, spanned by two random directions whose filters have the lengths of generation 0's, through generation 0 and
-# the last generations, on one colour scale; and the straight line from generation 0 to the last. A bump on that line
-# would separate two valleys.
+# One plane, spanned by two random directions whose filters have the lengths of generation 0's, moved to every
+# generation, on one colour scale; and the straight lines from generation 0 to the last and from each generation to the
+# next. A bump on such a line would separate two valleys.
 
 # %%
 figures.landscape(measured.planes, measured.lines, settings.seeds[0])
 
 # %%
-barriers = measured.lines.groupby(["condition", "seed"])["barrier"].first().unstack()
+barriers = measured.lines.groupby(["since", "condition", "seed"])["barrier"].max().unstack()
 barriers.style.format(precision=4).set_caption("largest excess over the chord (nats); at most 0: one valley")
 
 # %% [markdown]

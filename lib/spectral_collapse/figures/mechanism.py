@@ -80,36 +80,52 @@ def _draw_plane(axes: Axes, rows: pd.DataFrame, norm: LogNorm, levels: np.ndarra
     return image
 
 
-@drawn
-def landscape(planes: pd.DataFrame, lines: pd.DataFrame, seed: int) -> Figure:
-    """Loss on real text in one plane around generation 0 and the last generation of each condition, one seed, all on
-    one colour scale; and along the straight line from generation 0 to the last, all seeds. Of a `Study`."""
-    groups = _groups(planes[planes["seed"] == seed])
-    shown = pd.concat([rows for _, rows in groups])["loss"]
-    shown = shown[np.isfinite(shown)]
-    norm = LogNorm(shown.min(), shown.max())
-    levels = np.geomspace(shown.min(), shown.max(), 15)
-    figure, panels = plt.subplots(
-        1, len(groups) + 1, figsize=(WIDTH, 2.0), width_ratios=[1] * len(groups) + [1.4], layout="constrained"
-    )
-    for axes, (group, rows) in zip(panels, groups, strict=False):
-        image = _draw_plane(axes, rows, norm, levels)
-        least = rows["loss"][(rows["a"] == 0) & (rows["b"] == 0)].item()
-        axes.set_title(f"{_name(group)}\nloss {least:.3g} at +")
-        axes.set_xlabel("first direction")
-    panels[0].set_ylabel("second direction")
-    bar = figure.colorbar(image, ax=list(panels[:-1]), shrink=0.8, label="loss (nats)", ticks=levels[::4])
-    bar.ax.yaxis.set_major_formatter("{x:.2g}")
-    bar.ax.yaxis.set_minor_formatter(plt.NullFormatter())
-    axes = panels[-1]
+def _draw_lines(axes: Axes, lines: pd.DataFrame) -> None:
+    """Loss by `place`: a thin line a run, a thick one for the mean of a condition's runs."""
     for condition in conditions_of(lines):
-        runs = lines[lines["condition"] == condition].pivot(index="t", columns="seed", values="loss")
+        runs = lines[lines["condition"] == condition].pivot(index="place", columns="seed", values="loss")
         axes.plot(runs.index, runs, color=colour(condition), linewidth=0.5, alpha=0.45)
         axes.plot(runs.index, runs.mean(axis=1), color=colour(condition), label=condition)
+
+
+@drawn
+def landscape(planes: pd.DataFrame, lines: pd.DataFrame, seed: int) -> Figure:
+    """Loss on real text around every generation of one seed: one plane, moved along, a row a condition, all on one
+    colour scale; and, all seeds, along the straight line from generation 0 to the last, and from each generation to the
+    next. `planes` and `lines` of a `Study`."""
+    planes = planes[planes["seed"] == seed]
+    shown = planes["loss"][np.isfinite(planes["loss"])]
+    norm, levels = LogNorm(shown.min(), shown.max()), np.geomspace(shown.min(), shown.max(), 15)
+    conditions, generations = conditions_of(planes), sorted(planes["generation"].unique())
+    figure = plt.figure(figsize=(WIDTH, 1.25 * len(conditions) + 2.1), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[1.25 * len(conditions), 2.0])
+    grid = above.subplots(len(conditions), len(generations), sharex=True, sharey=True, squeeze=False)
+    for row, condition in zip(grid, conditions, strict=True):
+        for axes, generation in zip(row, generations, strict=True):
+            rows = planes[(planes["condition"] == condition) & (planes["generation"] == generation)]
+            image = _draw_plane(axes, rows, norm, levels)
+            least = rows["loss"][(rows["a"] == 0) & (rows["b"] == 0)].item()
+            name = f"generation {generation}\n" if condition == conditions[0] else ""
+            axes.set_title(f"{name}{least:.3g} at +", fontsize=7)
+            axes.tick_params(labelsize=6)
+        row[0].set_ylabel(condition)
+    bar = above.colorbar(image, ax=grid, shrink=0.8, label="loss (nats)", ticks=levels[::4])
+    bar.ax.yaxis.set_major_formatter("{x:.2g}")
+    bar.ax.yaxis.set_minor_formatter(plt.NullFormatter())
+    whole, steps = below.subplots(1, 2)
+    last = lines[(lines["since"] == "start") & (lines["generation"] == lines["generation"].max())]
+    _draw_lines(whole, last.assign(place=last["t"]))
     for t in (0, 1):
-        axes.axvline(t, color="0.7", linewidth=0.6)
-    axes.set(title="along the line", xlabel="$t$ (0: start, 1: last)", ylabel="loss (nats)")
-    axes.legend(fontsize=7)
+        whole.axvline(t, color="0.7", linewidth=0.6)
+    whole.set(title="from generation 0 to the last", xlabel="$t$ (0: start, 1: last)", ylabel="loss (nats)")
+    whole.legend(fontsize=7)
+    # Two steps meet in the generation between them, where one of the two is enough.
+    between = lines[(lines["since"] == "before") & (lines["t"] > 0) & (lines["t"] <= 1)]
+    first = lines[(lines["since"] == "before") & (lines["generation"] == 1) & (lines["t"] == 0)]
+    path = pd.concat([first, between])
+    _draw_lines(steps, path.assign(place=path["generation"] - 1 + path["t"]))
+    steps.set(title="from each generation to the next", xlabel="generation")
+    steps.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     return figure
 
 

@@ -112,8 +112,9 @@ def values(study: Study, mediated: pd.DataFrame, settings: Params) -> dict[str, 
     mechanism.none.O only where the outcome has no gap to account for.
     mechanism.fate.F.C, "2 of 15"; mechanism.merging and word.mechanism.merging of `merging`;
     mechanism.noise.{start,C}, the median noise scale in blocks at generation 0 and at the last;
-    mechanism.aligned.chance, and mechanism.aligned.C over chance; mechanism.barrier.C, the largest over seeds;
-    mechanism.rises.C, runs whose loss rises all along the line.
+    mechanism.aligned.chance, and mechanism.aligned.C over chance; mechanism.barrier.C, the largest over seeds from
+    generation 0 to the last, and mechanism.step_barrier.C, from one generation to the next; mechanism.rises.C, runs
+    whose loss rises all along the line to the last.
     """
     quantities = study.quantities
     last = quantities["generation"].max()
@@ -160,8 +161,12 @@ def values(study: Study, mediated: pd.DataFrame, settings: Params) -> dict[str, 
     text["mechanism.merging"] = format_interval(found)
     text["word.mechanism.merging"] = "higher" if found.low > 0 else "lower" if found.high < 0 else SAME_WORD
     for condition, runs in study.lines.groupby("condition"):
-        along = runs[runs["t"].between(0, 1)].pivot(index="t", columns="seed", values="loss")
+        whole = runs[(runs["since"] == "start") & (runs["generation"] == last)]
+        along = whole[whole["t"].between(0, 1)].pivot(index="t", columns="seed", values="loss")
         rising = (along.diff().dropna() > 0).all()
-        text[f"mechanism.barrier.{condition}"] = format_number(runs["barrier"].max())
+        text[f"mechanism.barrier.{condition}"] = format_number(whole["barrier"].max())
+        text[f"mechanism.step_barrier.{condition}"] = format_number(
+            runs.loc[runs["since"] == "before", "barrier"].max()
+        )
         text[f"mechanism.rises.{condition}"] = _listed(rising.sum(), len(rising))
     return text

@@ -176,23 +176,24 @@ def eigenpairs(run: Run, generation: int) -> dict:
     inputs=lambda run, generation: _model_inputs(run, generation) | {"extent": EXTENT, "line": LINE},
 )
 def slices(run: Run, generation: int) -> dict:
-    """Mean loss on the curvature's frozen real blocks: in a plane through the generation, and along the straight line
-    from generation 0 (t = 0) to it (t = 1).
+    """Mean loss on the curvature's frozen real blocks: in a plane through the generation, and along the straight lines
+    from generation 0 and from the generation before (t = 0) to it (t = 1).
 
     The plane's two directions are filter-normalised by the weights of generation 0, so that they are the same vectors
     for all generations and conditions of a seed.
     """
     blocks = run.real.held_out[: run.params.curvature_blocks]
-    start = vectors.weights_of(loop.load(run, 0))
-    directions = [landscape.filter_normalised(start, run.seed, "landscape", axis) for axis in (0, 1)]
+    ends = {"start": 0, "before": _before(generation)}
+    ends = {since: vectors.weights_of(loop.load(run, number)) for since, number in ends.items()}
+    directions = [landscape.filter_normalised(ends["start"], run.seed, "landscape", axis) for axis in (0, 1)]
     model = loop.load(run, generation)
     centre, loss = vectors.weights_of(model), landscape.loss_of(model, blocks)
     offsets = np.linspace(-EXTENT, EXTENT, run.params.landscape_points).round(6).tolist()
-    along = landscape.line(loss, start, centre, LINE) if generation else []
+    lines = {since: landscape.line(loss, end, centre, LINE) for since, end in ends.items()} if generation else {}
     return {
         "offsets": offsets,
         "plane": landscape.plane(loss, centre, *directions, offsets),
-        "places": list(LINE) if generation else [],
-        "line": along,
-        "barrier": landscape.barrier(LINE, along) if generation else 0.0,
+        "places": list(LINE),
+        "lines": lines,
+        "barriers": {since: landscape.barrier(LINE, losses) for since, losses in lines.items()},
     }

@@ -36,7 +36,7 @@ HEADLINE = (
     *("cka_start", "next_token_entropy", "calibration_error", "rare_mass_ratio"),
 )
 _NOISE = ("noise_scale_blocks", "noise_scale_blocks_standard_error")
-_WORDS = ("condition", "part", "layer", "fate")
+_WORDS = ("condition", "part", "layer", "fate", "since")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Study:
 
     quantities: `QUANTITIES`, noise scales, `OUTCOMES`, one row a run and generation. parts and layers: by part of
     the network, and by layer. outliers: the leading eigenvectors of generation 0, followed (`tracking.follow`).
-    planes and lines: the loss around the first and last generations, and along the line from generation 0.
+    planes and lines: the loss around every generation, and along the lines to it from generation 0 (`since` start) and
+    from the generation before (`since` before).
     """
 
     quantities: pd.DataFrame
@@ -76,15 +77,13 @@ def _of_run(run: Run, generation: int) -> dict[str, dict]:
         for stage in (loop.training, measure.evaluation, stages.mechanism, stages.eigenpairs):
             stage(run, 0)
     with provenance.locked(run.owner(generation).folder, run.say):
-        found = {
+        return {
             "training": loop.training(run, generation),
             "evaluation": measure.evaluation(run, generation),
             "mechanism": stages.mechanism(run, generation),
             "eigenpairs": stages.eigenpairs(run, generation),
+            "landscape": stages.slices(run, generation),
         }
-        if generation in (0, run.params.generations):
-            found["landscape"] = stages.slices(run, generation)
-    return found
 
 
 def _layer_name(index: int) -> str:
@@ -94,7 +93,7 @@ def _layer_name(index: int) -> str:
 def _rows(params: Params, found: dict[str, dict]) -> dict[str, list[dict]]:
     """What the results of one generation add to each table but `outliers`."""
     mechanism, pairs = found["mechanism"], found["eigenpairs"]
-    k, slices = params.eigenvectors, found.get("landscape", {"offsets": [], "plane": [], "places": [], "line": []})
+    k, slices = params.eigenvectors, found["landscape"]
     quantities = {
         **{name: mechanism["parts"][WHOLE][name] for name in _OF_NETWORK},
         **{name: mechanism["layers"][-1][name] for name in _OF_LAST_LAYER},
@@ -114,8 +113,9 @@ def _rows(params: Params, found: dict[str, dict]) -> dict[str, list[dict]]:
             for b, loss in zip(slices["offsets"], row, strict=True)
         ],
         "lines": [
-            {"t": t, "loss": loss, "barrier": slices["barrier"]}
-            for t, loss in zip(slices["places"], slices["line"], strict=True)
+            {"since": since, "t": t, "loss": loss, "barrier": slices["barriers"][since]}
+            for since, losses in slices["lines"].items()
+            for t, loss in zip(slices["places"], losses, strict=True)
         ],
     }
 
