@@ -73,6 +73,25 @@ def test_the_study_of_the_mechanism_has_every_run_and_generation():
     assert study.quantities["parameters"].nunique() == 1
 
 
+def test_the_study_of_the_mechanism_is_that_of_its_records():
+    inside, settings = mechanism.committed()
+    found = {
+        stage: {(c, s, g): result for c, s, g, result in series.results(settings, stage, root=paths.COMMITTED)}
+        for stage in ("evaluation", "mechanism", "landscape")
+    }
+    assert len(found["mechanism"]) == len(inside.quantities) == 3 * 2 * 6
+    for row in inside.quantities.itertuples():
+        at = (row.condition, row.seed, row.generation)
+        assert row.held_out_perplexity == pytest.approx(found["evaluation"][at]["held_out_perplexity"], rel=1e-5)
+        assert row.rare_mass_ratio == pytest.approx(found["mechanism"][at]["rare_mass_ratio"], rel=1e-5)
+        assert row.cka_start == pytest.approx(found["mechanism"][at]["layers"][-1]["cka_start"], rel=1e-5)
+    for (condition, seed, generation, since), line in inside.lines.groupby(
+        ["condition", "seed", "generation", "since"]
+    ):
+        measured = found["landscape"][condition, seed, generation]["lines"][since]
+        assert line["loss"].tolist() == pytest.approx(measured, rel=1e-5)
+
+
 # ---- TinyStories: the records of its runs, and what its paper is typeset from
 
 
