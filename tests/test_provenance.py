@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from spectral_collapse import loop, provenance
+from spectral_collapse import loop, paths, provenance
 from spectral_collapse.provenance import StaleRecord, code_hash, read_result, write_atomically, write_record
 
 KEY = {"parameters": {"layers": 2, "top_p": 0.95, "checkpoint": None}, "code": "c0de", "inputs": {"seed": 1}}
@@ -303,3 +303,20 @@ def test_lock_is_free_again_after_use(tmp_path):
         with pytest.raises(KeyError), provenance.locked(tmp_path / "run", said.append):
             raise KeyError
     assert said == []
+
+
+def test_changed_results_leave_a_checkout_clean_and_changed_sources_do_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    state = provenance.git_state.__wrapped__  # it is asked once a process
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@example.org"]
+    files = [tmp_path / name for name in ("lib/code.py", "results/r.json", "paper/generated/p/numbers.tex")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("before")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    for file in files[1:]:
+        file.write_text("after")
+    assert not state()["dirty"]
+    files[0].write_text("after")
+    assert state()["dirty"]

@@ -67,9 +67,13 @@ def code_hash(*parts: ModuleType | Callable) -> str:
     return text_hash("".join(trees))
 
 
+# What runs make of the committed results is no change of what makes them.
+SOURCES = (".", ":!results", ":!paper/generated")
+
+
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit hash and whether tracked files differ from it; `unknown` outside a git checkout."""
+    """Commit hash and whether tracked files other than results differ from it; `unknown` outside a git checkout."""
 
     def git(*command: str) -> str:
         return subprocess.run(
@@ -77,7 +81,7 @@ def git_state() -> dict[str, Any]:
         ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno", "--", *SOURCES))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": "unknown", "dirty": False}
 
