@@ -19,7 +19,7 @@
 # of it are the same. Each study can be computed again, by the command that its heading names.
 
 # %%
-from spectral_collapse import estimators, figures, mechanism, paper, params, sigma_coverage, studies, tables
+from spectral_collapse import ablations, estimators, figures, mechanism, paper, params, sigma_coverage, studies, tables
 from spectral_collapse.mechanism import report, study
 
 # %% tags=["parameters"]
@@ -84,6 +84,17 @@ output.table("sigma_settings", studies.settings_table(settled))
 output.figure("sigma_settings", figures.sigma_tracks(settled["stories"]))
 
 # %% [markdown]
+# ## What drives the decline, and what stops it (`make ablations`)
+#
+# Every factor of the grid, from notebook 5: its hypothesis with the verdict, and the effect of each of its levels.
+
+# %%
+factors = ablations.studies()
+output.figure("ablations", figures.ablation_effects(list(factors.values())))
+output.table("ablations", ablations.effects_table(factors.values()))
+output.table("ablation_hypotheses", ablations.hypotheses_table(factors.values()))
+
+# %% [markdown]
 # ## What changes inside the model (`make mechanism`)
 #
 # Gradients, drift, activations, leading eigenvectors, the loss around the model and its outputs, from notebook 6. How
@@ -115,6 +126,7 @@ output.values(
     | studies.coverage_values(covered)
     | studies.injection_values(injected)
     | studies.settings_values(settled["stories"])
+    | ablations.values(factors)
     | report.values(inside, along, studied),
     "studies",
 )
