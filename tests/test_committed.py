@@ -6,7 +6,7 @@ import shutil
 import faults
 import pandas as pd
 import pytest
-from spectral_collapse import mechanism, params, paths, pdf, series, studies
+from spectral_collapse import ablations, mechanism, params, paths, pdf, series, studies
 
 
 def test_the_noise_study_has_every_probe_batch_and_number_of_steps():
@@ -145,3 +145,22 @@ def test_the_readme_tells_of_the_faults_what_was_measured():
     assert disk["explained"] == disk["full"] and disk["equal"] == disk["disks"] and twins["equal"] == twins["pairs"]
     assert all(measured[name]["equal"] == measured[name]["damages"] for name in ("damaged", "damaged_states"))
     assert measured["kernel_dies"]["equal"] == 1
+
+
+# ---- the ablations: studies of every factor, and the records they are made from
+
+
+def test_every_factor_of_the_ablations_has_its_study_of_three_seeds_and_a_verdict():
+    studied = ablations.studies()
+    assert list(studied) == params.studied_factors(params.GRID)
+    for study in studied.values():
+        assert study.runs.groupby(["level", "condition"])["seed"].nunique().min() >= 3
+        assert set(study.runs["level"]) == {study.reference, *study.changes}
+        assert study.judged.verdict in ("supported", "contradicted", "inconclusive")
+    assert len(ablations.hypotheses_table(studied.values())) == len(studied)
+
+
+def test_the_studies_of_the_ablations_are_those_of_their_records(monkeypatch):
+    monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(paths.COMMITTED))
+    for name, study in ablations.studies().items():
+        pd.testing.assert_frame_equal(ablations.table(ablations.read(name)), study.runs, check_dtype=False, rtol=1e-5)
