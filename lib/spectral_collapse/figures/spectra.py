@@ -139,6 +139,6 @@ def published_estimator(table: pd.DataFrame) -> Figure:
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.yaxis.set_major_formatter("{x:g}")
     right.yaxis.set_minor_formatter(NullFormatter())
-    left.legend(fontsize=7)
-    right.legend(fontsize=7)
+    legend_above(figure, left)
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=7)  # lines leave no room inside
     return figure
