@@ -53,6 +53,7 @@ test: setup latex
 # Remakes the .ipynb halves from the .py halves, with the outputs of the smoke profile.
 notebooks: setup
 	$(BIN)/python -m spectral_collapse.pairs convert
+	rm -rf results/smoke results/ablations/smoke results/ablations.smoke.*
 	$(SNAKEMAKE) --config profile=smoke -- results
 	$(BIN)/python -m spectral_collapse.pairs run
 

@@ -19,7 +19,17 @@
 # of it are the same. Each study can be computed again, by the command that its heading names.
 
 # %%
-from spectral_collapse import ablations, estimators, figures, mechanism, paper, params, sigma_coverage, studies, tables
+from spectral_collapse import (
+    ablations,
+    estimators,
+    figures,
+    mechanism,
+    paper,
+    params,
+    sigma_coverage,
+    studies,
+    tables,
+)
 from spectral_collapse.mechanism import report, study
 
 # %% tags=["parameters"]
@@ -90,9 +100,9 @@ output.figure("sigma_settings", figures.sigma_tracks(settled["stories"]))
 
 # %%
 factors = ablations.studies()
-output.figure("ablations", figures.ablation_effects(list(factors.values())))
 output.table("ablations", ablations.effects_table(factors.values()))
 output.table("ablation_hypotheses", ablations.hypotheses_table(factors.values()))
+output.figure("ablations", figures.ablation_effects(list(factors.values())))
 
 # %% [markdown]
 # ## What changes inside the model (`make mechanism`)
