@@ -225,9 +225,9 @@ def table(found: Sequence[Verdict]) -> pd.DataFrame:
     """Every claim with its source, the figure printed there, our estimate with its interval, and the verdict."""
     rows = [
         [
-            Raw(rf"\parbox[t]{{70mm}}{{\raggedright {escape(one.claim.claim)}\strut}}"),
-            Raw(rf"\parbox[t]{{36mm}}{{\raggedright {escape(one.claim.source)}\strut}}"),
-            Raw(rf"\parbox[t]{{30mm}}{{\raggedright {_minus(escape(one.claim.figure))}\strut}}"),
+            Raw(rf"\parbox[t]{{80mm}}{{\raggedright {escape(one.claim.claim)}\strut}}"),
+            Raw(rf"\parbox[t]{{40mm}}{{\raggedright {escape(one.claim.source)}\strut}}"),
+            Raw(rf"\parbox[t]{{31mm}}{{\raggedright {_minus(escape(one.claim.figure))}\strut}}"),
             Number(format_interval(one.estimate) if one.verdict != "not tested" else escape(one.reason)),
             one.verdict,
         ]
