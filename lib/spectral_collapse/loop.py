@@ -184,8 +184,12 @@ def learn(
     identity: Any,
     what: str = "training",
 ) -> tuple[list[float], Path]:
-    """Trains `model` in place, going on from a saved state of the same `identity`: its losses, and the state's file,
-    to be deleted once what was learned is kept."""
+    """Trains `model` in place on blocks (N, T) of token ids: its losses in nats per token, one a step, and the file of
+    the training's state, to be deleted once what was learned is kept.
+
+    Goes on from a saved state of the same `identity` (what the weights and blocks are; JSON) and recipe. `what` names
+    the training in its random numbers, its file and its messages. Raises train.TrainingDiverged.
+    """
     state = run.path(generation, f"{what}_state.safetensors")
     state.parent.mkdir(parents=True, exist_ok=True)
     losses = train.train(

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from . import paths
-from .schema import CONDITIONS, Params, check_selectors, nearest, sentence, validated
+from .schema import CONDITIONS, Params, check_selectors, sentence, unknown_name, validated
 
 # What a profile with a `base` may set for itself: all that happens after generation 0.
 AFTER_BASE = (
@@ -127,7 +127,7 @@ def read_grid(name: str) -> dict[str, Any]:
         if not isinstance(kept, list) or not all(isinstance(factor, str) for factor in kept):
             raise ValueError(f"{path}: factors must list names of factors of grid {values['grid']!r}.")
         if unknown := [factor for factor in kept if factor not in whole["factors"]]:
-            raise nearest(f"factor of grid {values['grid']!r}", unknown[0], list(whole["factors"]))
+            raise unknown_name(f"factor of grid {values['grid']!r}", unknown[0], list(whole["factors"]))
         values = {**whole, **values, "factors": {factor: whole["factors"][factor] for factor in kept}}
     if not isinstance(values.get("factors"), dict):
         raise ValueError(f"{path}: a grid needs 'factors'; this is no grid.")
@@ -161,7 +161,7 @@ def read_factor(grid: str, factor: str) -> dict[str, Any]:
     """A factor of a grid, its levels' names as text. ValueError naming the nearest for an unknown one."""
     known = read_grid(grid)["factors"]
     if factor not in known:
-        raise nearest(f"factor of grid {grid!r}", factor, list(known))
+        raise unknown_name(f"factor of grid {grid!r}", factor, list(known))
     return known[factor]
 
 
@@ -172,7 +172,7 @@ def _cell(profile: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"{profile!r} is no cell of grid {grid!r}: name one as {grid}.<factor>.<level>.")
     values, factor = read_grid(grid), read_factor(grid, rest[0])
     if rest[1] not in factor["levels"]:
-        raise nearest(f"level of factor {rest[0]!r}", rest[1], list(factor["levels"]))
+        raise unknown_name(f"level of factor {rest[0]!r}", rest[1], list(factor["levels"]))
     changes = {**factor.get("shared", {}), **factor["levels"][rest[1]]}
     whole = [name for name in SCALED if type(changes.get(name)) is int]
     scaled = {name: max(1, round(changes[name] * values["scale"])) for name in whole}

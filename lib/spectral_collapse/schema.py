@@ -250,7 +250,8 @@ def validated(values: dict[str, Any], source: str = "parameters") -> Params:
         raise ValueError(sentence(error, source, [*Params.model_fields, *SELECTORS])) from None
 
 
-def nearest(what: str, name: Any, known: Iterable[str]) -> ValueError:
+def unknown_name(what: str, name: Any, known: Iterable[str]) -> ValueError:
+    """The error of a name that is not among the known ones, with the nearest of those."""
     near = _nearest_name(str(name), known)
     return ValueError(f"unknown {what} {paths.shown(name)}; the nearest valid name is {near!r}.")
 
@@ -260,7 +261,7 @@ def check_selectors(seed: Any, condition: Any) -> None:
     if type(seed) is not int or seed < 0:
         raise ValueError(f"parameter 'seed' must be a whole number from 0 on, not {seed!r}.")
     if condition not in CONDITIONS:
-        raise nearest("condition", condition, CONDITIONS)
+        raise unknown_name("condition", condition, CONDITIONS)
 
 
 def split_condition(condition: str, weights: str) -> tuple[str, str]:
