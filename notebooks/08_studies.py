@@ -51,17 +51,24 @@ output.table("estimators", tables.estimators(estimators.summary(noise)))
 output.figure("estimators", figures.estimators(noise))
 
 # %% [markdown]
-# ## Pretrained weights
+# ## Pretrained weights (`make results PROFILE=smollm2_offline`)
 #
-# The spectrum of SmolLM2-135M, from notebook 1 with the profile `smollm2_offline`: the published estimator probe by
-# probe, and what its probes say together.
+# The spectrum of SmolLM2-135M: the published estimator probe by probe, and what its probes say together.
 
 # %%
-(spectrum,) = studies.committed("smollm2_offline", "curvature")
+(spectrum,) = studies.committed(studies.PRETRAINED, "curvature")
 pretrained = studies.pretrained_table(spectrum)
 output.table("pretrained", pretrained)
 output.table("published_hessian", tables.published_hessian())
 figures.density([("SmolLM2-135M", spectrum)])
+
+# %% [markdown]
+# The same loop on these weights: two seeds, so every value is shown and none is tested.
+
+# %%
+tuned = studies.pretrained_runs()
+output.table("pretrained_runs", studies.pretrained_runs_table(tuned))
+output.figure("pretrained_runs", figures.series(tuned, studies.SHOWN_SERIES))
 
 # %% [markdown]
 # ## SIGMA's intervals (`python -m spectral_collapse.sigma_coverage`)
@@ -133,6 +140,7 @@ output.table("mechanism_mediation", report.mediation_table(along))
 output.values(
     studies.noise_values(noise)
     | studies.pretrained_values(spectrum)
+    | studies.pretrained_runs_values(tuned)
     | studies.coverage_values(covered)
     | studies.injection_values(injected)
     | studies.settings_values(settled["stories"])

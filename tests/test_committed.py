@@ -17,16 +17,16 @@ def test_the_noise_study_has_every_probe_batch_and_number_of_steps():
     assert (counts.drop("published_iqr_pooled") == 20 * 5 * 4).all() and counts["published_iqr_pooled"] == 5 * 5 * 4
 
 
-def test_smollm2_has_its_spectrum_from_three_probes_on_eight_blocks():
+def test_smollm2_has_its_spectrum_from_two_probes():
     (result,) = studies.committed("smollm2_offline", "curvature")
-    assert (result["parameters"], result["blocks"], result["probes"]) == (134_515_008, 8, 3)
-    assert result["steps"] == 20 and len(result["nodes"]) == 3
+    assert (result["parameters"], result["blocks"], result["probes"]) == (134_515_008, 4, 2)
+    assert result["steps"] == 12 and len(result["nodes"]) == 2
     low, high = result["log_spectral_ratio_interval"]
     assert low < result["log_spectral_ratio"] < high
     # Two estimators of the same eigenvalue.
     assert result["lambda_max"] == pytest.approx(result["published_lambda_max"], rel=0.01)
     table = studies.pretrained_table(result).set_index("Quantity")["Value"]
-    assert len(table["IQR, published, by probe"].split(", ")) == 3
+    assert len(table["IQR, published, by probe"].split(", ")) == 2
 
 
 def test_their_numbers_have_keys_for_the_text():
@@ -164,3 +164,34 @@ def test_the_studies_of_the_ablations_are_those_of_their_records(monkeypatch):
     monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(paths.COMMITTED))
     for name, study in ablations.studies().items():
         pd.testing.assert_frame_equal(ablations.table(ablations.read(name)), study.runs, check_dtype=False, rtol=1e-5)
+
+
+# ---- pretrained weights
+
+
+def test_values_on_pretrained_weights_are_listed_by_seed_and_compared_by_sign():
+    perplexity = {("recursive", 1): (8, 12), ("recursive", 2): (9, 14), ("fresh", 1): (8, 11), ("fresh", 2): (9, 10)}
+    rows = [
+        (condition, seed, generation, value, 0.5 * seed)
+        for (condition, seed), values in perplexity.items()
+        for generation, value in enumerate(values)
+    ]
+    runs = pd.DataFrame(rows, columns=["condition", "seed", "generation", "held_out_perplexity", "distinct_2"])
+    values = studies.pretrained_runs_values(runs)
+    assert values["pretrained.held_out_perplexity.start"] == "8.00, 9.00"
+    assert values["pretrained.held_out_perplexity.recursive"] == "12.0, 14.0"
+    assert values["pretrained.held_out_perplexity.difference"] == "1.00, 4.00"
+    assert values["pretrained.held_out_perplexity.word"] == "higher for every seed"
+    assert values["pretrained.distinct_2.word"] == "not to one side of it for every seed"
+    assert "smollm2" in values["pretrained.waiting"] and "offline" not in values["pretrained.waiting"]
+    table = studies.pretrained_runs_table(runs)
+    assert list(table.iloc[0]) == ["Perplexity (held out)", "8.00, 9.00", "12.0, 14.0", "11.0, 10.0", "1.00, 4.00"]
+
+
+def test_the_runs_on_pretrained_weights_are_whole():
+    settings, runs = params.load(studies.PRETRAINED), studies.pretrained_runs()
+    cells = len(settings.seeds) * len(settings.conditions) * (settings.generations + 1)
+    assert len(settings.seeds) >= 2 and settings.generations >= 2 and {"recursive", "fresh"} <= set(settings.conditions)
+    assert len(runs) == cells and runs[list(studies.SHOWN)].notna().all(axis=None)
+    base = runs[runs["generation"] == 0].groupby("seed")["held_out_perplexity"]
+    assert (base.nunique() == 1).all() and runs["held_out_perplexity"].max() < settings.perplexity_bound

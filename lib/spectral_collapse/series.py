@@ -79,6 +79,7 @@ def table(
     conditions: list[str] | None = None,
     seeds: list[int] | None = None,
     stages: tuple[str, ...] = tuple(_COLUMNS),
+    root: Path | None = None,
 ) -> pd.DataFrame:
     """Tidy table of the profile's runs: model, condition, seed, generation, then the metrics of the stages.
 
@@ -87,7 +88,7 @@ def table(
     """
     rows: dict[tuple[str, int, int], dict] = {}
     for stage in stages:
-        for condition, seed, generation, result in results(params, stage, conditions, seeds):
+        for condition, seed, generation, result in results(params, stage, conditions, seeds, root=root):
             row = rows.setdefault((condition, seed, generation), {})
             row |= {name: result[name] for name in _COLUMNS[stage] if name in result}
             if stage == "curvature":

@@ -7,7 +7,7 @@ import pandas as pd
 
 from . import curvature, estimators, formatting, paths, provenance, series, statistics, tables
 from .formatting import bracket_of, interval_of, number_of, pair_of
-from .params import load
+from .params import load, profiles
 from .runs import BASELINE
 from .sigma import TRACKS
 
@@ -91,6 +91,81 @@ def pretrained_values(result: dict) -> dict[str, str]:
         "pretrained.iqr.bracket": bracket_of(result, "iqr_bracket"),
         "pretrained.log_spectral_ratio": interval_of(result, "log_spectral_ratio"),
     }
+
+
+PRETRAINED = "smollm2_offline"  # the profile of pretrained weights whose records come with the project
+SHOWN = (
+    *("held_out_perplexity", "distinct_2", "distinct_4", "rare_token_coverage", "predictive_entropy"),
+    *("lambda_max", "bulk_sigma", "log_spectral_ratio", "log_published_ratio"),
+    *("track_two_drift", "track_one_drift", "track_one_sharp_drift"),
+)
+SHOWN_SERIES = (
+    *("held_out_perplexity", "distinct_2", "predictive_entropy"),
+    *("log_spectral_ratio", "log_published_ratio", "track_two_drift"),
+)
+
+
+def pretrained_runs() -> pd.DataFrame:
+    """`series.table` of the committed runs on pretrained weights."""
+    return series.table(load(PRETRAINED), root=paths.COMMITTED)
+
+
+def _by_seed(runs: pd.DataFrame, metric: str) -> dict[str, pd.Series]:
+    """A metric by seed: `start`, at generation 0, and the two conditions at the last generation."""
+    last = runs["generation"].max()
+    wanted = {"start": (statistics.CONTROL, 0)}
+    wanted |= {condition: (condition, last) for condition in (statistics.TREATMENT, statistics.CONTROL)}
+    return {
+        name: runs[(runs["condition"] == condition) & (runs["generation"] == generation)]
+        .set_index("seed")[metric]
+        .sort_index()
+        for name, (condition, generation) in wanted.items()
+    }
+
+
+def _listed(values: pd.Series) -> str:
+    return ", ".join(map(number_of, values))
+
+
+def pretrained_runs_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Metrics on pretrained weights, a value a seed: before, after the last generation of either condition, and the
+    difference of the two. Few seeds make no interval, and none is given."""
+    rows = []
+    for metric in (metric for metric in SHOWN if metric in runs):
+        found = _by_seed(runs, metric)
+        columns = (*found.values(), found[statistics.TREATMENT] - found[statistics.CONTROL])
+        rows.append([tables.label(metric), *map(tables.Number, map(_listed, columns))])
+    return tables.frame_of(rows, ["Metric", "Generation 0", "Recursive", "Fresh", "Recursive less fresh"])
+
+
+def pretrained_runs_values(runs: pd.DataFrame) -> dict[str, str]:
+    """pretrained.M.{start,recursive,fresh}, a metric by seed; pretrained.M.word, whether recursion ends above the
+    control in all seeds, below it in all, or neither; pretrained.runs.{profile,seeds,generations,blocks,tokens}, of the
+    design, and pretrained.study.{blocks,tokens}, of the Hessian study's; pretrained.waiting, profiles of pretrained
+    weights of which no record is here."""
+    params, study = load(PRETRAINED), load("smollm2")
+    text = {
+        "pretrained.study.blocks": f"{study.blocks_per_generation:,}",
+        "pretrained.study.tokens": str(study.block_tokens),
+        "pretrained.runs.seeds": str(len(params.seeds)),
+        "pretrained.runs.generations": str(params.generations),
+        "pretrained.runs.blocks": str(params.blocks_per_generation),
+        "pretrained.runs.tokens": str(params.block_tokens),
+        "pretrained.runs.profile": formatting.escape(PRETRAINED),
+    }
+    for metric in (metric for metric in SHOWN if metric in runs):
+        found = _by_seed(runs, metric)
+        gap = found[statistics.TREATMENT] - found[statistics.CONTROL]
+        word = "higher" if (gap > 0).all() else "lower" if (gap < 0).all() else ""
+        word = f"{word} for every seed" if word else "not to one side of it for every seed"
+        text |= {f"pretrained.{metric}.{name}": _listed(values) for name, values in found.items()}
+        text |= {f"pretrained.{metric}.difference": _listed(gap), f"pretrained.{metric}.word": word}
+    waiting = [
+        name
+        for name in profiles()
+        if load(name).checkpoint is not None and not (paths.COMMITTED / name / load(name).model).exists()
+    ]
+    return text | {"pretrained.waiting": ", ".join(rf"\texttt{{{formatting.escape(name)}}}" for name in waiting)}
 
 
 def sigma_coverage() -> pd.DataFrame:

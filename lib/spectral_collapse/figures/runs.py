@@ -14,7 +14,7 @@ from .style import WIDTH, colour, conditions_of, drawn, legend_above, linestyle,
 
 
 def _draw_series(axes: Axes, table: pd.DataFrame, metric: str) -> None:
-    """Mean over seeds with its 95 % t interval, and every seed as a thin line."""
+    """Mean over seeds with its 95 % t interval from three seeds on, and every seed as a thin line."""
     for condition in conditions_of(table):
         runs = table[table["condition"] == condition].pivot(index="generation", columns="seed", values=metric)
         axes.plot(runs.index, runs, color=colour(condition), linewidth=0.5, alpha=0.45)
@@ -28,7 +28,7 @@ def _draw_series(axes: Axes, table: pd.DataFrame, metric: str) -> None:
             markersize=2.5,
         )
     limits = axes.get_ylim()  # the intervals of few seeds are wide; the runs set the scale
-    if table["seed"].nunique() > 1:
+    if table["seed"].nunique() > 2:  # that of two says nothing
         for condition in conditions_of(table):
             runs = table[table["condition"] == condition].pivot(index="generation", columns="seed", values=metric)
             intervals = np.array([mean_interval(row)[1:3] for row in runs.to_numpy()])
