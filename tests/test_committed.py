@@ -17,16 +17,16 @@ def test_the_noise_study_has_every_probe_batch_and_number_of_steps():
     assert (counts.drop("published_iqr_pooled") == 20 * 5 * 4).all() and counts["published_iqr_pooled"] == 5 * 5 * 4
 
 
-def test_smollm2_has_its_spectrum_from_two_probes():
+def test_smollm2_has_its_spectrum_from_three_probes():
     (result,) = studies.committed("smollm2_offline", "curvature")
-    assert (result["parameters"], result["blocks"], result["probes"]) == (134_515_008, 4, 2)
-    assert result["steps"] == 12 and len(result["nodes"]) == 2
+    assert (result["parameters"], result["blocks"], result["probes"]) == (134_515_008, 4, 3)
+    assert result["steps"] == 12 and len(result["nodes"]) == 3
     low, high = result["log_spectral_ratio_interval"]
     assert low < result["log_spectral_ratio"] < high
     # Two estimators of the same eigenvalue.
     assert result["lambda_max"] == pytest.approx(result["published_lambda_max"], rel=0.01)
     table = studies.pretrained_table(result).set_index("Quantity")["Value"]
-    assert len(table["IQR, published, by probe"].split(", ")) == 2
+    assert len(table["IQR, published, by probe"].split(", ")) == 3
 
 
 def test_their_numbers_have_keys_for_the_text():
