@@ -82,7 +82,7 @@ figures.density(spectra)
 # them can be clearer than the bars.
 
 # %%
-if seed == settings.seeds[0]:  # one seed shows where in the network
+if settings.layerwise_spectra and seed == settings.seeds[0]:  # one seed shows where in the network
     display(figures.layers([(f"generation {g}", measure.layers(run, g)) for g in (0, settings.generations)]))
 
 # %% [markdown]

@@ -57,7 +57,7 @@ figures.series(
 figures.series(table, ["lambda_max", "bulk_sigma", "log_spectral_ratio", "log_published_ratio"], columns=2)
 
 # %%
-if seed == settings.seeds[0]:  # one seed shows where in the network
+if settings.layerwise_spectra and seed == settings.seeds[0]:  # one seed shows where in the network
     display(figures.layers([(f"generation {g}", measure.layers(run, g)) for g in (0, settings.generations)]))
 
 # %%

@@ -92,11 +92,12 @@ output.figure("density", figures.density(shown))
 # are false alarms.
 
 # %%
-parts = series.results(settings, "layers", seeds=[first], generations=(0, last))
-layers = {(name, generation): result for name, _, generation, result in parts}
-shown = [("generation 0", layers[settings.conditions[0], 0])]
-shown += [(f"{name}, generation {last}", layers[name, last]) for name in settings.conditions]
-output.figure("layers", figures.layers(shown))
+if settings.layerwise_spectra:
+    parts = series.results(settings, "layers", seeds=[first], generations=(0, last))
+    layers = {(name, generation): result for name, _, generation, result in parts}
+    shown = [("generation 0", layers[settings.conditions[0], 0])]
+    shown += [(f"{name}, generation {last}", layers[name, last]) for name in settings.conditions]
+    display(output.figure("layers", figures.layers(shown)))
 
 # %%
 output.table("icarus", tables.icarus(table, ["log_spectral_ratio", "log_published_ratio"]))

@@ -123,7 +123,9 @@ class Params(BaseModel):
     curvature_memory_gb: float = Field(
         gt=0, description="GiB that curvature may take; fixed, because what is kept in which type follows from it"
     )
-
+    layerwise_spectra: bool = Field(
+        default=True, description="the spectrum of every part of the network too, for the first seed"
+    )
     estimator_probes: int = Field(ge=2, description="probes of the study of the estimators' own noise")
     estimator_batches: int = Field(ge=2, description="its batches of curvature_blocks held-out blocks each")
     estimator_steps: list[Annotated[int, Field(ge=4)]] = Field(min_length=2, description="its numbers of Lanczos steps")
