@@ -47,7 +47,7 @@ def records(root: Path) -> dict[str, dict]:
     found = {}
     for path in sorted(root.rglob("generation_*/*.json")):
         record = json.loads(path.read_text())
-        for name in ("timing", "git"):
+        for name in ("timing", "git", "sha256"):
             del record[name]
         found[str(path.relative_to(root))] = record
     return found

@@ -54,13 +54,13 @@ def test_numbers_of_numpy_and_torch_and_what_json_lacks(tmp_path):
     json.loads((tmp_path / "record.json").read_text(), parse_constant=pytest.fail)
 
 
-def test_records_of_one_computation_differ_in_timing_alone(tmp_path):
+def test_records_of_one_computation_differ_in_timing_and_its_hash_alone(tmp_path):
     records = []
     for seconds in (1.0, 99.0):
         write(tmp_path / "record.json", seconds=seconds)
         records.append(json.loads((tmp_path / "record.json").read_text()))
     timings = [record.pop("timing") for record in records]
-    assert records[0] == records[1]
+    assert len({record.pop("sha256") for record in records}) == 2 and records[0] == records[1]
     assert [timing["wall_seconds"] for timing in timings] == [1.0, 99.0]
     assert {"schema_version", "git", "environment", *ABOUT} <= set(records[0])
 
@@ -104,6 +104,27 @@ def test_altered_result_does_not_match_its_hash(record):
         read_result(record)
 
 
+def test_any_change_of_what_a_record_says_is_noticed(record):
+    """In its parameters, its commit or its times as well as in its result."""
+    whole = json.loads(record.read_text())
+
+    def changed(value):
+        if isinstance(value, dict):
+            for key in value:
+                for other in changed(value[key]):
+                    yield {**value, key: other}
+                yield {name: kept for name, kept in value.items() if name != key}
+        else:
+            yield [value]
+
+    variants = list(changed(whole))
+    assert len(variants) > 30
+    for variant in variants:
+        record.write_text(json.dumps(variant))
+        with pytest.raises(StaleRecord):
+            read_result(record)
+
+
 @pytest.mark.parametrize("content", ["", "null", "[]", "3", "{}", '{"result": {}}', "\x00"])
 def test_file_that_is_no_record_is_refused(record, content):
     record.write_text(content)
@@ -115,7 +136,8 @@ def test_file_that_is_no_record_is_refused(record, content):
 @pytest.mark.parametrize("value", [None, [], "text"])
 def test_record_with_an_empty_part_is_refused(record, part, value):
     content = {**json.loads(record.read_text()), part: value}
-    content["result_sha256"] = provenance.text_hash(provenance.canonical(content["result"]))
+    del content["sha256"]
+    content["sha256"] = provenance.text_hash(provenance.canonical(content))
     record.write_text(json.dumps(content))
     for key in (KEY, None):
         with pytest.raises(StaleRecord, match="truncated or not a record"):
@@ -123,8 +145,9 @@ def test_record_with_an_empty_part_is_refused(record, part, value):
 
 
 def test_other_schema_is_refused(record, monkeypatch):
-    monkeypatch.setattr(provenance, "SCHEMA_VERSION", provenance.SCHEMA_VERSION + 1)
-    with pytest.raises(StaleRecord, match=r"it follows schema 1, this is schema 2"):
+    now = provenance.SCHEMA_VERSION + 1
+    monkeypatch.setattr(provenance, "SCHEMA_VERSION", now)
+    with pytest.raises(StaleRecord, match=rf"it follows schema {now - 1}, this is schema {now}"):
         read_result(record, KEY)
 
 

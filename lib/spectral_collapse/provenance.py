@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 
 from . import paths, processes
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 REMEDY = "restore it from the repository, or make the study again"
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 
@@ -174,10 +174,10 @@ def read_result(path: Path, key: dict[str, Any] | None = None) -> dict[str, Any]
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         result, key_then = record["result"], record["key"]
-        version, digest = record["schema_version"], record["result_sha256"]
+        version, digest = record["schema_version"], record.pop("sha256", None)
         if not (isinstance(result, dict) and isinstance(key_then, dict)):
             raise TypeError
-        found = text_hash(canonical(result))
+        found = text_hash(canonical(record))
     except FileNotFoundError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -213,8 +213,8 @@ def write_record(
     """Writes one record and returns its result as a reader will see it.
 
     `key` holds what the numbers depend on (parameters, code, inputs), `about` what they belong to
-    (profile, seed, condition, generation, all parameters). Times and speeds stand under `timing` alone, so that
-    two records of the same computation differ there and in nothing else.
+    (profile, seed, condition, generation, all parameters). Times and speeds stand under `timing` alone, so that two
+    records of the same computation differ there, in `sha256`, which is the hash of all the rest, and in nothing else.
     """
     result = _plain(result)
     record = {
@@ -228,9 +228,9 @@ def write_record(
             **{name: round(value, 1) for name, value in (speeds or {}).items()},
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
-        "result_sha256": text_hash(canonical(result)),
         "result": result,
     }
+    record["sha256"] = text_hash(canonical(record))
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return result
 
