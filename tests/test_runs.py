@@ -1,5 +1,6 @@
 """Stages: computed once, made again for a reason, and their files with them."""
 
+import importlib
 import json
 
 import pytest
@@ -64,7 +65,7 @@ def test_stage_is_made_again_when_what_it_depends_on_changes_and_says_so(run, de
     stage(run(layers=3), 1)
     inputs["seed"] = 2
     stage(run(layers=3), 1)
-    stage.code = ()
+    stage.code_hash = "other"
     stage(run(layers=3), 1)
     assert run.said == [
         f"{name} is made again: its parameters changed (layers 2 -> 3).",
@@ -72,6 +73,21 @@ def test_stage_is_made_again_when_what_it_depends_on_changes_and_says_so(run, de
         f"{name} is made again: its code changed.",
     ]
     assert len(computed) == 4
+
+
+def test_code_edited_while_a_process_runs_is_not_what_made_its_records(run, tmp_path, monkeypatch):
+    file = tmp_path / "edited.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    file.write_text("def answer(run, generation):\n    return {'answer': 1}\n")
+    import edited
+
+    declare = runs.stage(name="answer", parameters=(), code=(edited,), inputs=lambda *_: {})
+    stage = declare(edited.answer)
+    file.write_text("def answer(run, generation):\n    return {'answer': 22}\n")
+    assert stage(run(), 1) == {"answer": 1}
+    importlib.reload(edited)  # as a later process does; of another size, or Python may take its compiled file
+    assert declare(edited.answer)(run(), 1) == {"answer": 22}
+    assert run.said == ["smoke/llama-tiny/fresh/seed_1/generation_1/answer.json is made again: its code changed."]
 
 
 def test_file_is_made_again_if_it_is_gone_or_altered(run, declared):

@@ -78,6 +78,8 @@ class Stage:
 
     def __post_init__(self):
         functools.update_wrapper(self, self.compute)
+        # Now: the files may be edited while this process goes on with what it has imported.
+        self.code_hash = provenance.code_hash(self.compute, *self.code)
 
     def __call__(self, run: Run, generation: int) -> dict:
         """The result."""
@@ -109,7 +111,7 @@ class Stage:
         path = run.path(generation, f"{self.name}.json")
         key = {
             "parameters": {name: getattr(run.params, name) for name in self.parameters},
-            "code": provenance.code_hash(self.compute, *self.code),
+            "code": self.code_hash,
             "inputs": self.inputs(run, generation),
         }
         found = processes.once(lambda: self._recorded(run, path, key))
