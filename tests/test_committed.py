@@ -180,8 +180,9 @@ def test_values_on_pretrained_weights_are_listed_by_seed_and_compared_by_sign():
     values = studies.pretrained_runs_values(runs)
     assert values["pretrained.held_out_perplexity.start"] == "8.00, 9.00"
     assert values["pretrained.held_out_perplexity.recursive"] == "12.0, 14.0"
-    assert values["pretrained.held_out_perplexity.difference"] == "1.00, 4.00"
+    assert values["pretrained.held_out_perplexity.recursive.moved"] == "rose for every seed"
     assert values["pretrained.held_out_perplexity.word"] == "higher for every seed"
+    assert values["pretrained.distinct_2.recursive.moved"] == "did not move to one side"
     assert values["pretrained.distinct_2.word"] == "not to one side of it for every seed"
     assert "smollm2" in values["pretrained.waiting"] and "offline" not in values["pretrained.waiting"]
     table = studies.pretrained_runs_table(runs)

@@ -138,11 +138,20 @@ def pretrained_runs_table(runs: pd.DataFrame) -> pd.DataFrame:
     return tables.frame_of(rows, ["Metric", "Generation 0", "Recursive", "Fresh", "Recursive less fresh"])
 
 
+def _in_all(differences: pd.Series, above: str, below: str, neither: str) -> str:
+    """The word for differences, one a seed, that are all positive, all negative, or neither."""
+    word = above if (differences > 0).all() else below if (differences < 0).all() else None
+    return neither if word is None else f"{word} for every seed"
+
+
 def pretrained_runs_values(runs: pd.DataFrame) -> dict[str, str]:
-    """pretrained.M.{start,recursive,fresh}, a metric by seed; pretrained.M.word, whether recursion ends above the
-    control in all seeds, below it in all, or neither; pretrained.runs.{profile,seeds,generations,blocks,tokens}, of the
-    design, and pretrained.study.{blocks,tokens}, of the Hessian study's; pretrained.waiting, profiles of pretrained
-    weights of which no record is here."""
+    """Values of `pretrained_runs` and of its design.
+
+    pretrained.M.{start,recursive,fresh}, a metric by seed; pretrained.M.{recursive,fresh}.moved, whether it rose or
+    fell from generation 0 in all seeds, and pretrained.M.word, whether recursion ends above the control in all;
+    pretrained.runs.{profile,seeds,generations,blocks,tokens}, of the design, and pretrained.study.{blocks,tokens}, of
+    the Hessian study's; pretrained.waiting, profiles of pretrained weights of which no record is here.
+    """
     params, study = load(PRETRAINED), load("smollm2")
     text = {
         "pretrained.study.blocks": f"{study.blocks_per_generation:,}",
@@ -156,10 +165,11 @@ def pretrained_runs_values(runs: pd.DataFrame) -> dict[str, str]:
     for metric in (metric for metric in SHOWN if metric in runs):
         found = _by_seed(runs, metric)
         gap = found[statistics.TREATMENT] - found[statistics.CONTROL]
-        word = "higher" if (gap > 0).all() else "lower" if (gap < 0).all() else ""
-        word = f"{word} for every seed" if word else "not to one side of it for every seed"
         text |= {f"pretrained.{metric}.{name}": _listed(values) for name, values in found.items()}
-        text |= {f"pretrained.{metric}.difference": _listed(gap), f"pretrained.{metric}.word": word}
+        for condition in (statistics.TREATMENT, statistics.CONTROL):
+            moved = found[condition] - found["start"]
+            text[f"pretrained.{metric}.{condition}.moved"] = _in_all(moved, "rose", "fell", "did not move to one side")
+        text[f"pretrained.{metric}.word"] = _in_all(gap, "higher", "lower", "not to one side of it for every seed")
     waiting = [
         name
         for name in profiles()
