@@ -173,6 +173,15 @@ class TestPaper:
         log = (pdf.PAPER / "build" / "smoke" / "main.log").read_text(errors="replace")
         assert "undefined" not in log and "Overfull" not in log and "write18 enabled" not in log
 
+    def test_builds_without_the_figure_that_a_profile_leaves_out(self, numbers):
+        text = numbers.read_text()
+        assert "{param.layerwise_spectra}{True}" in text
+        numbers.write_text(text.replace("{param.layerwise_spectra}{True}", "{param.layerwise_spectra}{False}"))
+        (numbers.parent / "figures" / "layers.pdf").unlink()
+        pdf.build("smoke")
+        log = (pdf.PAPER / "build" / "smoke" / "main.log").read_text(errors="replace")
+        assert "undefined" not in log and "fig:layers" not in log
+
     def test_missing_number_stops_it(self, numbers):
         numbers.write_text(re.sub(r"\\setval\{detectable\.d\}.*\n", "", numbers.read_text()))
         with pytest.raises(ValueError, match=r"No value for key 'detectable\.d'"):
