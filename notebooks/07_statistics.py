@@ -77,9 +77,8 @@ output.figure("published_estimator", figures.published_estimator(table))
 
 # %%
 first, last = settings.seeds[0], settings.generations
-spectra = {
-    (name, generation): result for name, _, generation, result in series.results(settings, "curvature", seeds=[first])
-}
+whole = series.results(settings, "curvature", seeds=[first])
+spectra = {(name, generation): result for name, _, generation, result in whole}
 shown = [("generation 0", spectra[settings.conditions[0], 0])]
 shown += [(f"{name}, generation {last}", spectra[name, last]) for name in settings.conditions]
 output.figure("density", figures.density(shown))

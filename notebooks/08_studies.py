@@ -68,7 +68,7 @@ figures.density([("SmolLM2-135M", spectrum)])
 # %%
 tuned = studies.pretrained_runs()
 output.table("pretrained_runs", studies.pretrained_runs_table(tuned))
-output.figure("pretrained_runs", figures.series(tuned, studies.SHOWN_SERIES))
+output.figure("pretrained_runs", figures.series(tuned, studies.PRETRAINED_SERIES))
 
 # %% [markdown]
 # ## SIGMA's intervals (`python -m spectral_collapse.sigma_coverage`)

@@ -11,6 +11,17 @@ from .params import load, profiles
 from .runs import BASELINE
 from .sigma import TRACKS
 
+PRETRAINED = "smollm2_offline"  # the profile of pretrained weights whose records come with the project
+PRETRAINED_METRICS = (
+    *("held_out_perplexity", "distinct_2", "distinct_4", "rare_token_coverage", "predictive_entropy"),
+    *("lambda_max", "bulk_sigma", "log_spectral_ratio", "log_published_ratio"),
+    *("track_two_drift", "track_one_drift", "track_one_sharp_drift"),
+)
+PRETRAINED_SERIES = (
+    *("held_out_perplexity", "distinct_2", "predictive_entropy"),
+    *("log_spectral_ratio", "log_published_ratio", "track_two_drift"),
+)
+
 
 def committed(profile: str, *stages: str) -> list[dict]:
     """Results of stages of a profile's base model, first seed, from the records that come with the project.
@@ -93,18 +104,6 @@ def pretrained_values(result: dict) -> dict[str, str]:
     }
 
 
-PRETRAINED = "smollm2_offline"  # the profile of pretrained weights whose records come with the project
-SHOWN = (
-    *("held_out_perplexity", "distinct_2", "distinct_4", "rare_token_coverage", "predictive_entropy"),
-    *("lambda_max", "bulk_sigma", "log_spectral_ratio", "log_published_ratio"),
-    *("track_two_drift", "track_one_drift", "track_one_sharp_drift"),
-)
-SHOWN_SERIES = (
-    *("held_out_perplexity", "distinct_2", "predictive_entropy"),
-    *("log_spectral_ratio", "log_published_ratio", "track_two_drift"),
-)
-
-
 def pretrained_runs() -> pd.DataFrame:
     """`series.table` of the committed runs on pretrained weights."""
     return series.table(load(PRETRAINED), root=paths.COMMITTED)
@@ -131,7 +130,7 @@ def pretrained_runs_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Metrics on pretrained weights, a value a seed: before, after the last generation of either condition, and the
     difference of the two. Few seeds make no interval, and none is given."""
     rows = []
-    for metric in (metric for metric in SHOWN if metric in runs):
+    for metric in PRETRAINED_METRICS:
         found = _by_seed(runs, metric)
         columns = (*found.values(), found[statistics.TREATMENT] - found[statistics.CONTROL])
         rows.append([tables.label(metric), *map(tables.Number, map(_listed, columns))])
@@ -162,7 +161,7 @@ def pretrained_runs_values(runs: pd.DataFrame) -> dict[str, str]:
         "pretrained.runs.tokens": str(params.block_tokens),
         "pretrained.runs.profile": formatting.escape(PRETRAINED),
     }
-    for metric in (metric for metric in SHOWN if metric in runs):
+    for metric in PRETRAINED_METRICS:
         found = _by_seed(runs, metric)
         gap = found[statistics.TREATMENT] - found[statistics.CONTROL]
         text |= {f"pretrained.{metric}.{name}": _listed(values) for name, values in found.items()}
