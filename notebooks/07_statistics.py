@@ -76,12 +76,7 @@ output.figure("curvature_series", figures.series(table, curvature))
 output.figure("published_estimator", figures.published_estimator(table))
 
 # %%
-first, last = settings.seeds[0], settings.generations
-whole = series.results(settings, "curvature", seeds=[first])
-spectra = {(name, generation): result for name, _, generation, result in whole}
-shown = [("generation 0", spectra[settings.conditions[0], 0])]
-shown += [(f"{name}, generation {last}", spectra[name, last]) for name in settings.conditions]
-output.figure("density", figures.density(shown))
+output.figure("density", figures.density(series.ends(settings, "curvature")))
 
 # %% [markdown]
 # ## Where in the network, and is there an Icarus?
@@ -92,11 +87,7 @@ output.figure("density", figures.density(shown))
 
 # %%
 if settings.layerwise_spectra:
-    parts = series.results(settings, "layers", seeds=[first], generations=(0, last))
-    layers = {(name, generation): result for name, _, generation, result in parts}
-    shown = [("generation 0", layers[settings.conditions[0], 0])]
-    shown += [(f"{name}, generation {last}", layers[name, last]) for name in settings.conditions]
-    display(output.figure("layers", figures.layers(shown)))
+    display(output.figure("layers", figures.layers(series.ends(settings, "layers"))))
 
 # %%
 output.table("icarus", tables.icarus(table, ["log_spectral_ratio", "log_published_ratio"]))

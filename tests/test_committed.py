@@ -18,7 +18,7 @@ def test_the_noise_study_has_every_probe_batch_and_number_of_steps():
 
 
 def test_smollm2_has_its_spectrum_from_three_probes():
-    (result,) = studies.committed("smollm2_offline", "curvature")
+    (result,) = studies.committed(studies.PRETRAINED, "curvature")
     assert (result["parameters"], result["blocks"], result["probes"]) == (134_515_008, 4, 3)
     assert result["steps"] == 12 and len(result["nodes"]) == 3
     low, high = result["log_spectral_ratio_interval"]
@@ -30,7 +30,7 @@ def test_smollm2_has_its_spectrum_from_three_probes():
 
 
 def test_their_numbers_have_keys_for_the_text():
-    (result,) = studies.committed("smollm2_offline", "curvature")
+    (result,) = studies.committed(studies.PRETRAINED, "curvature")
     values = studies.noise_values(studies.estimator_noise()) | studies.pretrained_values(result)
     used = {"noise.published_iqr.cv_probes", "noise.bulk_sigma.at_20", "pretrained.iqr.most", "noise.most"}
     assert used <= values.keys()
@@ -164,6 +164,16 @@ def test_the_studies_of_the_ablations_are_those_of_their_records(monkeypatch):
     monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(paths.COMMITTED))
     for name, study in ablations.studies().items():
         pd.testing.assert_frame_equal(ablations.table(ablations.read(name)), study.runs, check_dtype=False, rtol=1e-5)
+
+
+def test_the_ends_of_runs_are_the_first_seed_before_and_after(monkeypatch):
+    monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(paths.COMMITTED))
+    settings = params.load(studies.PRETRAINED)
+    ends = series.ends(settings, "curvature")
+    assert [label for label, _ in ends] == ["generation 0", "recursive, generation 2", "fresh, generation 2"]
+    runs = studies.pretrained_runs().query("seed == 1").set_index(["condition", "generation"])["lambda_max"]
+    wanted = [runs["recursive", 0], runs["recursive", 2], runs["fresh", 2]]
+    assert [result["lambda_max"] for _, result in ends] == wanted
 
 
 # ---- pretrained weights

@@ -139,7 +139,8 @@ def test_unreachable_hub_is_explained_in_a_sentence(profile):
     assert str(caught.value) == (
         "TinyStories could not be read from the hub (data/train-*.parquet, data/validation-*.parquet of "
         "'roneneldan/TinyStories' at revision f54c09fd2331: not on this machine, and the hub cannot be reached "
-        "(OfflineModeIsEnabled)): connect this machine, or name a text file of yours with -p data_path stories.txt."
+        "(OfflineModeIsEnabled)): connect this machine; or name a text file of yours with -p data_path stories.txt; or "
+        "take the profile default, which needs no hub."
     )
 
 

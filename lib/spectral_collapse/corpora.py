@@ -63,8 +63,8 @@ def _tinystories_from_hub(count: int) -> Corpus:
         )
     except ValueError as error:
         raise ValueError(
-            f"TinyStories could not be read from the hub ({error}): connect this machine, or name a text file of yours "
-            "with -p data_path stories.txt."
+            f"TinyStories could not be read from the hub ({error}): connect this machine; or name a text file of yours "
+            "with -p data_path stories.txt; or take the profile default, which needs no hub."
         ) from None
     return Corpus(*(_first_texts(sorted(folder.glob(f"data/{name}-*")), limit) for name, limit in splits.items()))
 

@@ -68,6 +68,16 @@ def results(
                     raise ValueError(f"{path} cannot be used, {reason}: run its notebook again to remake it.") from None
 
 
+def ends(params: Params, stage: str) -> list[tuple[str, dict]]:
+    """Results of a stage for the first seed, each with a label: generation 0, then the last of every condition.
+
+    ValueError as `results` raises it.
+    """
+    found = list(results(params, stage, seeds=params.seeds[:1], generations=(0, params.generations)))
+    (*_, start), last = found[0], [one for one in found if one[2] > 0]
+    return [("generation 0", start)] + [(f"{name}, generation {number}", result) for name, _, number, result in last]
+
+
 def log_published_ratio(curvature: dict) -> float:
     """log(|λ_max| / IQR) of the published estimator; its IQR is bounded below by the published 1e-6,
     under which the published ratio is set to 0."""
