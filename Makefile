@@ -1,6 +1,7 @@
 # make paper, make test: both set up what is missing.
 #   make paper PROFILE=tinystories CONFIG="data_path=$HOME/stories.txt"
 #   make paper RECOMPUTE=0      typesets the generated files that are there
+# Runs write to results/work, or to the folder that the environment variable SPECTRAL_COLLAPSE_RESULTS names.
 PROFILE ?= default
 RECOMPUTE ?= 1
 CONFIG ?=
@@ -20,7 +21,7 @@ ifeq ($(RECOMPUTE),0)
 	@$(BIN)/python -m spectral_collapse.pdf $(PROFILE)
 else
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results
-	@if $(HAVE_LATEX); then $(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- all && echo "The paper is paper/$(PROFILE).pdf."; \
+	@if $(HAVE_LATEX); then $(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- all; \
 	else $(BIN)/python -m spectral_collapse.pdf $(PROFILE); fi
 endif
 
@@ -53,7 +54,7 @@ test: setup latex
 # Remakes the .ipynb halves from the .py halves, with the outputs of the smoke profile.
 notebooks: setup
 	$(BIN)/python -m spectral_collapse.pairs convert
-	rm -rf results/smoke results/ablations/smoke results/ablations.smoke.*
+	rm -rf results/work/smoke results/work/ablations/smoke results/work/ablations.smoke.*
 	$(SNAKEMAKE) --config profile=smoke -- results
 	$(BIN)/python -m spectral_collapse.pairs run
 

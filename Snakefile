@@ -16,11 +16,13 @@ try:
         if Path(overrides[key]).expanduser().exists():
             overrides[key] = str(Path(overrides[key]).expanduser().resolve())
     P = params.load(config.get("profile", "default"), **overrides)
+    NAME = params.name_of(P)  # the profile's, or that of the variant which the overrides make of it
     GRID = config.get("grid", params.GRID)
     FACTORS = params.studied_factors(GRID)
 except ValueError as error:
     raise WorkflowError(str(error)) from None
-
+if place_of_variant := params.where(P):
+    print(place_of_variant, file=sys.stderr)
 
 
 def place(folder: Path) -> Path:
@@ -28,8 +30,8 @@ def place(folder: Path) -> Path:
     return folder.relative_to(paths.ROOT) if folder.is_relative_to(paths.ROOT) else folder
 
 
-MODEL = place(paths.model_folder(P.profile, P.model))
-GENERATED = place(paths.generated_folder(P.profile))
+MODEL = place(paths.model_folder(NAME, P.model))
+GENERATED = place(paths.generated_folder(NAME))
 STUDIES = place(paths.results_root()) / GRID
 # What every notebook depends on: without these an edit would leave "nothing to be done".
 SOURCES = [
@@ -85,7 +87,9 @@ localrules:
 
 rule all:
     input:
-        f"paper/{P.profile}.pdf",
+        f"paper/{NAME}.pdf",
+    shell:
+        "echo The paper is {input}."
 
 
 rule results:
@@ -258,12 +262,12 @@ rule pdf:
         [GENERATED / name for name in pdf.GENERATED],
         [f"paper/{name}" for name in pdf.SOURCES],
     output:
-        f"paper/{P.profile}.pdf",
+        f"paper/{NAME}.pdf",
     resources:
         mem_mb=2000,
         runtime=15,
     shell:
-        f"{shlex.quote(sys.executable)} -m spectral_collapse.pdf {P.profile}"
+        f"{shlex.quote(sys.executable)} -m spectral_collapse.pdf {NAME}"
 
 
 # Apart from the paper's graph: SIGMA's reports, for profiles that have its settings S1 and S2, and its checks.

@@ -20,8 +20,6 @@
 # computed again.
 
 # %%
-import time
-
 import pandas as pd
 from spectral_collapse import ablations, figures
 
@@ -37,7 +35,6 @@ levels = {level: ablations.described(changes) for level, changes in study.change
 pd.DataFrame(levels.items(), columns=["level", "changes"]).style.hide()
 
 # %%
-started = time.perf_counter()
 ablations.run(study)
 runs = ablations.table(study)
 
@@ -76,7 +73,7 @@ effects.style.format(precision=3).hide()
 print(ablations.judge(study, runs))
 
 # %%
-folder = ablations.write_study(study, runs, started)
+folder = ablations.write_study(study, runs)
 
 # %% tags=["nbval-check-output"]
 print("written:", ", ".join(sorted(file.name for file in folder.glob("*.*"))))

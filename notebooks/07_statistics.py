@@ -46,7 +46,7 @@ profile = "smoke"  # a file of params/; the runs of all its seeds and conditions
 settings = params.collect(globals())
 table = series.table(settings)
 metrics = statistics.metric_names(table)
-output = paper.Output(settings.profile)
+output = paper.Output(settings)
 
 # %% tags=["nbval-check-output"]
 print("cells:", len(table), " runs:", len(table.groupby(["condition", "seed"])), " metrics:", len(metrics))

@@ -37,7 +37,7 @@ profile = "smoke"  # a file of params/; its paper gets the figures, tables and n
 
 # %%
 settings = params.collect(globals())
-output = paper.Output(settings.profile)
+output = paper.Output(settings)
 
 # %% [markdown]
 # ## The estimators' own noise (`make estimators`)

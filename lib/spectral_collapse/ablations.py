@@ -5,7 +5,6 @@ Its study, one record and a table of all runs, is kept in results/<grid>/<factor
 """
 
 import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import encoded, measure, models, params, paths, provenance, series, statistics
+from . import closure, encoded, measure, models, params, paths, provenance, series, statistics
 from . import runs as runs_module
 from .formatting import escape, format_interval, format_number
 from .params import GRID
-from .schema import Params
+from .schema import PLACES, Params
 from .statistics import Interval, mean_interval
 from .tables import Number, Raw, frame_of, label
 
@@ -61,7 +60,7 @@ def _level(cell: str, places: dict[str, str | None]) -> Params:
 
 
 def read(name: str, grid: str = GRID, **places: str | None) -> Factor:
-    """A factor of the grid; `places`: where this machine has the text (`params.PLACES`).
+    """A factor of the grid; `places`: where this machine has the text (`schema.PLACES`).
 
     ValueError with one sentence for an unknown name or level.
     """
@@ -190,7 +189,7 @@ def judge(factor: Factor, runs: pd.DataFrame) -> Judged:
 # ---- studies
 
 
-def write_study(factor: Factor, runs: pd.DataFrame, started: float) -> Path:
+def write_study(factor: Factor, runs: pd.DataFrame) -> Path:
     """Writes runs.csv and its record study.json into results/<grid>/<factor>, and returns that folder."""
     folder = paths.results_root() / factor.grid / factor.name
     judged = judge(factor, runs)
@@ -208,13 +207,13 @@ def write_study(factor: Factor, runs: pd.DataFrame, started: float) -> Path:
         },
         key={
             "parameters": {
-                level: settings.model_dump(exclude=set(params.PLACES)) for level, settings in factor.levels.items()
+                level: settings.model_dump(exclude=set(PLACES)) for level, settings in factor.levels.items()
             },
-            "code": provenance.code_hash(contrast, judge, statistics),
+            "code": closure.code_hash(table, judge),
             "inputs": {"test": factor.test, "region": factor.region},
         },
         about={"stage": "ablation", "grid": factor.grid, "factor": factor.name},
-        seconds=time.perf_counter() - started,
+        seconds=series.seconds(factor.levels.values(), STAGES),
         device=str(models.pick_device(factor.levels[factor.reference].device)),
     )
     return folder
@@ -247,10 +246,10 @@ def read_study(folder: Path) -> Study:
 
 
 def studies(grid: str = GRID, root: Path | None = None) -> dict[str, Study]:
-    """The committed studies of a grid by factor, in the grid's order; empty where there are none."""
-    folder = (root or paths.COMMITTED) / grid
+    """The studies of a grid by factor, made here or committed, in the grid's order; empty where there are none."""
     names = params.studied_factors(grid)
-    return {name: read_study(folder / name) for name in names if (folder / name / "study.json").exists()}
+    folders = {name: root / grid / name if root else paths.study_folder(grid, name) for name in names}
+    return {name: read_study(folder) for name, folder in folders.items() if (folder / "study.json").exists()}
 
 
 # ---- for the paper

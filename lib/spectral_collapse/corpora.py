@@ -3,13 +3,14 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from . import hub, models, provenance, storyworld
-from .schema import Params
+from .schema import Params, Watched
 from .seeding import generator, stable_seed
 
 TINYSTORIES = "roneneldan/TinyStories"
@@ -99,8 +100,11 @@ class RealText:
     """
 
     def __init__(self, params: Params):
-        corpus = load_corpus(params)
         self.params = params
+        self._reads: dict[str, Any] = {}  # parameters read by whatever goes on
+        self._watched = params = Watched(params, lambda name, value: self._reads.update({name: value}))
+        self._digests: dict[str, tuple[str, dict[str, Any]]] = {}
+        corpus = load_corpus(params)
         if params.checkpoint is None:
             self.tokenizer: PreTrainedTokenizerBase = models.train_tokenizer(corpus.train, params.vocabulary_size)
         else:
@@ -112,6 +116,20 @@ class RealText:
         self.sha256 = provenance.text_hash(
             provenance.canonical([corpus.train, corpus.held_out, models.tokenizer_hash(self.tokenizer)])
         )
+        self._read_at_first = dict(self._reads)
+
+    def part(self, name: str, seed: int) -> tuple[Any, str, dict[str, Any]]:
+        """A part of the text by name (`held_out`, `separator`, `tokenizer`, `openings`, `baseline`, `slice 3`) for a
+        seed; the hash of what it is; and the parameters that decided that."""
+        attribute, *index = name.split()
+        self._reads = dict(self._read_at_first)
+        found = getattr(self, attribute)
+        if callable(found) and attribute != "tokenizer":
+            found = found(seed, *map(int, index))
+        if (key := f"{seed} {name}") not in self._digests:
+            digest = models.tokenizer_hash(found) if attribute == "tokenizer" else provenance.digest(found)
+            self._digests[key] = digest, self._reads
+        return found, *self._digests[key]
 
     def _encode(self, documents: list[str]) -> list[np.ndarray]:
         """Token ids of every document; in parts, since the tokenizer takes a hundred bytes a token at work."""
@@ -140,14 +158,14 @@ class RealText:
 
     def baseline(self, seed: int) -> torch.Tensor:
         """Training sequences of the base model, shape (N, baseline_sequence_tokens)."""
-        tokens = self.params.baseline_blocks * self.params.block_tokens
-        length = self.params.baseline_sequence_tokens
+        params = self._watched
+        tokens, length = params.base_training[0] * params.block_tokens, params.baseline_sequence_tokens
         return self._blocks(self._shuffled(seed)[0], 0, tokens // length, length, "base model's text")
 
     def slice(self, seed: int, index: int) -> torch.Tensor:
         """Real slice `index` (0: contexts), shape (blocks_per_generation, block_tokens)."""
-        params = self.params
-        start = (params.baseline_blocks + index * params.blocks_per_generation) * params.block_tokens
+        params = self._watched
+        start = (params.base_training[0] + index * params.blocks_per_generation) * params.block_tokens
         return self._blocks(
             self._shuffled(seed)[0],
             start,
@@ -161,7 +179,7 @@ class RealText:
 
         Documents from the end of the shuffled order, which the base model's sequences reach last.
         """
-        params, order = self.params, self._shuffled(seed)[1]
+        params, order = self._watched, self._shuffled(seed)[1]
         long_enough = [i for i in reversed(order) if len(self._train[i]) >= params.opening_tokens - 1]
         if not long_enough:
             raise ValueError(f"no document has {params.opening_tokens} tokens: lower opening_tokens.")

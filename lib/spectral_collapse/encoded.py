@@ -1,47 +1,45 @@
 """What the sentence encoder makes of a checkpoint's text: embedded blocks, SIGMA's tracks, coherence."""
 
 import functools
-import importlib.metadata
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from . import models, paths, provenance, seeding, storyworld, text_metrics
+from . import models, provenance, storyworld, text_metrics
 from . import sigma as sigma_package
-from .measure import STAGES, continuations, prompt_bank, read_lines, read_responses, responses
-from .runs import Run, stage
+from .measure import STAGES, bank_file, continuations, prompt_bank, read_lines, read_responses
+from .runs import Run, View, stage
 from .seeding import stable_seed
 
 sentence_encoder = functools.cache(models.Encoder)  # loaded only if something is left to embed
 REFERENCE_BLOCKS = 200  # of storyworld: with the prompts of all banks more than twice the encoder's dimension
 
 
+REFERENCE_BANKS = ("finance", "stories", "technology")
+
+
+def live_space(run: View) -> sigma_package.LiveSpace:
+    """The encoder's live directions, found on the same text for all profiles: the project's prompts, and storyworld."""
+    for bank in REFERENCE_BANKS:
+        run.file(bank_file(bank))
+    return _live_space(sentence_encoder())
+
+
 @functools.cache
 def _live_space(embed: models.Encoder) -> sigma_package.LiveSpace:
-    """The encoder's live directions, found on the same text for every profile: all prompt banks, and storyworld."""
-    prompts = [prompt["text"] for bank in sorted(paths.PROMPTS.glob("*.jsonl")) for prompt in prompt_bank(bank.stem)]
+    prompts = [prompt["text"] for bank in REFERENCE_BANKS for prompt in prompt_bank(bank)]
     stories = storyworld.generate_stories(REFERENCE_BLOCKS, stable_seed("storyworld", "encoder"))
     return sigma_package.live_space(embed([*prompts, *stories]).numpy())
 
 
-def embedded(texts: list[str]) -> np.ndarray:
+def embedded(run: View, texts: list[str]) -> np.ndarray:
     """Embeddings (N, m) of texts in the encoder's live directions, float64."""
-    embed = sentence_encoder()
-    return _live_space(embed).project(embed(texts).numpy())
+    return live_space(run).project(sentence_encoder()(texts).numpy())
 
 
-@stage(
-    parameters=("response_block_words", "sigma_rho", "threads"),
-    code=(_live_space, sigma_package, models, storyworld, text_metrics),
-    inputs=lambda run, generation: {
-        "responses": responses(run, generation)["responses_sha256"],
-        "encoder": models.Encoder.sha256,
-    },
-    file="embeddings.safetensors",
-)
-def embeddings(run: Run, generation: int) -> dict:
+@stage(file="embeddings.safetensors")
+def embeddings(run: View, generation: int) -> dict:
     """Embeds the responses, block by block, in the encoder's live directions.
 
     The observed set is the prompt bank; the record of generation 0 holds its ids, the others their hash.
@@ -54,7 +52,7 @@ def embeddings(run: Run, generation: int) -> dict:
     texts = [text for piece in pieces for text in piece]
     if not texts:
         raise ValueError(f"{run.folder}: no response fills half a block of {params.response_block_words} words.")
-    rows, space = embed(texts).numpy(), _live_space(embed)
+    rows, space = embed(texts).numpy(), live_space(run)
     sigma_package.GramAccumulator(space.dim).update(rows, rho=params.sigma_rho)  # refuses what exceeds the cap
     tensors = {
         "embeddings": torch.from_numpy(space.project(rows).astype(np.float32)),
@@ -73,7 +71,7 @@ def embeddings(run: Run, generation: int) -> dict:
     }
 
 
-def read_embeddings(run: Run, generation: int) -> sigma_package.Observed:
+def read_embeddings(run: Run | View, generation: int) -> sigma_package.Observed:
     """The embedded blocks of a checkpoint, checked against the observed set that generation 0 froze."""
     frozen = sigma_package.ObservedSet(tuple(embeddings(run, 0)["observed_ids"]))
     frozen.check(embeddings(run, generation)["observed_sha256"])
@@ -98,21 +96,8 @@ def _logdet(rows: np.ndarray, gram: np.ndarray, total: int) -> dict[str, list[fl
     }
 
 
-def _sigma_inputs(run: Run, generation: int) -> dict[str, Any]:
-    return {
-        "generation_0": embeddings(run, 0)["embeddings_sha256"],
-        "embeddings": embeddings(run, generation)["embeddings_sha256"],
-        "responses": responses(run, generation)["responses_sha256"],
-        "seed": run.seed,
-    }
-
-
-@stage(
-    parameters=("sigma_delta", "sigma_rho", "blocks_per_generation"),
-    code=(read_embeddings, _logdet, sigma_package, seeding, text_metrics),
-    inputs=_sigma_inputs,
-)
-def sigma(run: Run, generation: int) -> dict:
+@stage()
+def sigma(run: View, generation: int) -> dict:
     """Both SIGMA tracks, their drifts from generation 0 with bands, and the surface proxies of the responses."""
     # What the model wrote and nobody embedded: as many blocks as a generation trains on.
     budget = sigma_package.Budget(run.params.blocks_per_generation, run.params.sigma_rho, run.params.sigma_delta)
@@ -154,21 +139,21 @@ def _embedded(embed: models.Encoder, texts: tuple[str, ...]) -> np.ndarray:
     return embed(list(texts)).numpy()
 
 
-def _prompt_similarity(run: Run, generation: int, embed: models.Encoder) -> text_metrics.Estimate:
+def _prompt_similarity(run: View, generation: int, embed: models.Encoder) -> text_metrics.Estimate:
     """Mean over prompts of the cosine of the prompt and the mean of its response's blocks, if it has any."""
     found = read_embeddings(run, generation)
     prompts = _embedded(embed, tuple(line["text"] for line in read_responses(run, generation)))
     cosines = []
-    for index, prompt in enumerate(_live_space(embed).project(prompts)):
+    for index, prompt in enumerate(live_space(run).project(prompts)):
         mean = found.rows[found.prompts == index].sum(axis=0)
         norm = np.linalg.norm(mean) * np.linalg.norm(prompt)
         cosines.append(mean @ prompt / norm if norm > 0 else np.nan)
     return text_metrics.mean_over_texts(cosines)
 
 
-def _mauve(run: Run, generation: int, embed: models.Encoder) -> dict[str, float | list[float]]:
+def _mauve(run: View, generation: int, embed: models.Encoder) -> dict[str, float | list[float]]:
     """MAUVE of the continuations against the held-out text, where its package is installed; else nothing."""
-    if not text_metrics.mauve_installed():
+    if run.read("package mauve-text") is None:
         return {}
     lines = read_lines(continuations.artefact(run, generation))
     references = _embedded(embed, tuple(line["reference"] for line in lines))
@@ -177,20 +162,8 @@ def _mauve(run: Run, generation: int, embed: models.Encoder) -> dict[str, float 
     return {"mauve": value, "mauve_interval": list(interval)}
 
 
-def _coherence_inputs(run: Run, generation: int) -> dict[str, Any]:
-    inputs = {"embeddings": embeddings(run, generation)["embeddings_sha256"], "seed": run.seed}
-    if text_metrics.mauve_installed():
-        inputs["mauve"] = importlib.metadata.version("mauve-text")
-        inputs["continuations"] = continuations(run, generation)["continuations_sha256"]
-    return inputs
-
-
-@stage(
-    parameters=("threads",),
-    code=(read_embeddings, _live_space, _prompt_similarity, _mauve, sigma_package, models, storyworld, text_metrics),
-    inputs=_coherence_inputs,
-)
-def coherence(run: Run, generation: int) -> dict:
+@stage()
+def coherence(run: View, generation: int) -> dict:
     """Coherence of a part of the responses, evenly chosen, their similarity to the prompts, and MAUVE if installed."""
     embed = sentence_encoder()
     texts = [line["response"] for line in read_responses(run, generation)]

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pandas as pd
 
-from . import corpora, curvature, loop, seeding
+from . import curvature, loop
 from .curvature import Nodes, Quadrature
-from .runs import Run, Stage, stage
+from .runs import Stage, View, stage
 from .seeding import stable_seed
 
 # What is compared: the published width against the moments that replace it, and λ_max, which both share.
@@ -23,17 +23,8 @@ def measured(batch: int) -> Stage:
     Its record holds the tridiagonal matrices, to nine digits: a run of fewer steps is the head of a longer one.
     """
 
-    @stage(
-        parameters=("block_tokens", "curvature_blocks", "estimator_probes", "estimator_steps", "threads"),
-        code=(curvature, corpora, seeding),
-        inputs=lambda run, generation: {
-            "model": loop.training(run, generation)["model_sha256"],
-            "real_text": run.real.sha256,
-            "seed": run.seed,
-        },
-        name=f"estimators_{batch}",
-    )
-    def record(run: Run, generation: int) -> dict:
+    @stage(name=f"estimators_{batch}")
+    def record(run: View, generation: int) -> dict:
         """Lanczos runs on the blocks of this batch."""
         params, size = run.params, run.params.curvature_blocks
         blocks = run.real.held_out[batch * size : (batch + 1) * size]

@@ -16,7 +16,7 @@ from .schema import Params
 from .seeding import stable_seed
 
 if TYPE_CHECKING:
-    from .runs import Run
+    from .runs import View
 
 
 # ---- writing
@@ -66,13 +66,13 @@ def most_diverse(candidates: np.ndarray, delta: float) -> np.ndarray:
     return chosen
 
 
-def choose(run: "Run", blocks: torch.Tensor) -> torch.Tensor:
+def choose(run: "View", blocks: torch.Tensor) -> torch.Tensor:
     """One of the candidates (N, k, T) of each context, (N, T), by `most_diverse` on their sentence embeddings."""
     from . import encoded  # which measures what the loop makes, and so imports it
 
     count, candidates, _ = blocks.shape
     texts = run.real.tokenizer.batch_decode(blocks.flatten(0, 1), skip_special_tokens=True)
-    rows = encoded.embedded(texts).reshape(count, candidates, -1)
+    rows = encoded.embedded(run, texts).reshape(count, candidates, -1)
     return blocks[torch.arange(count), torch.from_numpy(most_diverse(rows, run.params.sigma_delta))]
 
 
@@ -81,7 +81,7 @@ def backwards(story: str) -> str:
     return " ".join(reversed(re.split(r"(?:(?<=[.!?])|(?<=[.!?]\")) (?=[A-Z\"])", story)))
 
 
-def other_domain(run: "Run", generation: int) -> torch.Tensor:
+def other_domain(run: "View", generation: int) -> torch.Tensor:
     """Blocks (N, T) of real text of another domain: storyworld told backwards, fresh every generation.
 
     Every word keeps its frequency and every slot its distribution; what precedes what is new. A shift of domain
@@ -129,7 +129,7 @@ def regulated(params: Params) -> bool:
     return params.trust_memory is not None or params.track_two_tolerance is not None
 
 
-def intensity(run: "Run", generation: int) -> float:
+def intensity(run: "View", generation: int) -> float:
     """Factor of the learning rate of generation ≥ 1: `trust`, and 0 once Track II has left its band.
 
     Early stopping: no further training where the upper end of the 95 % bootstrap band of Track II's drift of the

@@ -51,6 +51,8 @@ def _run(profile: str, *assignments: str) -> Run:
     schema.check_selectors(seed, condition)
     settings = params.load(profile, **values)
     parallel.start(models.pick_device(settings.device))
+    if processes.first() and (place := params.where(settings)):
+        print(place)
     return Run(settings, condition, seed, say=print if processes.first() else _silent)
 
 

@@ -8,26 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from . import corpora, generate, interventions, models, parallel, provenance, seeding, storyworld, train
-from .runs import Run, Stage, stage
+from . import generate, interventions, models, parallel, provenance, seeding, train
+from .runs import Run, View, bare, stage
 from .seeding import stable_seed
-
-# Parameters of whatever is drawn from a model, and of whatever trains one.
-SAMPLING = ("temperature", "top_k", "top_p", "sampling_batch", "threads")
-FITTING = ("batch_size", "weight_decay", "warmup_fraction", "schedule", "decay_fraction", "precision", "threads")
-WRITING = (
-    *("writing_temperature", "writing_top_k", "writing_top_p", "writing_contexts", "rarity_exponent", "candidates"),
-    "shift_generation",
-)
-LEARNING = ("epochs", "steps", "learning_rate", "dropout", "sharpness_radius")  # of the generations alone
-REGULATING = ("trust_memory", "trust_gain", "track_two_tolerance")
-
 
 # ---- text of a generation
 
 
 def draw(
-    run: Run,
+    run: View,
     generation: int,
     prompts: list[list[int]],
     seeds: list[int],
@@ -51,7 +40,7 @@ def draw(
     )
 
 
-def write(run: Run, writer: int) -> torch.Tensor:
+def write(run: View, writer: int) -> torch.Tensor:
     """One synthetic block (N, T) from generation `writer` for each real context or opening.
 
     With the profile's decoding of synthetic text, the best of its `candidates`, resampled if it asks for that.
@@ -87,7 +76,7 @@ def write(run: Run, writer: int) -> torch.Tensor:
     return written
 
 
-def _compose(run: Run, generation: int) -> dict[str, torch.Tensor]:
+def _compose(run: View, generation: int) -> dict[str, torch.Tensor]:
     """Blocks (N, T) of the generation, and which of them are synthetic (N,).
 
     `accumulate` draws again from what all generations wrote, so that each keeps what was written for it (N, T).
@@ -116,24 +105,8 @@ def _compose(run: Run, generation: int) -> dict[str, torch.Tensor]:
     return {"blocks": everything[kept], "synthetic": kept >= count, "written": written}
 
 
-def _text_inputs(run: Run, generation: int) -> dict[str, Any]:
-    inputs = {"real_text": run.real.sha256, "seed": run.seed, "source": run.source}
-    if run.params.candidates > 1:
-        inputs |= {"encoder": models.Encoder.sha256, "delta": run.params.sigma_delta}
-    if run.source in ("recursive", "mixed", "accumulate"):
-        inputs["writer"] = training(run, generation - 1)["model_sha256"]
-    if run.source == "accumulate" and generation > 1:
-        inputs["earlier"] = text(run, generation - 1)["text_sha256"]
-    return inputs
-
-
-@stage(
-    parameters=("blocks_per_generation", "prompting", "opening_tokens", "real_fraction", *SAMPLING, *WRITING),
-    code=(_compose, write, corpora, generate, interventions, seeding, models, storyworld),
-    inputs=_text_inputs,
-    file="text.safetensors",
-)
-def text(run: Run, generation: int) -> dict:
+@stage(file="text.safetensors")
+def text(run: View, generation: int) -> dict:
     """Makes the training blocks of generation ≥ 1: their number, and how many are synthetic."""
     composed = _compose(run, generation)
     path = run.path(generation, "text.safetensors")
@@ -147,7 +120,7 @@ def text(run: Run, generation: int) -> dict:
     }
 
 
-def blocks(run: Run, generation: int) -> torch.Tensor:
+def blocks(run: View, generation: int) -> torch.Tensor:
     """Training blocks (N, T) of generation ≥ 1."""
     return load_file(text.artefact(run, generation))["blocks"].long()
 
@@ -155,14 +128,15 @@ def blocks(run: Run, generation: int) -> torch.Tensor:
 # ---- weights
 
 
-def recipe_of(run: Run, **changes: Any) -> train.Recipe:
+def recipe_of(run: View, **changes: Any) -> train.Recipe:
     """The profile's training recipe, with changes."""
-    fields = {field.name: getattr(run.params, field.name) for field in dataclasses.fields(train.Recipe)}
-    fields["precision"] = models.pick_precision(run.params.precision, run.device)
-    return train.Recipe(**{**fields, **changes})
+    names = [field.name for field in dataclasses.fields(train.Recipe) if field.name not in changes]
+    fields = {name: getattr(run.params, name) for name in names}
+    fields["precision"] = models.pick_precision(fields["precision"], run.device)
+    return train.Recipe(**fields, **changes)
 
 
-def _base_recipe(run: Run, **changes: Any) -> train.Recipe:
+def _base_recipe(run: View, **changes: Any) -> train.Recipe:
     """The recipe without what is meant for the generations after the base model."""
     return recipe_of(run, steps=None, dropout=0.0, sharpness_radius=0.0, **changes)
 
@@ -176,18 +150,17 @@ def _thinned(losses: list[float], points: int = 100) -> dict[str, list]:
 
 
 def learn(
-    run: Run,
+    run: View,
     generation: int,
     model: PreTrainedModel,
     blocks: torch.Tensor,
     recipe: train.Recipe,
-    identity: Any,
     what: str = "training",
 ) -> tuple[list[float], Path]:
     """Trains `model` in place on blocks (N, T) of token ids: its losses in nats per token, one a step, and the file of
     the training's state, to be deleted once what was learned is kept.
 
-    Goes on from a saved state of the same `identity` (what the weights and blocks are; JSON) and recipe. `what` names
+    Goes on from a saved state of the same training: one that was reached by reading the same of the run. `what` names
     the training in its random numbers, its file and its messages. Raises train.TrainingDiverged.
     """
     state = run.path(generation, f"{what}_state.safetensors")
@@ -199,7 +172,7 @@ def learn(
         seed_parts=(run.seed, what, generation),
         state=state,
         state_steps=run.params.checkpoint_steps,
-        identity=provenance.text_hash(provenance.canonical([identity, dataclasses.asdict(recipe)])),
+        identity=run.identity(),
         micro_batch=run.params.micro_batch or train.fitting_batch(model, blocks, recipe),
         description=f"{run.condition} {generation}: {what}",
         say=run.say,
@@ -208,16 +181,15 @@ def learn(
 
 
 def _fit(
-    run: Run,
+    run: View,
     generation: int,
     model: PreTrainedModel,
     blocks: torch.Tensor,
     recipe: train.Recipe,
-    identity: Any,
 ) -> dict:
     """Trains `model` in place and writes model.safetensors."""
     try:
-        losses, state = learn(run, generation, model, blocks, recipe, identity)
+        losses, state = learn(run, generation, model, blocks, recipe)
     except train.TrainingDiverged as error:
         partial = {"diverged": True, "losses": error.losses}
         provenance.write_text(run.path(generation, "diverged.json"), provenance.canonical(partial) + "\n")
@@ -228,6 +200,8 @@ def _fit(
     provenance.write_atomically(path, lambda temporary: save_file(tensors, temporary))
     state.unlink(missing_ok=True)
     last = losses[-max(1, len(losses) // 4) :]
+    if not last and len(blocks):  # no step: the loss that the first would have found
+        last = train.block_losses(model, blocks, recipe.batch_size).tolist()
     return {
         "model_sha256": provenance.file_hash(path),
         "parameters": models.parameter_count(model),
@@ -237,49 +211,25 @@ def _fit(
     }
 
 
-@stage(
-    name="training",
-    parameters=(
-        *("corpus", "documents", "vocabulary_size", "block_tokens", "checkpoint", "revision", "architecture"),
-        *("hidden_size", "layers", "heads", "baseline_blocks", "baseline_epochs", "baseline_learning_rate"),
-        *("baseline_sequence_tokens", *FITTING),
-    ),
-    code=(_fit, learn, recipe_of, _base_recipe, _thinned, train, corpora, seeding, models, storyworld),
-    inputs=lambda run, generation: {"real_text": run.real.sha256, "seed": run.seed},
-    file="model.safetensors",
-)
-def _train_baseline(run: Run, generation: int) -> dict:
+def _train_base(run: View, generation: int) -> dict:
     params = run.params
+    blocks, epochs, rate = params.base_training
     model = parallel.place(models.initial_model(params, run.real.tokenizer, run.seed), run.device)
-    if params.baseline_epochs == 0:
-        recipe, sequences = _base_recipe(run, epochs=0), torch.empty(0, params.block_tokens, dtype=torch.long)
-    else:
-        sequences = run.real.baseline(run.seed)
-        # As many tokens in a batch as with blocks of the usual length.
-        batch = max(1, params.batch_size * params.block_tokens // params.baseline_sequence_tokens)
-        recipe = _base_recipe(
-            run, epochs=params.baseline_epochs, learning_rate=params.baseline_learning_rate, batch_size=batch
-        )
-    return _fit(run, generation, model, sequences, recipe, [run.real.sha256, run.seed])
+    if blocks == 0:
+        nothing = torch.empty(0, params.block_tokens, dtype=torch.long)
+        return _fit(run, generation, model, nothing, _base_recipe(run, epochs=1))
+    # As many tokens in a batch as with blocks of the usual length.
+    batch = max(1, params.batch_size * params.block_tokens // params.baseline_sequence_tokens)
+    recipe = _base_recipe(run, epochs=epochs, learning_rate=rate, batch_size=batch)
+    return _fit(run, generation, model, run.real.baseline(run.seed), recipe)
 
 
-def _start(run: Run, generation: int) -> int:
+def _start(run: View, generation: int) -> int:
     """The generation whose weights a generation starts from."""
     return 0 if run.weights == "restart" else generation - 1
 
 
-def _generation_inputs(run: Run, generation: int) -> dict[str, Any]:
-    inputs = {
-        "start": training(run, _start(run, generation))["model_sha256"],
-        "text": text(run, generation)["text_sha256"],
-        "seed": run.seed,
-    }
-    if interventions.regulated(run.params):
-        inputs["intensity"] = interventions.intensity(run, generation)
-    return inputs
-
-
-def _regulated_recipe(run: Run, generation: int) -> train.Recipe:
+def _regulated_recipe(run: View, generation: int) -> train.Recipe:
     """The recipe at the learning rate that the generations before leave, without steps where that is 0."""
     if not interventions.regulated(run.params):
         return recipe_of(run)
@@ -287,39 +237,28 @@ def _regulated_recipe(run: Run, generation: int) -> train.Recipe:
     return recipe_of(run, learning_rate=factor * run.params.learning_rate) if factor > 0 else recipe_of(run, steps=0)
 
 
-@stage(
-    name="training",
-    parameters=(*LEARNING, *FITTING, *REGULATING),
-    code=(_fit, learn, recipe_of, _regulated_recipe, _thinned, _start, interventions, train, seeding, models),
-    inputs=_generation_inputs,
-    file="model.safetensors",
-)
-def _train_generation(run: Run, generation: int) -> dict:
-    start = _start(run, generation)
+def _train_generation(run: View, generation: int) -> dict:
     text_blocks, recipe = blocks(run, generation), _regulated_recipe(run, generation)
-    model = load(run, start)  # last, since whatever else is measured may load another
-    run.base.loaded = None  # it is about to change
-    identity = [training(run, start)["model_sha256"], text(run, generation)["text_sha256"]]
-    result = _fit(run, generation, model, text_blocks, recipe, identity)
-    run.base.loaded = (result["model_sha256"], model)
+    model = load(run, _start(run, generation))  # last, since whatever else is measured may load another
+    holder = bare(run).base
+    holder.loaded = None  # it is about to change
+    result = _fit(run, generation, model, text_blocks, recipe)
+    holder.loaded = (result["model_sha256"], model)
     return result
 
 
-def _training_of(generation: int) -> Stage:
-    return _train_baseline if generation == 0 else _train_generation
+@stage(file="model.safetensors")
+def training(run: View, generation: int) -> dict:
+    """Trains a generation's model: loss curve, and the hash of model.safetensors."""
+    return _train_generation(run, generation) if generation else _train_base(run, generation)
 
 
-def training(run: Run, generation: int) -> dict:
-    """Record of a generation's training: loss curve, and the hash of model.safetensors."""
-    return _training_of(generation)(run, generation)
-
-
-def load(run: Run, generation: int) -> PreTrainedModel:
+def load(run: Run | View, generation: int) -> PreTrainedModel:
     """The model of a generation, trained again if its file is gone or altered."""
-    digest = training(run, generation)["model_sha256"]
+    digest, run = training(run, generation)["model_sha256"], bare(run)
     if run.base.loaded and run.base.loaded[0] == digest:
         return run.base.loaded[1]
-    path = _training_of(generation).artefact(run, generation)
+    path = training.artefact(run, generation)
     run.base.loaded = None  # make room
     model = models.initial_model(run.params, run.real.tokenizer, run.seed)
     missing, unexpected = model.load_state_dict(load_file(path), strict=False)

@@ -7,20 +7,17 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from . import curvature as curvature_package
 from . import (
-    corpora,
-    generate,
     loop,
     paths,
     precursors,
     provenance,
-    seeding,
     storyworld,
     text_metrics,
     train,
 )
-from . import curvature as curvature_package
-from .runs import Run, stage
+from .runs import Run, View, stage
 from .seeding import stable_seed
 
 
@@ -31,15 +28,21 @@ class IncoherentBaseline(ValueError):
 PROMPT = ("id", "bucket", "text")
 
 
+def bank_file(name: str) -> Path:
+    """`params/prompts/<name>.jsonl`. ValueError where there is none."""
+    path = paths.PROMPTS / f"{paths.path_name(name)}.jsonl"
+    if not path.exists():
+        banks = ", ".join(sorted(file.stem for file in paths.PROMPTS.glob("*.jsonl")))
+        raise ValueError(f"prompt_bank {name!r} is not in params/prompts: the banks there are {banks}.")
+    return path
+
+
 def prompt_bank(name: str) -> list[dict[str, str]]:
     """Prompts of `params/prompts/<name>.jsonl`: dictionaries with id, bucket and text, in file order.
 
     Raises ValueError with file and line for what is no prompt, and for an id that stands twice.
     """
-    path = paths.PROMPTS / f"{paths.path_name(name)}.jsonl"
-    if not path.exists():
-        banks = ", ".join(sorted(file.stem for file in paths.PROMPTS.glob("*.jsonl")))
-        raise ValueError(f"prompt_bank {name!r} is not in params/prompts: the banks there are {banks}.")
+    path = bank_file(name)
     prompts: dict[str, dict[str, str]] = {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
@@ -61,18 +64,8 @@ def prompt_bank(name: str) -> list[dict[str, str]]:
     return list(prompts.values())
 
 
-def _model_inputs(run: Run, generation: int) -> dict[str, Any]:
-    """What a measurement of the model on real text depends on."""
-    model = loop.training(run, generation)["model_sha256"]
-    return {"model": model, "real_text": run.real.sha256, "seed": run.seed}
-
-
-@stage(
-    parameters=("held_out_blocks", "block_tokens", "evaluation_stories", "story_tokens", *loop.SAMPLING),
-    code=(loop.draw, train, corpora, generate, seeding, text_metrics, precursors, storyworld),
-    inputs=_model_inputs,
-)
-def evaluation(run: Run, generation: int) -> dict:
+@stage()
+def evaluation(run: View, generation: int) -> dict:
     """Held-out perplexity; of unconditional stories surface metrics, coverage of rare tokens, storyworld's tails."""
     params, tokenizer = run.params, run.real.tokenizer
     model = loop.load(run, generation)
@@ -100,13 +93,8 @@ def read_lines(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
 
 
-@stage(
-    parameters=("held_out_blocks", "block_tokens", *loop.SAMPLING),
-    code=(loop.draw, _write_lines, corpora, generate, seeding, text_metrics),
-    inputs=_model_inputs,
-    file="continuations.jsonl",
-)
-def continuations(run: Run, generation: int) -> dict:
+@stage(file="continuations.jsonl")
+def continuations(run: View, generation: int) -> dict:
     """Continues the first half of every held-out block: BLEU and ROUGE-L against its second half."""
     tokenizer, blocks = run.real.tokenizer, run.real.held_out.tolist()
     half = run.params.block_tokens // 2
@@ -128,18 +116,8 @@ def continuations(run: Run, generation: int) -> dict:
     return {"continuations_sha256": digest, **text_metrics.with_intervals(metrics)}
 
 
-def _anchor_inputs(run: Run, generation: int) -> dict[str, Any]:
-    before = {"before": anchors(run, generation - 1)["anchors_sha256"]} if generation else {}
-    return _model_inputs(run, generation) | before
-
-
-@stage(
-    parameters=("held_out_blocks", "block_tokens", "threads"),
-    code=(precursors, text_metrics, corpora),
-    inputs=_anchor_inputs,
-    file="anchors.safetensors",
-)
-def anchors(run: Run, generation: int) -> dict:
+@stage(file="anchors.safetensors")
+def anchors(run: View, generation: int) -> dict:
     """Predictive entropy on the held-out blocks, and how far their representations moved since the generation before.
 
     At generation 0 the drift is 0: it is the start of the movement, as of SIGMA's drifts.
@@ -156,24 +134,11 @@ def anchors(run: Run, generation: int) -> dict:
     return {"anchors_sha256": provenance.file_hash(path), **text_metrics.with_intervals(metrics)}
 
 
-def _prompt_inputs(run: Run, generation: int) -> dict[str, Any]:
-    return {
-        "model": loop.training(run, generation)["model_sha256"],
-        "prompts": provenance.text_hash(provenance.canonical(prompt_bank(run.params.prompt_bank))),
-        "seed": run.seed,
-    }
-
-
-@stage(
-    parameters=("prompt_bank", "response_tokens", *loop.SAMPLING),
-    code=(loop.draw, _write_lines, generate, seeding),
-    inputs=_prompt_inputs,
-    file="responses.jsonl",
-)
-def responses(run: Run, generation: int) -> dict:
+@stage(file="responses.jsonl")
+def responses(run: View, generation: int) -> dict:
     """Draws the responses to the frozen prompt bank: their number, the first three, and the hash of responses.jsonl."""
     params, tokenizer = run.params, run.real.tokenizer
-    prompts = prompt_bank(params.prompt_bank)
+    prompts = prompt_bank(run.file(bank_file(params.prompt_bank)).stem)
     tokens = tokenizer([prompt["text"] for prompt in prompts], add_special_tokens=False).input_ids
     # Of one length, whatever the model does: the number of embedded blocks should not drift.
     starts = [[run.real.separator, *ids] for ids in tokens]
@@ -187,16 +152,12 @@ def responses(run: Run, generation: int) -> dict:
     return {"responses_sha256": digest, "prompts": len(lines)}
 
 
-def read_responses(run: Run, generation: int) -> list[dict[str, str]]:
+def read_responses(run: Run | View, generation: int) -> list[dict[str, str]]:
     """Prompts with their responses."""
     return read_lines(responses.artefact(run, generation))
 
 
-_SPECTRUM = ("curvature_blocks", "block_tokens", "lanczos_steps", "lanczos_probes", "curvature_memory_gb", "threads")
-_SPECTRUM_CODE = (curvature_package, corpora, seeding)
-
-
-def _spectrum_options(run: Run) -> dict[str, Any]:
+def _spectrum_options(run: View) -> dict[str, Any]:
     params = run.params
     return {
         "steps": params.lanczos_steps,
@@ -207,14 +168,13 @@ def _spectrum_options(run: Run) -> dict[str, Any]:
     }
 
 
-@stage(parameters=(*_SPECTRUM, "published_power_iterations"), code=_SPECTRUM_CODE, inputs=_model_inputs)
-def curvature(run: Run, generation: int) -> dict:
+@stage()
+def curvature(run: View, generation: int) -> dict:
     """Our spectral signature and the published one, of the Hessian on the frozen held-out blocks."""
     options = _spectrum_options(run)
     model, batch = loop.load(run, generation), run.real.held_out[: run.params.curvature_blocks]
     state = run.path(generation, "curvature_state.json")
-    identity = provenance.text_hash(provenance.canonical([_model_inputs(run, generation), options, len(batch)]))
-    ours = curvature_package.spectral_signature(model, batch, **options, state=state, identity=identity)
+    ours = curvature_package.spectral_signature(model, batch, **options, state=state, identity=run.identity())
     # The published width is read off the first of the same runs: the estimators differ, not their data.
     published = curvature_package.published_signature(
         model,
@@ -229,8 +189,8 @@ def curvature(run: Run, generation: int) -> dict:
     return curvature_package.as_result(ours) | curvature_package.as_result(published)
 
 
-@stage(parameters=_SPECTRUM, code=_SPECTRUM_CODE, inputs=_model_inputs)
-def layers(run: Run, generation: int) -> dict:
+@stage()
+def layers(run: View, generation: int) -> dict:
     """The signature of each part of the network: of the Hessian's diagonal block in its parameters."""
     model, batch = loop.load(run, generation), run.real.held_out[: run.params.curvature_blocks]
     parts = curvature_package.layerwise_signatures(model, batch, **_spectrum_options(run))

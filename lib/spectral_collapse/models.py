@@ -1,5 +1,6 @@
 """Language models, tokenizers and the sentence encoder: built, loaded and saved without pickles."""
 
+import functools
 import importlib.util
 import os
 import re
@@ -149,6 +150,23 @@ def _from_checkpoint(loader: type, params: Params, **options: Any) -> Any:
         return loader.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unusable(params, str(error).strip().splitlines()[0].rstrip(".: ")) from None
+
+
+def checkpoint_hash(params: Params) -> str | None:
+    """What a checkpoint is: its revision, or the hash of the weights and configuration in a local folder; None where
+    the profile has none."""
+    if params.checkpoint is None:
+        return None
+    folder = Path(params.checkpoint).expanduser()
+    if params.checkpoint.startswith(PACKAGED) or not folder.is_dir():
+        return params.revision
+    files = sorted(file for pattern in FILES for file in folder.glob(pattern))
+    return _files_hash(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@functools.cache
+def _files_hash(files: tuple[tuple[Path, int, int], ...]) -> str:
+    return provenance.text_hash(provenance.canonical([[file.name, provenance.file_hash(file)] for file, *_ in files]))
 
 
 def load_tokenizer(params: Params) -> PreTrainedTokenizerBase:

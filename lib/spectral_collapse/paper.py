@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from . import figures, formatting, paths, provenance, tables
 from .formatting import bracket_of, number_of, pair_of
+from .params import name_of
 from .runs import BASELINE
 from .schema import Params
 
@@ -15,10 +16,10 @@ Results = Iterable[tuple[str, int, int, dict]]
 
 
 class Output:
-    """The only writer of `paper/generated/<profile>`; `written` lists the names of what it wrote."""
+    """The only writer of `paper/generated/<profile or variant>`; `written` lists the names of what it wrote."""
 
-    def __init__(self, profile: str):
-        self.folder: Path = paths.generated_folder(profile)
+    def __init__(self, params: Params):
+        self.folder: Path = paths.generated_folder(name_of(params))
         self.written: list[str] = []
 
     def _path(self, *parts: str) -> Path:
@@ -125,7 +126,7 @@ def context(params: Params, training: Results) -> dict[str, str]:
     parameters = next(iter(training))[3]["parameters"]
     values = params.model_dump(exclude={"data_path", "held_out_path"})
     return {
-        "profile": formatting.escape(params.profile),
+        "profile": formatting.escape(name_of(params)),
         "commit": git["commit"][:10] + ("+" if git["dirty"] else ""),
         "model": formatting.escape(params.model),
         "parameters": f"{parameters / 1e6:.2f} million" if parameters >= 1e5 else f"{parameters / 1e3:.0f} thousand",

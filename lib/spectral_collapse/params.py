@@ -1,7 +1,9 @@
 """Profiles: read from their files, grids and notebooks, and checked before anything runs."""
 
 import ast
+import hashlib
 import itertools
+import re
 import types
 from collections import Counter
 from pathlib import Path
@@ -11,19 +13,29 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from . import paths
-from .schema import CONDITIONS, Params, check_selectors, sentence, unknown_name, validated
+from .schema import CONDITIONS, DESIGN, PLACES, Params, check_selectors, sentence, unknown_name, validated
 
 # What a profile with a `base` may set for itself: all that happens after generation 0.
 AFTER_BASE = (
-    *("profile", "base", "seeds", "conditions", "generations", "weights", "real_fraction", "shift_generation"),
+    *(
+        "profile",
+        "variant",
+        "base",
+        "seeds",
+        "conditions",
+        "generations",
+        "weights",
+        "real_fraction",
+        "shift_generation",
+    ),
     *("blocks_per_generation", "perplexity_bound", "checkpoint_steps", "prompting", "opening_tokens"),
-    *("epochs", "steps", "batch_size", "learning_rate", "weight_decay", "warmup_fraction", "schedule"),
-    *("decay_fraction", "dropout", "sharpness_radius", "trust_memory", "trust_gain", "track_two_tolerance"),
+    *("epochs", "steps", "batch_size", "learning_rate", "weight_decay", "gradient_clip", "warmup_fraction"),
+    *("schedule", "decay_fraction", "dropout", "sharpness_radius", "trust_memory", "trust_gain", "track_two_tolerance"),
     *("writing_temperature", "writing_top_k", "writing_top_p", "writing_contexts", "rarity_exponent", "candidates"),
     *("estimator_probes", "estimator_batches", "estimator_steps"),
 )
 # Where things are on this machine, and how it computes: the base's as well.
-PLACES = ("data_path", "held_out_path", "device", "precision", "micro_batch", "gradient_checkpointing")
+SHARED_WITH_BASE = ("data_path", "held_out_path", "device", "precision", "micro_batch", "gradient_checkpointing")
 SCALED = ("blocks_per_generation", "steps")  # what the scale of a grid multiplies
 GRID, DEMONSTRATION = "ablations", "smoke"  # the grid of the paper, and the factor of notebook 5 as committed
 PLAIN = (bool, int, float, str, list, dict, types.NoneType)
@@ -212,7 +224,7 @@ def base_params(params: Params) -> Params:
     # Before it is loaded, or two profiles that name each other would be loaded for ever.
     if (further := _profile_values(params.base).get("base")) is not None:
         raise ValueError(f"base: {params.base} starts from {paths.shown(further)} itself: name that.")
-    return load(params.base, **{name: getattr(params, name) for name in PLACES})
+    return load(params.base, **{name: getattr(params, name) for name in SHARED_WITH_BASE})
 
 
 def check(values: dict[str, Any], source: str = "parameters") -> Params:
@@ -237,6 +249,51 @@ def load(profile: str, **overrides: Any) -> Params:
     if values.get("profile") != profile:
         raise ValueError(f"{path}: its profile must be called {profile!r}, as the file is.")
     return check(values, path.name)
+
+
+# ---- variants
+
+
+def changes(settings: Params) -> dict[str, tuple[Any, Any]]:
+    """What determines results and is not as the profile's file says: name to (the file's value, this one)."""
+    if not _file(settings.profile).exists():
+        return {}
+    defaults = {name: field.get_default() for name, field in Params.model_fields.items() if not field.is_required()}
+    file = {**defaults, **_profile_values(settings.profile)}
+    names = [name for name in Params.model_fields if name not in (*PLACES, *DESIGN)]
+    return {name: (file.get(name), value) for name in names if (value := getattr(settings, name)) != file.get(name)}
+
+
+def _brief(value: Any) -> str:
+    text = "-".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(text).name)
+
+
+def name_of(settings: Params) -> str:
+    """Name of the runs' folder: the profile; or `<profile>+<variant>`, where settings that determine results are not
+    those of its file, so that what was made with the file's is kept. Unless `variant` names it, by what differs, as
+    `default+temperature=0.7`."""
+    differ = changes(settings)
+    if settings.variant is None and not differ:
+        return settings.profile
+    variant = settings.variant or paths.VARIANT.join(f"{name}={_brief(new)}" for name, (_, new) in differ.items())
+    if settings.variant is None and len(variant) > (room := min(60, paths.LONGEST - 1 - len(settings.profile))):
+        mark = hashlib.sha256(repr(differ).encode()).hexdigest()[:8]
+        variant = f"{variant[: room - 9].rstrip('+=.-_')}{paths.VARIANT}{mark}"
+    return paths.path_name(f"{settings.profile}{paths.VARIANT}{variant}")
+
+
+def where(settings: Params) -> str:
+    """Where the records of a variant are, in a sentence; nothing for a profile as its file is."""
+    if (name := name_of(settings)) == settings.profile:
+        return ""
+    differ = ", ".join(
+        f"{key} {paths.shown(old)} -> {paths.shown(new)}" for key, (old, new) in changes(settings).items()
+    )
+    return (
+        f"Variant of {settings.profile}{f' ({differ})' if differ else ''}: its records are in "
+        f"{paths.results_root() / name}; what it does not change is taken from {settings.profile}."
+    )
 
 
 def _assigned(cell: str) -> set[str]:
@@ -270,4 +327,6 @@ def collect(namespace: dict[str, Any]) -> Params:
     known = _profile_values(profile) if _file(profile).exists() else {}
     params = check({**known, **given}, f"notebook parameters, profile {profile!r}")
     check_selectors(seed, condition)
+    if place := where(params):
+        print(place)
     return params

@@ -1,24 +1,20 @@
 """Records: the only writer of results. Each file says what made it, and is trusted only if that still holds."""
 
-import ast
 import contextlib
 import errno
 import fcntl
 import functools
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import math
 import os
 import platform
 import subprocess
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -47,33 +43,26 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@functools.cache
-def code_hash(*parts: ModuleType | Callable) -> str:
-    """SHA-256 of what modules, packages and functions do: their syntax trees without docstrings, so that prose may
-    change."""
-    sources = []
-    for part in parts:
-        folders = getattr(part, "__path__", [])
-        files = sorted(file for folder in folders for file in Path(folder).rglob("*.py"))
-        sources += [file.read_text(encoding="utf-8") for file in files] or [textwrap.dedent(inspect.getsource(part))]
-    trees = []
-    for source in sources:
-        tree = ast.parse(source)
-        for node in ast.walk(tree):
-            match getattr(node, "body", None):
-                case [ast.Expr(ast.Constant(str())), *_]:
-                    node.body.pop(0)
-        trees.append(ast.dump(tree))
-    return text_hash("".join(trees))
+def digest(value: Any) -> Any:
+    """What a key holds of a value: short texts and plain numbers themselves, of all else a SHA-256."""
+    if hasattr(value, "detach"):  # a tensor
+        header = canonical([str(value.dtype), list(value.shape)])
+        content = value.detach().contiguous().cpu().numpy().tobytes()
+        return hashlib.sha256(header.encode() + content).hexdigest()
+    if value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= 64):
+        return plain(value)
+    return text_hash(canonical(plain(value)))
 
 
 # What runs make of the committed results is no change of what makes them.
 SOURCES = (".", ":!results", ":!paper/generated")
+CODE = ("lib", "notebooks", "params", "Snakefile")  # where a new file counts too, though git does not follow it yet
 
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit hash and whether tracked files other than results differ from it; `unknown` outside a git checkout."""
+    """Commit hash, and whether tracked files other than results differ from it or there is code that git does not
+    follow; `unknown` outside a git checkout."""
 
     def git(*command: str) -> str:
         return subprocess.run(
@@ -81,7 +70,10 @@ def git_state() -> dict[str, Any]:
         ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno", "--", *SOURCES))}
+        changed = git("status", "--porcelain", "-uno", "--", *SOURCES) or git(
+            "status", "--porcelain", "-uall", "--", *CODE
+        )
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": "unknown", "dirty": False}
 
@@ -98,11 +90,13 @@ def environment(device: str) -> dict[str, Any]:
 
 
 NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 @contextlib.contextmanager
 def _room(folder: Path) -> Iterator[None]:
-    """A full disk becomes a ValueError that says what to do. safetensors' own errors have no code, only its text."""
+    """A full disk, and a folder that cannot be written, become a ValueError that says what to do. safetensors' own
+    errors have no code, only its text."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -110,6 +104,11 @@ def _room(folder: Path) -> Iterator[None]:
             raise ValueError(
                 f"{folder} cannot be written ({reason.lower()}): make room and run this again; "
                 "everything computed before is kept."
+            ) from None
+        if isinstance(error, OSError) and error.errno in NO_ACCESS:
+            raise ValueError(
+                f"{folder} cannot be written ({os.strerror(error.errno).lower()}: {error.filename}): make it a folder "
+                "that you may write to, or set SPECTRAL_COLLAPSE_RESULTS to one."
             ) from None
         raise
 
@@ -142,14 +141,14 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numbers of numpy and torch as Python's, non-finite ones as None (JSON has no NaN)."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -159,45 +158,39 @@ class StaleRecord(Exception):
     """A record that cannot be used as it is; the message says why in one clause."""
 
 
-def _change(name: str, then: Any, now: Any) -> str:
+def change(name: str, then: Any, now: Any) -> str:
     """`name old -> new`, or the name alone where the values are hashes, which tell a reader nothing."""
     hashed = any(isinstance(value, str) and len(value) == 64 for value in (then, now))
     return name if hashed else f"{name} {then!r} -> {now!r}"
 
 
-def read_result(path: Path, key: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The result in a record.
-
-    Raises StaleRecord where the file is truncated or altered, follows another schema, or was made from
-    other parameters, code or inputs than `key` (None: any).
-    """
+def read_record(path: Path) -> dict[str, Any]:
+    """A record, whole. FileNotFoundError where there is none; StaleRecord where it is truncated or altered, or follows
+    another schema."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        result, key_then = record["result"], record["key"]
         version, digest = record["schema_version"], record.pop("sha256", None)
-        if not (isinstance(result, dict) and isinstance(key_then, dict)):
+        if not all(isinstance(record[part], dict) for part in ("result", "key")):
+            raise TypeError
+        if not all(isinstance(record["key"].get(part, {}), dict) for part in ("parameters", "inputs")):
             raise TypeError
         found = text_hash(canonical(record))
     except FileNotFoundError:
         raise
+    except OSError as error:
+        raise StaleRecord(f"it cannot be read ({os.strerror(error.errno).lower()})") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise StaleRecord("it is truncated or not a record") from None
     if version != SCHEMA_VERSION:
         raise StaleRecord(f"it follows schema {version}, this is schema {SCHEMA_VERSION}")
     if found != digest:
         raise StaleRecord("its content does not match its hash")
-    if key is not None:
-        key = _plain(key)
-        for part in key:
-            then, now = key_then.get(part), key[part]
-            if then == now:
-                continue
-            if isinstance(now, dict) and isinstance(then, dict):
-                changed = sorted(name for name in now.keys() | then.keys() if then.get(name) != now.get(name))
-                values = ", ".join(_change(name, then.get(name), now.get(name)) for name in changed)
-                raise StaleRecord(f"its {part} changed ({values})")
-            raise StaleRecord(f"its {part} changed")
-    return result
+    return record
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The result in a record; raises as `read_record`."""
+    return read_record(path)["result"]
 
 
 def write_record(
@@ -212,15 +205,15 @@ def write_record(
 ) -> dict[str, Any]:
     """Writes one record and returns its result as a reader will see it.
 
-    `key` holds what the numbers depend on (parameters, code, inputs), `about` what they belong to
-    (profile, seed, condition, generation, all parameters). Times and speeds stand under `timing` alone, so that two
+    `key` holds what the numbers depend on (parameters, code, inputs), `about` what they belong to (profile, seed,
+    condition, generation, and the parameters behind them). Times and speeds stand under `timing` alone, so that two
     records of the same computation differ there, in `sha256`, which is the hash of all the rest, and in nothing else.
     """
-    result = _plain(result)
+    result = plain(result)
     record = {
         "schema_version": SCHEMA_VERSION,
-        **_plain(about),
-        "key": _plain(key),
+        **plain(about),
+        "key": plain(key),
         "git": git_state(),
         "environment": environment(device),
         "timing": {
@@ -230,9 +223,14 @@ def write_record(
         },
         "result": result,
     }
-    record["sha256"] = text_hash(canonical(record))
-    write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_again(path, record)
     return result
+
+
+def write_again(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record with the hash of what it says."""
+    record = {**record, "sha256": text_hash(canonical(record))}
+    write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_study(folder: Path, tables: Mapping[str, pd.DataFrame], result: dict[str, Any], **record: Any) -> None:

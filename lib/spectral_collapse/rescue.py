@@ -3,16 +3,15 @@
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from . import corpora, loop, models, seeding, storyworld, train
+from . import loop, train
 from .early_warning import prediction_band
 from .formatting import format_interval
-from .runs import Run, stage
+from .runs import View, stage
 from .seeding import generator
 from .statistics import CONTROL, TREATMENT, Interval, require_complete
 from .tables import Number, Raw, frame_of, label
@@ -20,22 +19,13 @@ from .tables import Number, Raw, frame_of, label
 OUTCOME = "held_out_perplexity"
 
 
-def _inputs(run: Run, generation: int) -> dict[str, Any]:
-    model = loop.training(run, generation)["model_sha256"]
-    return {"model": model, "real_text": run.real.sha256, "seed": run.seed}
-
-
-@stage(
-    parameters=(*loop.LEARNING, "held_out_blocks", "block_tokens", "blocks_per_generation", *loop.FITTING),
-    code=(loop.recipe_of, loop.learn, train, corpora, seeding, models, storyworld),
-    inputs=_inputs,
-)
-def rescue(run: Run, generation: int) -> dict:
+@stage()
+def rescue(run: View, generation: int) -> dict:
     """Held-out perplexity after one more generation of training, on the real text that the fresh control's generation
     of this number had, from the weights of this generation (≥ 1)."""
     model, recipe = copy.deepcopy(loop.load(run, generation)), loop.recipe_of(run)
     blocks = run.real.slice(run.seed, generation)
-    losses, state = loop.learn(run, generation, model, blocks, recipe, _inputs(run, generation), "rescue")
+    losses, state = loop.learn(run, generation, model, blocks, recipe, "rescue")
     state.unlink(missing_ok=True)
     return train.perplexity(model, run.real.held_out, run.params.batch_size) | {"steps": len(losses)}
 

@@ -1,21 +1,37 @@
-"""Runs and their stages: what is computed once, where its record is kept, and when it is made again."""
+"""Runs and their stages: what is computed once, where its record is kept, and when it is made again.
+
+A record's key is not declared but noted: a stage computes on a `View` of its run, which notes every parameter, part of
+the real text, file and result of another stage that is read, and refuses what it cannot note. A record holds while
+reading the same again gives the same, and while the code that its computation uses (`closure`) is the same.
+"""
 
 import functools
-import time
-from collections.abc import Callable
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
-from . import corpora, models, paths, processes, provenance, speed
-from .params import base_params
-from .schema import Params, split_condition
+from . import closure, corpora, models, paths, processes, provenance, speed
+from .params import base_params, name_of
+from .schema import Params, Unnoted, Watched, split_condition
 
 BASELINE = "baseline"
+
+
+def folders(params: Params, root: Path | None = None) -> list[Path]:
+    """Where the records of a profile's model may be: the folder that its runs write to, then those that they only
+    read, of the profile that a variant varies and of the records that come with the project.
+
+    `root`: the only folder of records to look in.
+    """
+    names = dict.fromkeys((name_of(params), params.profile))
+    roots = [root] if root else paths.record_roots()
+    return [paths.model_folder(name, params.model, each) for name in names for each in roots]
 
 
 class Run:
@@ -32,11 +48,11 @@ class Run:
     ):
         self.params, self.condition, self.seed, self.say = params, condition, seed, say
         self.source, self.weights = split_condition(condition, params.weights)
-        self.folder = paths.run_folder(params.profile, params.model, condition, seed)
+        self.folder, *self.others = [folder / paths.path_name(condition) / f"seed_{seed}" for folder in folders(params)]
         self.device = models.pick_device(params.device)
         torch.set_num_threads(params.threads)
         self._real = real
-        self.results: dict[tuple[str, int], dict] = {}
+        self.found: dict[tuple[str, int], Found] = {}
         # The model in memory and the hash of its file: one at a time, kept by the base run for all generations.
         self.loaded: tuple[str, PreTrainedModel] | None = None
 
@@ -57,117 +73,367 @@ class Run:
         return self.base if generation == 0 else self
 
     def path(self, generation: int, name: str) -> Path:
-        """File of a generation."""
+        """File of a generation, where this run writes it."""
         return paths.generation_folder(self.owner(generation).folder, generation) / name
+
+    def places(self, generation: int, name: str) -> list[Path]:
+        """Where the file may be: `path`, then where this run only reads."""
+        owner = self.owner(generation)
+        return [paths.generation_folder(folder, generation) / name for folder in (owner.folder, *owner.others)]
+
+
+class Found(NamedTuple):
+    """A stage's result, and the parameters that it depends on by whatever way, with their values."""
+
+    result: dict[str, Any]
+    parameters: dict[str, Any]
+
+
+# ---- what a stage sees of its run
+
+
+class _Part:
+    """The real text as a stage sees it: every part is noted by the hash of what it is."""
+
+    def __init__(self, view: "View"):
+        self._view = view
+
+    @property
+    def held_out(self) -> torch.Tensor:
+        return self._view.read("real held_out")
+
+    @property
+    def separator(self) -> int:
+        return self._view.read("real separator")
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._view.read("real tokenizer")
+
+    def baseline(self, seed: int) -> torch.Tensor:
+        return self._of(seed, "baseline")
+
+    def slice(self, seed: int, index: int) -> torch.Tensor:
+        return self._of(seed, f"slice {index}")
+
+    def openings(self, seed: int) -> list[list[int]]:
+        return self._of(seed, "openings")
+
+    def _of(self, seed: int, name: str) -> Any:
+        if seed != self._view.seed:
+            raise Unnoted(f"the real text of seed {seed} is not that of this run's seed, {self._view.seed}.")
+        return self._view.read(f"real {name}")
+
+    def __getattr__(self, name: str) -> Any:
+        raise Unnoted(f"a stage reads real.{name}, which its record does not note.")
+
+
+class _Noted(Mapping):
+    """Another stage's result: every value that is read of it is noted by its hash."""
+
+    def __init__(self, view: "View", name: str, result: dict[str, Any]):
+        self._view, self._name, self._result = view, name, result
+
+    def __getitem__(self, key: str) -> Any:
+        self._view.note(f"{self._name} {key}", self._result.get(key))
+        return self._result[key]
+
+    def __iter__(self) -> Iterator[str]:
+        self._view.note(f"{self._name}", list(self._result))
+        return iter(self._result)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+class View:
+    """A run as a stage's computation sees it: what is read of it is noted, what cannot be noted is refused.
+
+    `parameters` and `inputs` hold what was read, `depends` the parameters that determined it by whatever way. Free to
+    read is what names things and says where they are: condition, device, say, path, and parameters that are
+    `schema.PLACES`.
+    """
+
+    def __init__(self, run: Run, code: str):
+        self.run, self.code, self.parameters, self.inputs, self.depends = run, code, {}, {}, {}
+        self.condition, self.device, self.say, self.path = run.condition, run.device, run.say, run.path
+        self.params = Watched(run.params, self._note_parameter)
+        self.real = _Part(self)
+        self._values: dict[str, Any] = {}
+        self.params.threads  # noqa: B018  (they change the last digit of sums, whoever adds)
+
+    @property
+    def seed(self) -> int:
+        return self.read("seed")
+
+    @property
+    def source(self) -> str:
+        return self.read("source")
+
+    @property
+    def weights(self) -> str:
+        return self.read("weights")
+
+    def __getattr__(self, name: str) -> Any:
+        raise Unnoted(f"a stage reads run.{name}, which its record does not note.")
+
+    def _note_parameter(self, name: str, value: Any) -> None:
+        self.parameters[name] = self.depends[name] = value
+        if name == "checkpoint":
+            self.read("checkpoint")
+
+    def note(self, name: str, value: Any) -> None:
+        """Notes an input by the hash of its value."""
+        self.inputs[name] = provenance.digest(value)
+
+    def read(self, name: str) -> Any:
+        """An input by its name, noted: `seed`; `source` and `weights` of the condition; `checkpoint`; a part of the
+        real text, as `real slice 3`; a file of the project, as `file params/prompts/stories.jsonl`; the version of a
+        package, as `package numpy`; a value of another stage, as `loop.training 2 model_sha256`.
+
+        KeyError where there is no such stage.
+        """
+        if name in self._values:
+            return self._values[name]
+        match name.split(" "):
+            case ["seed" | "source" as attribute]:
+                value = getattr(self.run, attribute)
+            case ["weights"]:
+                value = self.run.weights
+                if split_condition(self.run.condition, "")[1] == "":  # the condition does not say: the profile does
+                    self.depends["weights"] = value
+            case ["checkpoint"]:
+                value = models.checkpoint_hash(self.run.params)
+            case ["real", *part]:
+                value, self.inputs[name], decided = self.run.real.part(" ".join(part), self.run.seed)
+                self.depends |= decided
+                self._values[name] = value
+                return value
+            case ["file", file]:
+                value = provenance.file_hash(paths.ROOT / file)
+            case ["package", package]:
+                try:
+                    value = importlib.metadata.version(package)
+                except importlib.metadata.PackageNotFoundError:
+                    value = None
+            case [stage, generation, *key]:
+                noted = self.result(_stage(stage), int(generation))
+                return noted.get(key[0]) if key else list(noted)
+            case _:
+                raise KeyError(name)
+        self.note(name, value)
+        self._values[name] = value
+        return value
+
+    def file(self, path: Path) -> Path:
+        """A file of the project, noted by its hash."""
+        self.read(f"file {path.relative_to(paths.ROOT)}")
+        return path
+
+    def result(self, stage: "Stage", generation: int) -> Mapping[str, Any]:
+        """The result of another stage, noted by the values that are read of it."""
+        found = stage.found(self.run, generation)
+        if self.run.owner(generation).params.profile == self.run.params.profile:
+            self.depends |= found.parameters
+        return _Noted(self, f"{stage.identity} {generation}", found.result)
+
+    def identity(self) -> str:
+        """Hash of the code and of all that has been read so far: the mark of what is saved on the way."""
+        return provenance.text_hash(provenance.canonical([self.code, self.parameters, self.inputs]))
+
+
+def bare(run: "Run | View") -> Run:
+    """The run itself, for what a record need not note: whoever takes it notes what the result depends on."""
+    return run.run if isinstance(run, View) else run
+
+
+# ---- stages
+
+_STAGES: dict[str, "Stage"] = {}
+
+
+def _stage(identity: str) -> "Stage":
+    """The stage of a name that records hold; KeyError where there is none."""
+    if identity not in _STAGES:
+        module = f"{__package__}.{identity.rpartition('.')[0]}"
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError:
+            raise KeyError(identity) from None
+    return _STAGES[identity]
+
+
+# What a person changes, and not the code or the machine.
+_OF_PEOPLE = ("seed", "source", "weights", "checkpoint", "real", "file")
+
+
+class _Outdated(NamedTuple):
+    """Why a record does not hold, in a clause, and whether something that a person changes is the reason."""
+
+    reason: str
+    by_people: bool
 
 
 @dataclass(eq=False)
 class Stage:
     """A step of a generation, computed once: stage(run, generation) is its result, kept as the record <name>.json.
 
-    Later calls find it again, also those of another process. It is computed again, and `run.say` tells why, where
-    its record is damaged or was made from other parameters, code or inputs. Declared by `stage`.
+    Later calls find it again, also those of another process, in the folders that the run reads. It is computed again,
+    and `run.say` tells why, where its record is damaged or was made by other code. What other parameters, another text
+    or other files have made is never overwritten: ValueError says so. Declared by `stage`.
     """
 
-    compute: Callable[[Run, int], dict]
+    compute: Callable[[Any, int], dict]
     name: str
-    parameters: tuple[str, ...]
-    code: tuple[ModuleType | Callable, ...]
-    inputs: Callable[[Run, int], dict[str, Any]]
     file: str | None
 
     def __post_init__(self):
         functools.update_wrapper(self, self.compute)
         # Now: the files may be edited while this process goes on with what it has imported.
-        self.code_hash = provenance.code_hash(self.compute, *self.code)
+        self.code_hash = closure.code_hash(self.compute)
+        self.identity = f"{self.compute.__module__.removeprefix(f'{__package__}.')}.{self.name}"
+        _STAGES[self.identity] = self
 
-    def __call__(self, run: Run, generation: int) -> dict:
+    def __call__(self, run: Run | View, generation: int) -> Mapping[str, Any]:
         """The result."""
-        run = run.owner(generation)
-        if (self.name, generation) not in run.results:
-            run.results[self.name, generation] = self._result(run, generation)
-        return run.results[self.name, generation]
+        if isinstance(run, View):
+            return run.result(self, generation)
+        return self.found(run, generation).result
 
-    def artefact(self, run: Run, generation: int) -> Path:
+    def found(self, run: Run, generation: int) -> Found:
+        """The result with the parameters that it depends on."""
+        run = run.owner(generation)
+        if (self.identity, generation) not in run.found:
+            run.found[self.identity, generation] = self._find(run, generation) or self._record(run, generation)
+        return run.found[self.identity, generation]
+
+    def artefact(self, run: Run | View, generation: int) -> Path:
         """The stage's file, made again if it is gone or altered.
 
         Raises ValueError if what is made again has another hash than the record says.
         """
-        run, path = run.owner(generation), run.path(generation, self.file)
-        digest = f"{path.stem}_sha256"
-        recorded = self(run, generation)[digest]
-        if processes.once(lambda: path.exists() and provenance.file_hash(path) == recorded):
+        digest = f"{Path(self.file).stem}_sha256"
+        recorded, run = self(run, generation)[digest], bare(run).owner(generation)
+        own, *others = run.places(generation, self.file)
+
+        def whole() -> Path | None:
+            there = [path for path in (own, *others) if path.exists()]
+            return next((path for path in there if provenance.file_hash(path) == recorded), None)
+
+        if (path := processes.once(whole)) is not None:
             return path
-        if path.exists():
-            run.say(f"{_shown(path)} does not match its record and is made again.")
-        if self.compute(run, generation)[digest] != recorded:
+        if own.exists():
+            run.say(f"{_shown(own)} does not match its record and is made again.")
+        with speed.metered():  # of no record: its time is not another's
+            again = self.compute(View(run, self.code_hash), generation)[digest]
+        if again != recorded:
             raise ValueError(
-                f"{path}: made again, it is not what its record says (another machine or library?): "
+                f"{own}: made again, it is not what its record says (another machine or library?): "
                 f"delete {run.folder} to start this run afresh."
             )
-        return path
+        return own
 
-    def _result(self, run: Run, generation: int) -> dict:
-        path = run.path(generation, f"{self.name}.json")
-        key = {
-            "parameters": {name: getattr(run.params, name) for name in self.parameters},
-            "code": self.code_hash,
-            "inputs": self.inputs(run, generation),
-        }
-        found = processes.once(lambda: self._recorded(run, path, key))
-        return self._record(run, generation, path, key) if found is None else found
+    def _find(self, run: Run, generation: int) -> Found | None:
+        """What a record says that still holds; None where there is none."""
+        own, *others = run.places(generation, f"{self.name}.json")
+        outdated: dict[Path, _Outdated] = {}
+        for path in (own, *others):
+            record = processes.once(lambda path=path: _readable(path))
+            if record is None:
+                continue
+            if isinstance(record, str):
+                outdated[path] = _Outdated(record, False)
+                continue
+            view = View(run, self.code_hash)
+            if (difference := self._difference(view, record["key"])) is not None:
+                if path == own and difference.by_people:
+                    raise ValueError(
+                        f"{_shown(own)} was made with other settings: {difference.reason}. What is finished is not "
+                        f"overwritten: set `variant` to a name for these runs, or delete {run.folder}."
+                    )
+                outdated[path] = difference
+                continue
+            if path != own or record["parameters"] != provenance.plain(view.depends):
+                provenance.write_again(own, {**record, "parameters": provenance.plain(view.depends)})
+            return Found(record["result"], view.depends)
+        for path, (reason, by_people) in outdated.items():
+            if not by_people:
+                run.say(f"{_shown(path)} is made again{'' if path == own else f' in {_shown(own.parent)}'}: {reason}.")
+        return None
 
-    def _recorded(self, run: Run, path: Path, key: dict) -> dict | None:
-        try:
-            return provenance.read_result(path, key)
-        except FileNotFoundError:
-            return None
-        except provenance.StaleRecord as reason:
-            run.say(f"{_shown(path)} is made again: {reason}.")
-            return None
+    def _difference(self, view: View, key: dict[str, Any]) -> _Outdated | None:
+        """What of a record's key is not so any more; `view` reads it again, in the order of the first time."""
+        changed, gone = [], []
+        for name, then in key.get("parameters", {}).items():
+            if name not in Params.model_fields:
+                gone.append(name)
+                continue
+            getattr(view.params, name)
+            if (now := provenance.plain(view.parameters.get(name))) != then:
+                changed.append(provenance.change(name, then, now))
+        if changed:
+            return _Outdated(f"its parameters changed ({', '.join(changed)})", True)
+        if gone:
+            return _Outdated(f"its parameters changed ({', '.join(gone)} is none any more)", False)
+        if key.get("code") != self.code_hash:
+            return _Outdated("its code changed", False)
+        for name, then in key.get("inputs", {}).items():
+            try:
+                view.read(name)
+            except KeyError:
+                return _Outdated(f"its inputs changed ({name})", False)
+            if (now := view.inputs[name]) != then:
+                by_people = name.split(" ")[0] in _OF_PEOPLE
+                return _Outdated(f"its inputs changed ({provenance.change(name, then, now)})", by_people)
+        return None
 
-    def _record(self, run: Run, generation: int, path: Path, key: dict) -> dict:
-        started = time.perf_counter()
-        with speed.metered() as speeds:
-            computed = self.compute(run, generation)
+    def _record(self, run: Run, generation: int) -> Found:
+        view = View(run, self.code_hash)
+        with speed.metered() as meter:
+            computed = self.compute(view, generation)
         result = processes.once(lambda: computed)  # of which another process's may differ in the last digit
         about = {
-            "profile": run.params.profile,
+            "profile": name_of(run.params),
             "model": run.params.model,
             "condition": run.condition,
             "seed": run.seed,
             "generation": generation,
             "stage": self.name,
-            "parameters": run.params.model_dump(exclude={"data_path", "held_out_path"}),
+            "parameters": view.depends,
         }
-        return provenance.write_record(
-            path,
+        result = provenance.write_record(
+            run.path(generation, f"{self.name}.json"),
             result,
-            key=key,
+            key={"parameters": view.parameters, "code": self.code_hash, "inputs": view.inputs},
             about=about,
-            seconds=time.perf_counter() - started,
+            seconds=meter.seconds,
             device=str(run.device),
-            speeds=speeds,
+            speeds=meter.speeds,
         )
+        return Found(result, view.depends)
 
 
-def stage(
-    *,
-    parameters: tuple[str, ...],
-    code: tuple[ModuleType | Callable, ...],
-    inputs: Callable[[Run, int], dict[str, Any]],
-    file: str | None = None,
-    name: str | None = None,
-) -> Callable[[Callable[[Run, int], dict]], Stage]:
+def stage(*, file: str | None = None, name: str | None = None) -> Callable[[Callable[[Any, int], dict]], Stage]:
     """Declares `compute(run, generation)` as a Stage, named as the function unless `name` is given.
 
-    What its result depends on: `parameters` of the profile; `code`, the modules and functions that compute uses
-    (compute itself is always one); `inputs(run, generation)`, seeds and hashes of what earlier stages made. `run`
-    is always the run that the generation belongs to. A stage that writes `file` beside its record gives the file's
-    hash in its result, as <stem of file>_sha256.
+    `run` is a `View` of the run that the generation belongs to. A stage that writes `file` beside its record gives the
+    file's hash in its result, as <stem of file>_sha256.
     """
-    return lambda compute: Stage(compute, name or compute.__name__, parameters, code, inputs, file)
+    return lambda compute: Stage(compute, name or compute.__name__, file)
+
+
+def _readable(path: Path) -> dict[str, Any] | str | None:
+    """A record; why it cannot be used, in a clause; or None where there is none."""
+    try:
+        return provenance.read_record(path)
+    except FileNotFoundError:
+        return None
+    except provenance.StaleRecord as reason:
+        return str(reason)
 
 
 def _shown(path: Path) -> Path:
-    return path.relative_to(paths.results_root())
+    for root in paths.record_roots():
+        if path.is_relative_to(root):
+            return path.relative_to(root)
+    return path

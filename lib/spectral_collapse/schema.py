@@ -1,7 +1,7 @@
 """The one schema of every profile: what parameters there are, what they may be, and what is said of a wrong one."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +11,14 @@ from . import paths
 
 SOURCES = ("recursive", "fresh", "static", "mixed", "accumulate")
 CONDITIONS = tuple(source + suffix for source in SOURCES for suffix in ("", "_carry", "_restart"))
+# What things are called, where they are, and how this machine computes: no result depends on them beyond rounding. What
+# a text or a checkpoint holds enters records by its hash.
+PLACES = (
+    *("profile", "base", "variant", "model", "data_path", "held_out_path"),
+    *("device", "micro_batch", "gradient_checkpointing", "checkpoint_steps"),
+)
+# What is run, and when it is stopped; not what comes out of it.
+DESIGN = ("seeds", "conditions", "generations", "perplexity_bound", "layerwise_spectra")
 # Names that choose what to run; they belong to a notebook's execution, not to the profile.
 SELECTORS = ("profile", "seed", "condition")
 
@@ -21,6 +29,9 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     profile: str = Field(description="name of the profile: the first folder under results/")
+    variant: str | None = Field(
+        default=None, description="name of runs with other values than the profile's file; null: named by what differs"
+    )
     base: str | None = Field(default=None, description="profile whose generation 0 the runs start from; null: this one")
 
     # design
@@ -56,10 +67,15 @@ class Params(BaseModel):
     hidden_size: int = Field(ge=8)
     layers: int = Field(ge=1)
     heads: int = Field(ge=1)
-    baseline_blocks: int = Field(ge=0, description="real blocks the base model trains on, all seeds alike")
+    baseline_blocks: int = Field(ge=0, description="real blocks the base model trains on from scratch, all seeds alike")
     baseline_epochs: int = Field(ge=0)
     baseline_learning_rate: float = Field(ge=0)
-    baseline_sequence_tokens: int = Field(ge=8, description="training length of the base model")
+    baseline_sequence_tokens: int = Field(ge=8, description="training length of the base model, tuned or from scratch")
+    tuning_blocks: int = Field(
+        default=0, ge=0, description="real blocks a checkpoint is trained on before generation 0; 0: taken as it is"
+    )
+    tuning_epochs: int = Field(default=1, ge=1)
+    tuning_learning_rate: float | None = Field(default=None, gt=0, description="null: learning_rate")
     perplexity_bound: float = Field(gt=1, description="held-out perplexity above which nothing is measured")
 
     # training of a generation
@@ -68,6 +84,7 @@ class Params(BaseModel):
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
+    gradient_clip: float = Field(gt=0, description="largest norm of a batch's gradient, a longer one is scaled to it")
     warmup_fraction: float = Field(ge=0, lt=1)
     schedule: Literal["constant", "linear", "cosine", "warmup_stable_decay"]
     decay_fraction: float = Field(default=0.2, gt=0, le=1, description="last share of the steps of warmup_stable_decay")
@@ -155,8 +172,9 @@ class Params(BaseModel):
         def refuse(key: str, reason: str):
             raise ValueError(f"{key}: {reason}")
 
-        for key in ("profile", "model", "prompt_bank"):
-            paths.path_name(getattr(self, key))
+        for key in ("profile", "model", "prompt_bank", "variant"):
+            if (value := getattr(self, key)) is not None:
+                paths.path_name(value)
         for key in ("data_path", "held_out_path", "checkpoint"):
             if (value := getattr(self, key)) is not None and not _may_be_path(value):
                 refuse(key, f"{paths.shown(value)} is no path: it holds a NUL, or ~ and an unknown user.")
@@ -179,6 +197,10 @@ class Params(BaseModel):
             refuse("landscape_points", "must be odd, so that the model itself is on the grid.")
         if self.checkpoint is not None and self.architecture != "llama":
             refuse("architecture", "a checkpoint has its own: leave it out, or set checkpoint to null.")
+        if self.checkpoint is None and self.tuning_blocks:
+            refuse(
+                "tuning_blocks", "without a checkpoint there is none to tune: give baseline_blocks, or a checkpoint."
+            )
         if self.checkpoint is None and not (self.baseline_blocks and self.baseline_epochs):
             refuse(
                 "baseline_blocks",
@@ -194,10 +216,49 @@ class Params(BaseModel):
         return self
 
     @property
+    def base_training(self) -> tuple[int, int, float]:
+        """Blocks, epochs and learning rate of the training that makes generation 0; no blocks: there is none."""
+        if self.checkpoint is None:
+            return self.baseline_blocks, self.baseline_epochs, self.baseline_learning_rate
+        rate = self.learning_rate if self.tuning_learning_rate is None else self.tuning_learning_rate
+        return self.tuning_blocks, self.tuning_epochs, rate
+
+    @property
     def longest_sequence(self) -> int:
         """Longest sequence of prompt and continuation drawn from the model, prompt bank apart."""
         context = 2 * self.block_tokens if self.prompting == "context" else self.block_tokens
         return max(context, self.story_tokens)
+
+
+class Unnoted(RuntimeError):
+    """A stage reads what its record does not note."""
+
+
+class Watched:
+    """Parameters that say which of them are read: `note(name, value)` at every read of one that determines results.
+
+    A checkpoint on this machine is noted by its folder's name; what is in it, whoever reads it has to note.
+    """
+
+    def __init__(self, params: Params, note: Callable[[str, Any], None]):
+        self._params, self._note = params, note
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Params.model_fields:
+            value = getattr(self._params, name)
+            if name not in PLACES:
+                self._note(name, noted(name, value))
+            return value
+        if isinstance(derived := getattr(Params, name, None), property):
+            return derived.fget(self)
+        raise Unnoted(f"a stage reads params.{name}, which its record does not note: read each parameter by its name.")
+
+
+def noted(name: str, value: Any) -> Any:
+    """A parameter's value as records hold it."""
+    if name == "checkpoint" and value is not None and value[:1] in "/~.":
+        return Path(value).expanduser().resolve().name
+    return value
 
 
 def _may_be_path(text: str) -> bool:

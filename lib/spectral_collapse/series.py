@@ -1,14 +1,17 @@
 """From records to the tidy table: one row for each model, condition, seed and generation."""
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from . import paths, provenance
-from .runs import BASELINE
-from .schema import Params
+from .params import base_params
+from .runs import BASELINE, folders
+from .schema import DESIGN, PLACES, Params, noted
 from .sigma import TRACKS
 
 # Numbers of a stage that become columns as they are.
@@ -40,32 +43,74 @@ _COLUMNS = {
 def results(
     params: Params,
     stage: str,
-    conditions: list[str] | None = None,
-    seeds: list[int] | None = None,
+    conditions: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
     generations: Iterable[int] | None = None,
     root: Path | None = None,
 ) -> Iterator[tuple[str, int, int, dict]]:
     """(condition, seed, generation, result) of a stage for the profile's runs, generation 0 from the base run.
 
-    `root`: where the profile's records are, `paths.results_root()` if None. Raises ValueError naming the file where
-    one is missing or damaged.
+    `root`: the only folder of records to look in; None: where runs write, then what comes with the project. Raises
+    ValueError naming the file where one is missing or damaged, or was made with other values of parameters that its
+    result depends on; parameters of which one of the two knows nothing are not compared.
     """
-    for condition in conditions or params.conditions:
-        for seed in seeds or params.seeds:
-            for generation in generations or range(params.generations + 1):
-                owner, profile = condition, params.profile
-                if generation == 0:
-                    owner, profile = BASELINE, params.base or params.profile
-                run = paths.run_folder(profile, params.model, owner, seed, root)
-                path = paths.generation_folder(run, generation) / f"{stage}.json"
+    for condition, seed, generation, _, record in _each(params, stage, conditions, seeds, generations, root):
+        yield condition, seed, generation, record["result"]
+
+
+def _each(
+    params: Params,
+    stage: str,
+    conditions: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    generations: Iterable[int] | None = None,
+    root: Path | None = None,
+) -> Iterator[tuple[str, int, int, Path, dict]]:
+    conditions = params.conditions if conditions is None else conditions
+    seeds = params.seeds if seeds is None else seeds
+    generations = range(params.generations + 1) if generations is None else list(generations)
+    own, base = (_records(settings, root) for settings in (params, base_params(params)))
+    for condition in conditions:
+        for seed in seeds:
+            for generation in generations:
+                (settings, folder), owner = (own, condition) if generation else (base, BASELINE)
+                path = paths.generation_folder(folder / owner / f"seed_{seed}", generation) / f"{stage}.json"
+                again = f"run the notebook of condition {owner!r}, seed {seed}"
                 try:
-                    yield condition, seed, generation, provenance.read_result(path)
+                    record = provenance.read_record(path)
                 except FileNotFoundError:
-                    raise ValueError(
-                        f"{path} is missing: run the notebook of condition {owner!r}, seed {seed}."
-                    ) from None
+                    raise ValueError(f"{path} is missing: {again}.") from None
                 except provenance.StaleRecord as reason:
                     raise ValueError(f"{path} cannot be used, {reason}: run its notebook again to remake it.") from None
+                if differ := disagreements(record, settings):
+                    told = ", ".join(f"{name} {then!r}, not {now!r}" for name, (then, now) in differ.items())
+                    raise ValueError(
+                        f"{path} was made with {told}: {again} with what is asked for, or ask for the former."
+                    )
+                yield condition, seed, generation, path, record
+
+
+def seconds(profiles: Iterable[Params], stages: Iterable[str]) -> float:
+    """Seconds that the records of the profiles' runs took, each counted once, whenever it was made."""
+    found = {
+        path: record["timing"]["wall_seconds"]
+        for params, stage in itertools.product(profiles, stages)
+        for *_, path, record in _each(params, stage)
+    }
+    return sum(found.values())
+
+
+def _records(params: Params, root: Path | None) -> tuple[Params, Path]:
+    """The parameters, and the folder of their records: the first that is there, so that never two are mixed."""
+    candidates = folders(params, root)
+    return params, next((folder for folder in candidates if folder.is_dir()), candidates[0])
+
+
+def disagreements(record: dict, params: Params) -> dict[str, tuple[Any, Any]]:
+    """Parameters that a record's result depends on and that have another value: name to (the record's, this one)."""
+    then = {name: value for name, value in record.get("parameters", {}).items() if name in Params.model_fields}
+    now = {name: noted(name, getattr(params, name)) for name in then.keys() - {*PLACES, *DESIGN}}
+    return {name: (then[name], now[name]) for name in then if name in now and then[name] != now[name]}
 
 
 def ends(params: Params, stage: str) -> list[tuple[str, dict]]:

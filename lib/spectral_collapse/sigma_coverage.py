@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from . import cli, corpora, models, paths, provenance, seeding, sigma
+from . import cli, closure, corpora, models, paths, provenance, seeding, sigma
 from .tables import Number, Raw, frame_of
 
 DIMENSIONS = (32, 128, 384)
@@ -161,7 +161,7 @@ def real_embeddings(text: Path, blocks: int, cache: Path | None = None) -> np.nd
 def write_study(folder: Path, text: Path, blocks: int, replicates: int, cache: Path | None = None) -> None:
     """Runs the study and writes coverage.csv, shrinkage.csv and their record study.json into `folder`."""
     started = time.perf_counter()
-    code = provenance.code_hash(sigma, sys.modules[__name__])  # before hours in which the files may be edited
+    code = closure.code_hash(coverage_study, real_embeddings)  # before hours in which the files may be edited
     covered, shrunk = coverage_study(real_embeddings(text, blocks, cache), replicates)
     parameters = {"blocks": blocks, "block_words": BLOCK_WORDS, "replicates": replicates, "level": LEVEL}
     inputs = {"text_sha256": provenance.file_hash(text), "encoder": models.Encoder.sha256}

@@ -292,7 +292,7 @@ def write(params: Params) -> list[str]:
 
     The two-track reports need a profile with S1 and S2, the checks only the runs. ValueError naming a missing record.
     """
-    output, prefix = paper.Output(params.profile), PREFIXES.get(params.prompt_bank, params.prompt_bank)
+    output, prefix = paper.Output(params), PREFIXES.get(params.prompt_bank, params.prompt_bank)
     domain = prefix.upper()
     table, drifts = series.table(params, stages=("sigma",)), series.drifts(params)
     noise, sizes = checks(params)

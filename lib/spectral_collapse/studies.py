@@ -178,11 +178,11 @@ def pretrained_runs_values(runs: pd.DataFrame) -> dict[str, str]:
 
 
 def sigma_coverage() -> pd.DataFrame:
-    """The committed study of SIGMA's intervals (`sigma_coverage`): a row a cell and correction.
+    """The study of SIGMA's intervals (`sigma_coverage`), made here or committed: a row a cell and correction.
 
     ValueError where it is missing, or its table is not the one that its record describes.
     """
-    return provenance.read_study(paths.COMMITTED / "sigma_coverage", ["coverage"])[1]["coverage"]
+    return provenance.read_study(paths.study_folder("sigma_coverage"), ["coverage"])[1]["coverage"]
 
 
 def coverage_values(covered: pd.DataFrame) -> dict[str, str]:

@@ -171,7 +171,7 @@ def last_generation(table: pd.DataFrame, metrics: Sequence[str] | None = None) -
     """Metrics by conditions: mean at the last generation ± half its 95 % t interval."""
     conditions = list(table["condition"].unique())
     rows = []
-    for metric in metrics or metric_names(table):
+    for metric in metric_names(table) if metrics is None else metrics:
         means = statistics.summary(table, metric)
         last = means[means["generation"] == means["generation"].max()].set_index("condition")
         halves = (last["high"] - last["low"]) / 2
@@ -187,7 +187,7 @@ def anova(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> pd.DataF
     freedom, which all metrics share.
     """
     rows, headings = [], []
-    for metric in metrics or metric_names(table):
+    for metric in metric_names(table) if metrics is None else metrics:
         effects = repeated_measures_anova(table, metric)
         rows.append([label(metric)])
         headings = ["Metric"]
@@ -203,7 +203,7 @@ def anova(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> pd.DataF
 def posthoc(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
     """Metric and condition: `paired_tests` against the control at the last generation."""
     rows = []
-    for metric in metrics or metric_names(table):
+    for metric in metric_names(table) if metrics is None else metrics:
         for row in statistics.paired_tests(table, metric, control=control).itertuples():
             rows.append(
                 [
@@ -224,7 +224,7 @@ def posthoc(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: 
 def effect_sizes(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
     """Metric and condition: `cohen_d` against the control at the last generation, with 95 % intervals."""
     rows = []
-    for metric in metrics or metric_names(table):
+    for metric in metric_names(table) if metrics is None else metrics:
         for condition, size in statistics.effect_sizes(table, metric, control).items():
             intervals = [Number(format_interval(size.d_av)), Number(format_interval(size.d_z))]
             rows.append([label(metric), condition, *intervals, size.g_z])
@@ -235,7 +235,7 @@ def effect_sizes(table: pd.DataFrame, metrics: Sequence[str] | None = None, cont
 def equivalence(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
     """Metric and condition: two one-sided tests at the last generation; metrics without a margin are left out."""
     rows = []
-    for metric in metrics or metric_names(table):
+    for metric in metric_names(table) if metrics is None else metrics:
         margin = statistics.margin_of(table, metric)
         for row in statistics.equivalence(table, metric, margin, control=control).itertuples() if margin > 0 else ():
             interval = Number(format_interval(Interval(row.difference, row.low, row.high)))
@@ -248,7 +248,7 @@ def equivalence(table: pd.DataFrame, metrics: Sequence[str] | None = None, contr
 def slope_tests(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
     """Metric and condition: slope over generations, its paired difference from the control's, the mixed model's p."""
     rows = []
-    for metric in metrics or metric_names(table):
+    for metric in metric_names(table) if metrics is None else metrics:
         models = slopes.mixed_model(table, metric, control).set_index("condition")
         for row in slopes.slope_tests(table, metric, control).itertuples():
             slope = Number(format_interval(Interval(row.slope, row.slope_low, row.slope_high)))

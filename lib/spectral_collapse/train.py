@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ class TrainingDiverged(ValueError):
 class Recipe:
     """How to train: AdamW, linear warm-up over a fraction of the steps, then the schedule down to zero.
 
+    The gradient of a batch is scaled to the norm `gradient_clip` where it is longer (Pascanu et al. 2013).
     `steps`, if given, replaces epochs × batches. `warmup_stable_decay` falls linearly over the last `decay_fraction` of
     the steps (Hu et al. 2024). `sharpness_radius` is ρ of sharpness-aware minimization (Foret et al. 2021).
 
@@ -55,6 +55,7 @@ class Recipe:
     decay_fraction: float = 0.2
     dropout: float = 0.0
     sharpness_radius: float = 0.0
+    gradient_clip: float = 1.0
     precision: str = "float32"
     gradient_checkpointing: bool = False
 
@@ -73,21 +74,51 @@ class Recipe:
         return self.learning_rate * decay[self.schedule]
 
 
+def _sublayers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """Modules whose outputs are those of a layer's sublayers: the attention and the MLP, or whatever a layer has that
+    holds matrices; of several matrices that lie in the layer itself, as OPT's MLP, the last.
+
+    ValueError where the model has no list of layers, or a layer without such modules.
+    """
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == count]
+    found = []
+    for layer in lists[0] if lists else []:
+        parts = [part for part in layer.children() if any(weight.ndim >= 2 for weight in part.parameters())]
+        bare = [part for part in parts if isinstance(part, torch.nn.Linear)]
+        outputs = [part for part in parts if part not in bare] + bare[-1:]
+        if not outputs:
+            lists = []
+        found += outputs
+    if not lists:
+        raise ValueError(f"dropout: {type(model).__name__} has no layers that it could be set in: set dropout to 0.")
+    return found
+
+
 @contextlib.contextmanager
 def _dropout(model: PreTrainedModel, rate: float) -> Iterator[None]:
-    """Dropout on the output of every attention and MLP, as GPT-2 has it; Llama and Qwen2 have none of their own."""
+    """Dropout on the output of every sublayer, as GPT-2 has it, and no other: a checkpoint's own is switched off, or it
+    would drop where the parameter says 0."""
 
     def drop(module: torch.nn.Module, _: tuple, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
         if isinstance(output, tuple):
             return (torch.nn.functional.dropout(output[0], rate, module.training), *output[1:])
         return torch.nn.functional.dropout(output, rate, module.training)
 
-    # OPT has its MLP's matrices in the layer itself.
-    parts = [part for name, part in model.named_modules() if re.search(r"\.(self_attn|attn|mlp|fc2)$", name)]
-    hooks = [part.register_forward_hook(drop) for part in parts if rate > 0]
+    own = []
+    for part in model.modules():
+        rates = (
+            ["p"] if isinstance(part, torch.nn.modules.dropout._DropoutNd) else [n for n in vars(part) if "drop" in n]
+        )
+        own += [(part, name, vars(part)[name]) for name in rates if isinstance(vars(part)[name], float)]
+    hooks = [part.register_forward_hook(drop) for part in (_sublayers(model) if rate > 0 else [])]
     try:
+        for part, name, _ in own:
+            setattr(part, name, 0.0)
         yield
     finally:
+        for part, name, value in own:
+            setattr(part, name, value)
         for hook in hooks:
             hook.remove()
 
@@ -246,9 +277,10 @@ def train(
     steps = recipe.epochs * per_epoch if recipe.steps is None else recipe.steps
     optimizer = _optimizer(model, recipe)
     losses: list[float] = []
-    micro_batch = micro_batch or recipe.batch_size
+    micro_batch, earlier = micro_batch or recipe.batch_size, 0.0
     if note := _load_state(state, model, optimizer, identity):
-        losses, micro_batch = note["losses"], note["micro_batch"]
+        losses, micro_batch, earlier = note["losses"], note["micro_batch"], note["seconds"]
+        speed.count_earlier(earlier)
         say(f"{description}: going on from step {len(losses)} of {steps}.")
     if parallel.sharded(model):
         micro_batch = recipe.batch_size
@@ -274,7 +306,7 @@ def train(
                 except torch.OutOfMemoryError as error:
                     micro_batch = _half(1 if parallel.sharded(model) else micro_batch, error)
             loss = parallel.add_up(model, loss)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
             return loss
 
         loss = gradients()
@@ -287,29 +319,34 @@ def train(
         losses.append(loss.item())
         made += len(chosen) * blocks.shape[1]
         if (step + 1) % state_steps == 0 and step + 1 < steps:
-            _save_state(state, model, optimizer, {"identity": identity, "losses": losses, "micro_batch": micro_batch})
+            note = {"identity": identity, "losses": losses, "micro_batch": micro_batch}
+            _save_state(state, model, optimizer, note | {"seconds": earlier + time.perf_counter() - started})
     model.eval()
     speed.count("training", made, time.perf_counter() - started)
     return losses
 
 
 @torch.no_grad()
-def perplexity(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int) -> dict[str, float | list[float]]:
-    """Held-out perplexity exp(mean loss) over blocks (N, T), with its standard error and 95 % interval over blocks.
-
-    The loss of a block is the mean over its T − 1 predictions, in nats; the standard error follows from
-    that of the mean by the delta method, the interval is exp of the t interval of the mean loss. Both carry the
-    noise of the blocks, not that of training. Source: Jurafsky & Martin, Speech and Language Processing, ch. 3.
-    """
+def block_losses(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int) -> np.ndarray:
+    """Mean loss (N,) over the T − 1 predictions of each of the blocks (N, T), in nats, float64."""
     model.eval()
-    losses = []
+    losses = [torch.empty(0)]
     for tokens in blocks.split(batch_size):
         tokens = tokens.to(model.device)
         logits = model(input_ids=tokens).logits[:, :-1].float()  # (B, T-1, V)
-        losses.append(
-            torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
-        )
-    per_block = torch.cat(losses).cpu().double().numpy()
+        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+        losses.append(loss.mean(1).cpu())
+    return torch.cat(losses).double().numpy()
+
+
+def perplexity(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int) -> dict[str, float | list[float]]:
+    """Held-out perplexity exp(mean loss) over blocks (N, T), with its standard error and 95 % interval over blocks.
+
+    The standard error follows from that of the mean of `block_losses` by the delta method, the interval is exp of the
+    t interval of that mean. Both carry the noise of the blocks, not that of training. Source: Jurafsky & Martin, Speech
+    and Language Processing, ch. 3.
+    """
+    per_block = block_losses(model, blocks, batch_size)
     mean, error = float(per_block.mean()), float(per_block.std(ddof=1)) / math.sqrt(len(per_block))
     half = float(stats.t.ppf(0.975, len(per_block) - 1)) * error
     value, low, high = np.exp([mean, mean - half, mean + half]).tolist()

@@ -1,14 +1,13 @@
 """The mechanism of a generation, measured once: three stages, kept as records beside those of `measure`."""
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from .. import corpora, curvature, loop, provenance, seeding, text_metrics
-from ..runs import Run, stage
+from .. import curvature, loop, provenance, text_metrics
+from ..runs import View, stage
 from ..seeding import stable_seed
 from . import activations, drift, eigenvectors, gradients, landscape, outputs, vectors
 
@@ -20,37 +19,21 @@ def _before(generation: int) -> int:
     return max(0, generation - 1)
 
 
-def _model_inputs(run: Run, generation: int) -> dict[str, Any]:
-    """The models of this generation, of the one before and of generation 0, and the real text."""
-    models = {"model": generation, "before": _before(generation), "start": 0}
-    hashes = {name: loop.training(run, number)["model_sha256"] for name, number in models.items()}
-    return {**hashes, "real_text": run.real.sha256, "seed": run.seed}
-
-
-def _text_inputs(run: Run, generation: int) -> dict[str, Any]:
-    own = {"text": loop.text(run, generation)["text_sha256"]} if generation else {}
-    return _model_inputs(run, generation) | own
-
-
-def _own_blocks(run: Run, generation: int) -> torch.Tensor:
+def _own_blocks(run: View, generation: int) -> torch.Tensor:
     """What the generation was trained on; for generation 0, whose sequences have another length, real blocks instead
     that it has not seen, so that its cosine with the held-out gradient is that of two batches of real text."""
     blocks = loop.blocks(run, generation) if generation else run.real.slice(run.seed, 0)
     return blocks[: run.params.mechanism_blocks]
 
 
-def _rare(run: Run) -> torch.Tensor:
+def _rare(run: View) -> torch.Tensor:
     """The rare token types of the real text that generation 0 was trained on, and of the contexts."""
     text = [run.real.baseline(run.seed).flatten(), run.real.slice(run.seed, 0).flatten()]
     return outputs.rare_tokens(torch.cat(text), len(run.real.tokenizer))
 
 
-@stage(
-    parameters=("mechanism_blocks", "held_out_blocks", "block_tokens", "batch_size", "threads"),
-    code=(_own_blocks, _rare, gradients, drift, activations, outputs, vectors, corpora, text_metrics),
-    inputs=_text_inputs,
-)
-def mechanism(run: Run, generation: int) -> dict:
+@stage()
+def mechanism(run: View, generation: int) -> dict:
     """Gradients, drift, activations and outputs of a generation, on frozen real text and against earlier generations.
 
     By part of the network: norms of the gradient on real and on the generation's own blocks, cosines of the two and of
@@ -108,32 +91,19 @@ def mechanism(run: Run, generation: int) -> dict:
     }
 
 
-def _eigenvector_inputs(run: Run, generation: int) -> dict[str, Any]:
-    earlier = {}
-    if generation:
-        for name, number in (("before_vectors", _before(generation)), ("start_vectors", 0)):
-            earlier[name] = eigenpairs(run, number)["eigenvectors_sha256"]
-    return _model_inputs(run, generation) | earlier
-
-
 def _unit(kept: torch.Tensor) -> torch.Tensor:
     """Rows (m, n) kept as float16, in float32 and each of length 1."""
     rows = kept.float()
     return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64).float()
 
 
-def _read_vectors(run: Run, generation: int) -> torch.Tensor:
+def _read_vectors(run: View, generation: int) -> torch.Tensor:
     """Leading Ritz vectors (m, n) of a generation."""
     return _unit(load_file(eigenpairs.artefact(run, generation))["vectors"])
 
 
-@stage(
-    parameters=("eigenvectors", "curvature_blocks", "block_tokens", "lanczos_steps", "curvature_memory_gb", "threads"),
-    code=(_unit, _read_vectors, eigenvectors, drift, vectors, curvature, corpora, seeding),
-    inputs=_eigenvector_inputs,
-    file="eigenvectors.safetensors",
-)
-def eigenpairs(run: Run, generation: int) -> dict:
+@stage(file="eigenvectors.safetensors")
+def eigenpairs(run: View, generation: int) -> dict:
     """Leading Hessian eigenpairs, their squared overlaps with generation 0's and with those of the generation before,
     and how much of the drift from generation 0 lies along the `eigenvectors` leading ones of generation 0.
 
@@ -169,13 +139,8 @@ def eigenpairs(run: Run, generation: int) -> dict:
     }
 
 
-@stage(
-    name="landscape",
-    parameters=("landscape_points", "curvature_blocks", "block_tokens", "threads"),
-    code=(landscape, vectors, corpora, seeding),
-    inputs=lambda run, generation: _model_inputs(run, generation) | {"extent": EXTENT, "line": LINE},
-)
-def slices(run: Run, generation: int) -> dict:
+@stage(name="landscape")
+def slices(run: View, generation: int) -> dict:
     """Mean loss on the curvature's frozen real blocks: in a plane through the generation, and along the straight lines
     from generation 0 and from the generation before (t = 0) to it (t = 1).
 

@@ -1,6 +1,5 @@
 """The study of a profile: all stages of all runs as small tables, and their committed copy in results/mechanism."""
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .. import loop, measure, models, params, paths, provenance
+from .. import closure, loop, measure, models, params, paths, provenance, series
 from ..runs import BASELINE, Run
 from ..schema import Params
 from . import eigenvectors, stages, tracking
@@ -69,6 +68,9 @@ def _runs(settings: Params, say: Callable[[str], None]) -> Iterator[Run]:
             run = Run(settings, condition, seed, real=first.real, say=say)
             run.base = base
             yield run
+
+
+STAGES = ("training", "evaluation", "mechanism", "eigenpairs", "landscape")
 
 
 def _of_run(run: Run, generation: int) -> dict[str, dict]:
@@ -150,7 +152,7 @@ def measured(settings: Params, say: Callable[[str], None] = print) -> Study:
 
 def folder_of(settings: Params, root: Path | None = None) -> Path:
     """`<results>/<profile>/<model>/mechanism`."""
-    return paths.model_folder(settings.profile, settings.model, root) / "mechanism"
+    return paths.model_folder(params.name_of(settings), settings.model, root) / "mechanism"
 
 
 def write(study: Study, settings: Params) -> Path:
@@ -161,9 +163,9 @@ def write(study: Study, settings: Params) -> Path:
         folder,
         {name: getattr(study, name) for name in _TABLES},
         {},
-        key={"parameters": values, "code": provenance.code_hash(stages, eigenvectors, tracking, sys.modules[__name__])},
+        key={"parameters": values, "code": closure.code_hash(measured)},
         about={"stage": "mechanism_study", "profile": settings.profile, "model": settings.model},
-        seconds=0.0,
+        seconds=series.seconds([settings], STAGES),
         device=str(models.pick_device(settings.device)),
     )
     return folder
