@@ -52,7 +52,7 @@ def work() -> None:
     for generation in range(GENERATIONS):
         measure.generation(run, generation)
     for generation in range(GENERATIONS):
-        for stage in (loop._training_of(generation), *WITH_FILES[1:]):
+        for stage in WITH_FILES:
             if (stage.name, generation) != ("text", 0):
                 stage.artefact(run, generation)
 

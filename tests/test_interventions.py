@@ -1,12 +1,13 @@
 """Interventions, each against something exact."""
 
 import itertools
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from spectral_collapse import encoded, interventions, loop, measure, params, runs, seeding, storyworld, train
+from spectral_collapse import encoded, interventions, loop, measure, params, runs, seeding, series, storyworld, train
 from tiny import TINY
 
 
@@ -184,10 +185,23 @@ def test_training_stops_once_track_two_has_left_its_band(run, monkeypatch):
     assert loop.training(patient, 1)["model_sha256"] == loop.training(strict, 1)["model_sha256"]
 
 
+def test_a_generation_that_takes_no_step_has_the_loss_that_its_first_step_would_have_had(run, monkeypatch):
+    """Early stopping: every value of the table is there, as notebook 7 needs it."""
+    monkeypatch.setattr(encoded, "sigma", lambda *_: {"drifts": {"track_two": {"high": -1.0}}})
+    one = run(track_two_tolerance=0.5)
+    found = loop.training(one, 2)
+    losses = train.block_losses(loop.load(one, 1), loop.blocks(one, 2), one.params.batch_size)
+    assert found["steps"] == 0 and found["training_loss"] == pytest.approx(losses.mean())
+    table = series.table(one.params, ["recursive"], [1], ("training",))
+    assert table["training_loss"].notna().all()
+
+
 def test_profiles_without_interventions_have_plain_recipes(run):
     recipe = loop._regulated_recipe(run(), 1)
     assert recipe == train.Recipe(2, 16, 5e-4, 0.01, 0.05, "cosine")
-    assert "intensity" not in loop._generation_inputs(run(), 1)
+    loop.training(run(), 1)
+    record = json.loads(run().path(1, "training.json").read_text())
+    assert not any(name.startswith("measure.") for name in record["key"]["inputs"])
 
 
 def test_steps_replace_epochs_in_generations_only(run):

@@ -109,8 +109,8 @@ def test_generation_0_freezes_the_observed_set_and_every_checkpoint_is_checked(r
     assert ids == [prompt["id"] for prompt in measure.prompt_bank("stories")]
     assert "observed_ids" not in encoded.embeddings(run(), 1)
     other = run()
-    encoded.embeddings(other, 1)
-    other.results["embeddings", 1] = {**other.results["embeddings", 1], "observed_sha256": "0" * 64}
+    found = encoded.embeddings.found(other, 1)
+    other.found["encoded.embeddings", 1] = found._replace(result=found.result | {"observed_sha256": "0" * 64})
     with pytest.raises(ValueError, match="the observed set changed between checkpoints"):
         encoded.read_embeddings(other, 1)
 

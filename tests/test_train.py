@@ -1,7 +1,9 @@
 """Training: the step in closed form, and a state that survives interruption with the same weights."""
 
+import json
 import math
 import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +11,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from scipy import stats
-from spectral_collapse import memory
+from spectral_collapse import memory, speed
 from spectral_collapse import train as training
 from spectral_collapse.train import Recipe, TrainingDiverged, perplexity, train
-from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+    get_wsd_schedule,
+)
 
 RECIPE = Recipe(
     epochs=2, batch_size=4, learning_rate=1e-2, weight_decay=0.1, warmup_fraction=0.2, schedule="cosine"
@@ -35,6 +44,7 @@ def fit(tmp_path):
         )  # fmt: skip
         return losses, said
 
+    run.state = tmp_path / "state.safetensors"
     return run
 
 
@@ -385,6 +395,71 @@ def test_dropout_is_on_every_sublayer_and_gone_afterwards(tiny_model, architectu
     assert not any(part._forward_hooks for part in model.modules())
     with training._dropout(model, 0.0):
         assert not any(part._forward_hooks for part in model.modules())
+
+
+def test_dropout_is_in_layers_of_any_architecture_or_refused():
+    """By what modules are, not by what they are called: Bloom's, Falcon's and MPT's had none of it."""
+    small = {"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    layered = {
+        **{"bloom": {"n_layer": 2, "n_head": 2}, "falcon": {}, "mpt": {"d_model": 16, "n_heads": 2, "n_layers": 2}},
+        **{"gpt_neox": {"intermediate_size": 32}, "mamba": {"state_size": 4}},
+    }
+    for kind, options in layered.items():
+        usual = small if kind != "mpt" else {"vocab_size": 61, "max_seq_len": 64}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **usual, **options)).train()
+        with torch.no_grad(), training._dropout(model, 0.5):
+            hooked = [name for name, part in model.named_modules() if part._forward_hooks]
+            first, second = (model(input_ids=BLOCKS).logits for _ in range(2))
+        assert len(hooked) == (2 if kind == "mamba" else 4), (kind, hooked)
+        assert not torch.equal(first, second)
+
+    class Flat(torch.nn.Module):
+        config = LlamaConfig(num_hidden_layers=2)
+
+    with pytest.raises(ValueError, match="dropout: Flat has no layers that it could be set in: set dropout to 0"):
+        training._dropout(Flat(), 0.5).__enter__()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt"])
+def test_what_a_checkpoint_would_drop_of_its_own_is_switched_off_and_given_back(tiny_model, architecture):
+    """Their configurations say 0.1, whatever the profile says."""
+    model = tiny_model(architecture).train()
+    before = {name: dict(vars(part)) for name, part in model.named_modules()}
+    with torch.no_grad():
+        assert not torch.equal(model(input_ids=BLOCKS).logits, model(input_ids=BLOCKS).logits)
+        with training._dropout(model, 0.0):
+            assert torch.equal(model(input_ids=BLOCKS).logits, model(input_ids=BLOCKS).logits)
+    after = {name: dict(vars(part)) for name, part in model.named_modules()}
+    for name, values in before.items():
+        assert {key: value for key, value in values.items() if isinstance(value, float)} == {
+            key: value for key, value in after[name].items() if isinstance(value, float)
+        }
+
+
+def test_a_long_gradient_is_scaled_to_the_recipes_norm(tiny_model, fit, monkeypatch):
+    norms = []
+
+    def step(self, *_):
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        norms.append(torch.cat(gradients).norm().item())
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    for clip in (1e9, 0.01):
+        fit(tiny_model(), replace(RECIPE, steps=1, gradient_clip=clip))
+    assert norms[0] > 0.1 and norms[1] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_resumed_training_counts_the_time_before(tiny_model, fit, interrupt):
+    interrupt(7)
+    with pytest.raises(Killed), speed.metered():
+        fit(tiny_model())
+    with safe_open(fit.state, framework="pt") as file:
+        spent = json.loads(file.metadata()["note"])["seconds"]
+    with speed.metered() as meter:
+        started = time.perf_counter()
+        fit(tiny_model())
+        took = time.perf_counter() - started
+    assert spent > 0 and meter.seconds >= spent + took
 
 
 def test_dropout_keeps_the_mean_of_what_it_drops(tiny_model):

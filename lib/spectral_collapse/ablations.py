@@ -1,7 +1,7 @@
 """Ablations and interventions: each factor of a grid of profiles, run over all seeds, its levels against a reference.
 
 A factor is judged by a contrast of changes from generation 0 to the last one, paired by seed, and the claims' rule.
-Its study, one record and a table of all runs, is kept in results/<grid>/<factor>.
+Its study, one record and a table of all runs, is kept in <results>/<grid>/<factor>.
 """
 
 import math
@@ -190,7 +190,7 @@ def judge(factor: Factor, runs: pd.DataFrame) -> Judged:
 
 
 def write_study(factor: Factor, runs: pd.DataFrame) -> Path:
-    """Writes runs.csv and its record study.json into results/<grid>/<factor>, and returns that folder."""
+    """Writes runs.csv and its record study.json into <results>/<grid>/<factor>, and returns that folder."""
     folder = paths.results_root() / factor.grid / factor.name
     judged = judge(factor, runs)
     provenance.write_study(

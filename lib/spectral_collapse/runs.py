@@ -244,7 +244,7 @@ class View:
 
 def bare(run: "Run | View") -> Run:
     """The run itself, for what a record need not note: whoever takes it notes what the result depends on."""
-    return run.run if isinstance(run, View) else run
+    return getattr(run, "run", run)  # without the classes' names, which would be code that every stage uses
 
 
 # ---- stages

@@ -28,7 +28,7 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    profile: str = Field(description="name of the profile: the first folder under results/")
+    profile: str = Field(description="name of the profile: a file of params/, and the first folder of its records")
     variant: str | None = Field(
         default=None, description="name of runs with other values than the profile's file; null: named by what differs"
     )
@@ -60,7 +60,7 @@ class Params(BaseModel):
     held_out_blocks: int = Field(ge=2, description="blocks of held-out real text for perplexity")
 
     # model
-    model: str = Field(description="short name: the second folder under results/")
+    model: str = Field(description="short name: the second folder of its records")
     checkpoint: str | None = Field(description="hub name or local folder; null: train `architecture` from scratch")
     architecture: Literal["llama", "gpt2", "opt", "qwen2"] = "llama"
     revision: str | None = Field(description="commit hash of a hub checkpoint")

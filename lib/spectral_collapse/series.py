@@ -108,9 +108,11 @@ def _records(params: Params, root: Path | None) -> tuple[Params, Path]:
 
 def disagreements(record: dict, params: Params) -> dict[str, tuple[Any, Any]]:
     """Parameters that a record's result depends on and that have another value: name to (the record's, this one)."""
-    then = {name: value for name, value in record.get("parameters", {}).items() if name in Params.model_fields}
-    now = {name: noted(name, getattr(params, name)) for name in then.keys() - {*PLACES, *DESIGN}}
-    return {name: (then[name], now[name]) for name in then if name in now and then[name] != now[name]}
+    # Before keys were noted, `parameters` were those of the whole profile, and those in the key of this stage alone.
+    then = record["key"]["parameters"] if record["schema_version"] == provenance.LISTED else record["parameters"]
+    names = [name for name in then if name in Params.model_fields and name not in (*PLACES, *DESIGN)]
+    now = {name: noted(name, getattr(params, name)) for name in names}
+    return {name: (then[name], now[name]) for name in names if then[name] != now[name]}
 
 
 def ends(params: Params, stage: str) -> list[tuple[str, dict]]:
