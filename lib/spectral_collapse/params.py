@@ -313,9 +313,10 @@ def _extended(profile: str, parent: str | None, given: dict[str, Any]) -> dict[s
         return _profile_values(parent)
     missing = [name for name, field in Params.model_fields.items() if field.is_required() and name not in given]
     if missing:
+        near = nearest_name(profile, profiles())
         raise ValueError(
-            f"{profile!r} is no profile in {paths.PARAMS}, the nearest is {nearest_name(profile, profiles())!r}; a file "
-            f"of your own behind -f names all parameters, or one that it extends: {missing[0]!r} is missing."
+            f"{profile!r} is no profile in {paths.PARAMS}, the nearest is {near!r}; a file of your own behind -f names "
+            f"all parameters, or a profile that it extends: {missing[0]!r} is missing."
         )
     return {}
 
