@@ -33,7 +33,13 @@ def _show(shell: Any, kind: type, error: ValueError, trace: TracebackType, tb_of
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
 
+def notebook() -> Any:
+    """The IPython shell that this process works for, None where there is none."""
+    ipython = sys.modules.get("IPython")
+    return ipython and ipython.get_ipython()
+
+
 def speak_plainly() -> None:
     """In a notebook, from here on, input that this package refuses ends in its sentence, without a traceback."""
-    if (ipython := sys.modules.get("IPython")) and (shell := ipython.get_ipython()):
+    if shell := notebook():
         shell.set_custom_exc((ValueError,), _show)

@@ -62,8 +62,8 @@ def unsaved(script: Path) -> str | None:
             return None
         where = "the order or number of cells"
     return (
-        f"{half.name} differs from {script.name} in {where}, and would be overwritten: keep it with `.venv/bin/jupytext "
-        f"--to py:percent notebooks/{half.name}`, or delete {half.name} to keep the script."
+        f"{half.name} differs from {script.name} in {where}, and would be overwritten: to keep it, run "
+        f"`.venv/bin/jupytext --to py:percent notebooks/{half.name}`; to keep the script, delete {half.name}."
     )
 
 
