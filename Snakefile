@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
+import yaml
 
 from spectral_collapse import params, paths, pdf, schema
 
@@ -13,16 +13,24 @@ try:
     overrides = {key: value for key, value in config.items() if key not in ("profile", "grid")}
     for key in overrides.keys() & {"data_path", "held_out_path", "checkpoint"}:
         # Notebooks run in their own folder; a file or folder that is named from here must be found from there.
-        if Path(overrides[key]).expanduser().exists():
+        if Path(str(overrides[key])).expanduser().exists():
             overrides[key] = str(Path(overrides[key]).expanduser().resolve())
     P = params.load(config.get("profile", "default"), **overrides)
     NAME = params.name_of(P)  # the profile's, or that of the variant which the overrides make of it
     GRID = config.get("grid", params.GRID)
     FACTORS = params.studied_factors(GRID)
 except ValueError as error:
-    raise WorkflowError(str(error)) from None
+    print(error, file=sys.stderr)
+    sys.exit(1)
 if place_of_variant := params.where(P):
     print(place_of_variant, file=sys.stderr)
+
+
+def given(*keys: str) -> str:
+    """papermill's arguments for parameters that were set behind --config: as YAML, which keeps their types."""
+    lines = (yaml.safe_dump({key: getattr(P, key)}, default_flow_style=None, width=2**16).strip() for key in keys)
+    # Snakemake reads braces in a command as its own.
+    return " ".join(f"-y {shlex.quote(line)}" for line in lines).replace("{", "{{").replace("}", "}}")
 
 
 def place(folder: Path) -> Path:
@@ -51,7 +59,7 @@ COMMITTED = [
     *paths.PUBLISHED.iterdir(),
 ]
 COMMITTED = sorted(str(file.relative_to(paths.ROOT)) for file in COMMITTED)
-PARAMETERS = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in overrides.items())
+PARAMETERS = given(*overrides)
 # Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that.
 PAPERMILL = (
     f"{shlex.quote(sys.executable)} -m papermill {{input.notebook:q}} {{log:q}} "
@@ -173,8 +181,7 @@ rule ablation:
         mem_mb=4000,
         runtime=240,
     shell:
-        f"{PAPERMILL} -p grid {GRID} -p factor {{wildcards.factor}}"
-        + "".join(f" -p {key} {shlex.quote(overrides[key])}" for key in overrides.keys() & {"data_path"})
+        f"{PAPERMILL} -p grid {GRID} -p factor {{wildcards.factor}} {given(*overrides.keys() & {'data_path'})}"
 
 
 rule treatment:

@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -21,9 +20,12 @@
 # - The **published** width is an interquartile range, interpolated between the nodes of one Lanczos run.
 # - **Ours** is $\sigma_{\mathrm{bulk}}$, the standard deviation of the spectrum without its converged outliers: two
 #   moments, which a quadrature has exactly after two steps, up to the noise of its probe.
+#
+# *In the repository the outputs below are those of the profile `smoke`, a toy run of a minute that tests the code: they
+# say nothing about collapse. The study of this question is shown in notebook 8.*
 
 # %%
-from spectral_collapse import estimators, figures, params, runs
+from spectral_collapse import params
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -31,6 +33,10 @@ seed = 1
 
 # %%
 settings = params.collect(globals())
+
+# %%
+from spectral_collapse import estimators, figures, runs
+
 run = runs.Run(settings, runs.BASELINE, seed)
 results = [estimators.measured(batch)(run, 0) for batch in range(settings.estimator_batches)]
 frame = estimators.values(results, settings.estimator_steps)

@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -18,11 +17,12 @@
 # coherent text. A model trained from scratch must reach the profile's bound on held-out perplexity, otherwise the
 # run stops here, because the decline of gibberish cannot be measured. The same base model, one for each seed, is
 # the starting point of all conditions: differences between conditions at one seed are therefore paired.
+#
+# *In the repository the outputs below are those of the profile `smoke`, a toy run of a minute that tests the code: they
+# say nothing about collapse. The study on TinyStories is shown at the end of notebook 7.*
 
 # %%
-import numpy as np
-import pandas as pd
-from spectral_collapse import figures, measure, params, runs
+from spectral_collapse import params
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -30,6 +30,12 @@ seed = 1
 
 # %%
 settings = params.collect(globals())
+
+# %%
+import numpy as np
+import pandas as pd
+from spectral_collapse import figures, measure, runs
+
 run = runs.Run(settings, runs.BASELINE, seed)
 baseline = measure.generation(run, 0)
 print(f"{settings.model}: {baseline['training']['parameters']:,} parameters, corpus {settings.corpus}")

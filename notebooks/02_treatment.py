@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -19,11 +18,12 @@
 # generation starts from the weights of the one before, with `restart` from the base model; a condition named
 # `recursive_carry` or `recursive_restart` fixes that for itself. Every generation is recorded as soon as it is
 # finished, and a run that was interrupted goes on where it stopped.
+#
+# *In the repository the outputs below are those of the profile `smoke`, a toy run of a minute that tests the code: they
+# say nothing about collapse. The study on TinyStories is shown at the end of notebook 7.*
 
 # %%
-import pandas as pd
-from IPython.display import display
-from spectral_collapse import figures, loop, measure, params, rescue, runs, series
+from spectral_collapse import params
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -32,6 +32,12 @@ condition = "recursive"
 
 # %%
 settings = params.collect(globals())
+
+# %%
+import pandas as pd
+from IPython.display import display
+from spectral_collapse import figures, loop, measure, rescue, runs, series
+
 run = runs.Run(settings, condition, seed)
 generations = [measure.generation(run, generation) for generation in range(settings.generations + 1)]
 table = series.table(settings, [condition], [seed], ("training", "evaluation", "curvature"))

@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -21,11 +20,12 @@
 # - `static`: the same real slice each generation: overfitting without recursion;
 # - `mixed`: part real, part written by the generation before: the dose of synthetic text;
 # - `accumulate`: all text so far, real and synthetic, in the same budget of blocks.
+#
+# *In the repository the outputs below are those of the profile `smoke`, a toy run of a minute that tests the code: they
+# say nothing about collapse. The study on TinyStories is shown at the end of notebook 7.*
 
 # %%
-import pandas as pd
-from IPython.display import display
-from spectral_collapse import figures, loop, measure, params, runs, series
+from spectral_collapse import params
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -34,6 +34,12 @@ condition = "fresh"
 
 # %%
 settings = params.collect(globals())
+
+# %%
+import pandas as pd
+from IPython.display import display
+from spectral_collapse import figures, loop, measure, runs, series
+
 run = runs.Run(settings, condition, seed)
 generations = [measure.generation(run, generation) for generation in range(settings.generations + 1)]
 table = series.table(settings, [condition], [seed], ("training", "evaluation", "curvature"))

@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -22,13 +21,12 @@
 # - **Track I**, an upper envelope of the same for all $n$ blocks, observed or not, from the energy budget
 #   $\tau = \rho\,(n - n_A)$ of the others. As published it adds $\tau$ to every eigenvalue of $A$; the sharp one
 #   spreads the budget once, as water fills a vessel, and no valid envelope lies below it.
+#
+# *In the repository the outputs below are those of the profile `smoke`, a toy run of a minute that tests the code: they
+# say nothing about collapse. SIGMA's experiments are shown in notebook 8.*
 
 # %%
-import math
-
-import pandas as pd
-from IPython.display import display
-from spectral_collapse import corpora, encoded, figures, params, paths, runs, series, statistics
+from spectral_collapse import params
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -36,6 +34,14 @@ seed = 1
 
 # %%
 settings = params.collect(globals())
+
+# %%
+import math
+
+import pandas as pd
+from IPython.display import display
+from spectral_collapse import corpora, encoded, figures, paths, runs, series, statistics
+
 real = corpora.RealText(settings)
 measured = {}
 for name in settings.conditions:

@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -18,10 +17,12 @@
 # extends, with a few parameters changed. Levels that differ only in what happens after generation 0 start from the
 # same base models and the same real contexts, so that they are paired by seed. What is there already is read, not
 # computed again.
+#
+# *In the repository the outputs below are those of the factor `smoke`, a toy that tests the code: they say nothing
+# about collapse. The studies of all other factors are shown in notebook 8.*
 
 # %%
-import pandas as pd
-from spectral_collapse import ablations, figures
+from spectral_collapse import params
 
 # %% tags=["parameters"]
 factor = "smoke"  # a factor of the grid; this one runs in seconds, and nothing is learned from it
@@ -29,7 +30,15 @@ grid = "ablations"  # a file of params/ with factors; ablations_hub: the same on
 data_path = None  # a local text file, where the grid's profile reads one
 
 # %%
-study = ablations.read(factor, grid, data_path=data_path)
+given = params.collect_factor(globals())
+
+# %%
+import time
+
+import pandas as pd
+from spectral_collapse import ablations, figures
+
+study = ablations.read(**given)
 print(study.question)
 levels = {level: ablations.described(changes) for level, changes in study.changes.items()}
 pd.DataFrame(levels.items(), columns=["level", "changes"]).style.hide()

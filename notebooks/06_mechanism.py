@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -19,16 +18,23 @@
 # gradients, drift of the parameters, activations, the leading Hessian eigenvectors, the loss around the model, and the
 # distribution of the next token. At the end, how much of the text's decline goes along with each of them. That is
 # correlation: no quantity below was changed by itself.
+#
+# *In the repository the outputs below are those of the profile `smoke`, a toy run of a minute that tests the code: they
+# say nothing about collapse. The study of this question is shown in notebook 8.*
 
 # %%
-from spectral_collapse import figures, mechanism, params
-from spectral_collapse.mechanism import report, study
+from spectral_collapse import params
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; all its seeds and conditions are measured, or read where they have been
 
 # %%
 settings = params.collect(globals())
+
+# %%
+from spectral_collapse import figures, mechanism
+from spectral_collapse.mechanism import report, study
+
 measured = mechanism.measured(settings)
 mechanism.write(measured, settings)
 cells = measured.quantities[["condition", "seed", "generation"]]

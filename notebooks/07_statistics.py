@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -19,6 +18,18 @@
 # Greenhouse–Geisser's correction), paired t-tests against the `fresh` control with Holm's adjustment, and Cohen's d
 # with bootstrap intervals. This notebook also writes the paper's figures, tables and numbers of the profile's runs;
 # those of the studies that come with the project are notebook 8's.
+#
+# *In the repository the outputs below are those of the profile `smoke`, a toy run of a minute that tests the code: they
+# say nothing about collapse. The last section shows the study on TinyStories, from its committed records.*
+
+# %%
+from spectral_collapse import params
+
+# %% tags=["parameters"]
+profile = "smoke"  # a file of params/; the runs of all its seeds and conditions must be there
+
+# %%
+settings = params.collect(globals())
 
 # %%
 import pandas as pd
@@ -30,7 +41,6 @@ from spectral_collapse import (
     figures,
     findings,
     paper,
-    params,
     paths,
     rescue,
     schema,
@@ -39,11 +49,6 @@ from spectral_collapse import (
     tables,
 )
 
-# %% tags=["parameters"]
-profile = "smoke"  # a file of params/; the runs of all its seeds and conditions must be there
-
-# %%
-settings = params.collect(globals())
 table = series.table(settings)
 metrics = statistics.metric_names(table)
 output = paper.Output(settings)
@@ -87,7 +92,7 @@ output.figure("density", figures.density(series.ends(settings, "curvature")))
 
 # %%
 if settings.layerwise_spectra:
-    display(output.figure("layers", figures.layers(series.ends(settings, "layers"))))
+    output.figure("layers", figures.layers(series.ends(settings, "layers")))
 
 # %%
 output.table("icarus", tables.icarus(table, ["log_spectral_ratio", "log_published_ratio"]))
@@ -239,3 +244,13 @@ output.values(
 
 # %% tags=["nbval-check-output"]
 print("\n".join(output.written))
+
+# %% [markdown]
+# ## The study on TinyStories
+#
+# Whatever the profile above, this is the study that comes with the project (`make paper PROFILE=tinystories`), from
+# its committed records. Its figures and tables are in `paper/generated/tinystories`.
+
+# %%
+study = series.table(params.load("tinystories"), root=paths.COMMITTED)
+figures.series(study, [*headline[:3], "distinct_2", "lambda_max", "bulk_sigma"])

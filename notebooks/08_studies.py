@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -17,6 +16,17 @@
 # Some questions take longer than a reader should wait, or need what not every reader has. Their records are committed,
 # and this notebook makes the paper's figures, tables and numbers from them: whatever profile a paper is of, these parts
 # of it are the same. Each study can be computed again, by the command that its heading names.
+#
+# *Whatever the profile, all outputs below are results of the committed records.*
+
+# %%
+from spectral_collapse import params
+
+# %% tags=["parameters"]
+profile = "smoke"  # a file of params/; its paper gets the figures, tables and numbers below
+
+# %%
+settings = params.collect(globals())
 
 # %%
 from spectral_collapse import (
@@ -25,18 +35,12 @@ from spectral_collapse import (
     figures,
     mechanism,
     paper,
-    params,
     sigma_coverage,
     studies,
     tables,
 )
 from spectral_collapse.mechanism import report, study
 
-# %% tags=["parameters"]
-profile = "smoke"  # a file of params/; its paper gets the figures, tables and numbers below
-
-# %%
-settings = params.collect(globals())
 output = paper.Output(settings)
 
 # %% [markdown]

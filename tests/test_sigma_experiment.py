@@ -151,6 +151,6 @@ def test_sizes_take_the_same_blocks_of_both_checkpoints(monkeypatch):
 
 def test_missing_runs_are_one_sentence(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(tmp_path))
-    assert sigma_experiment.main(["sigma_s1s2", "-p", "generations", "3"]) == 1
+    assert sigma_experiment.main(["sigma_s1s2", "-y", "generations: 3"]) == 1
     said = capsys.readouterr().out.strip()
     assert "generation_0/sigma.json is missing: run the notebook" in said and "\n" not in said

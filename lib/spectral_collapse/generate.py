@@ -4,7 +4,6 @@ import time
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from . import memory, parallel, processes, speed
@@ -119,7 +118,7 @@ def sample(
     continuations: dict[int, list[int]] = {}
     # Little padding, short prompts first.
     left = parallel.deal(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
-    with tqdm(total=len(left), desc=description, leave=False, delay=2, disable=not processes.first()) as progress:
+    with processes.progress(len(left), description) as advance:
         while left:
             chosen = left[:batch_size]
             draws = uniforms([seeds[i] for i in chosen], new_tokens)
@@ -134,7 +133,7 @@ def sample(
                 continue
             continuations |= dict(zip(chosen, drawn, strict=True))
             left = left[batch_size:]
-            progress.update(len(chosen))
+            advance(len(chosen))
     continuations = parallel.gather(continuations)
     speed.count("sampling", sum(map(len, continuations.values())), time.perf_counter() - started)
     return [continuations[i] for i in range(len(prompts))]

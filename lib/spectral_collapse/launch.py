@@ -8,9 +8,8 @@ import os
 import sys
 import traceback
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import yaml
 from torch.distributed import DistError, TCPStore
 
 from . import measure, models, parallel, params, processes, schema
@@ -33,21 +32,18 @@ def _silent(_: str) -> None:
     pass
 
 
-def _assigned(assignment: str) -> tuple[str, Any]:
-    """Key and value of `key=value`, the value read as YAML."""
+def _assigned(assignment: str) -> tuple[str, str]:
+    """Key and value of `key=value`."""
     key, equals, value = assignment.partition("=")
     if not equals:
         raise ValueError(f"{assignment!r}: write key=value.")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ValueError(f"{key}: {value!r} is not readable as YAML.") from None
+    return key, value
 
 
 def _run(profile: str, *assignments: str) -> Run:
     """The run that the command's arguments name, its processes joined."""
     values = dict(map(_assigned, assignments))
-    seed, condition = values.pop("seed", None), values.pop("condition", schema.CONDITIONS[0])
+    seed, condition = params.from_text("seed", values.pop("seed", None)), values.pop("condition", schema.CONDITIONS[0])
     schema.check_selectors(seed, condition)
     settings = params.load(profile, **values)
     parallel.start(models.pick_device(settings.device))

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import display
 from matplotlib.figure import Figure
 
-from . import figures, formatting, paths, provenance, tables
+from . import cli, figures, formatting, paths, provenance, tables
 from .formatting import bracket_of, number_of, pair_of
 from .params import name_of
 from .runs import BASELINE
@@ -26,10 +27,11 @@ class Output:
         self.written.append("/".join(parts))
         return self.folder.joinpath(*parts)
 
-    def figure(self, name: str, figure: Figure) -> Figure:
-        """Writes figures/<name>.pdf and returns the figure, for the notebook to show."""
+    def figure(self, name: str, figure: Figure) -> None:
+        """Writes figures/<name>.pdf, and in a notebook shows the figure, wherever in its cell the call stands."""
         figures.save(figure, self._path("figures", f"{name}.pdf"))
-        return figure
+        if cli.notebook():
+            display(figure)
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
         """Writes tables/<name>.tex."""

@@ -7,13 +7,23 @@ import re
 import types
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from . import paths
-from .schema import CONDITIONS, DESIGN, PLACES, Params, check_selectors, sentence, unknown_name, validated
+from . import cli, paths
+from .schema import (
+    CONDITIONS,
+    DESIGN,
+    PLACES,
+    Params,
+    check_selectors,
+    nearest_name,
+    sentence,
+    unknown_name,
+    validated,
+)
 
 # What a profile with a `base` may set for itself: all that happens after generation 0.
 AFTER_BASE = (
@@ -54,8 +64,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(text)
         pairs = yaml.compose(text, Loader=yaml.SafeLoader).value if isinstance(values, dict) else []
     except FileNotFoundError:
+        known = profiles()
+        near = f" (the nearest is {nearest_name(path.stem, known)!r})" if known else ""
         raise ValueError(
-            f"{path.name} is not in {path.parent}: the profiles there are {', '.join(profiles())}."
+            f"{path.name} is not in {path.parent}: the profiles there are {', '.join(known)}{near}."
         ) from None
     except Exception as error:  # PyYAML lets through whatever its converters raise, of `!!int x` or 2001-13-45
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -242,10 +254,47 @@ def check(values: dict[str, Any], source: str = "parameters") -> Params:
     return params
 
 
+# ---- what command lines give
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether an annotation is that of text: str, a choice, or one of these or None."""
+    return kind is str or get_origin(kind) is Literal or any(map(_is_text, get_args(kind)))
+
+
+def _from_yaml(key: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        read = yaml.safe_load(value)
+    except Exception:  # whatever PyYAML's converters raise
+        raise ValueError(f"{key}: {paths.shown(value)} is not readable as YAML.") from None
+    try:
+        return float(read) if isinstance(read, str) else read  # YAML reads 1e-3 as text
+    except ValueError:
+        return read
+
+
+def from_text(key: str, value: Any) -> Any:
+    """The value of a parameter that came from a command line; what is no text is left as it is.
+
+    Neither papermill's -p nor Snakemake's --config nor `launch` knows the types of the schema: here, and here alone,
+    text for what is to be a number or a list is read as YAML, and null for text that may be missing as none. ValueError
+    where it is not readable.
+    """
+    kind = Params.model_fields[key].annotation if key in Params.model_fields else None
+    if get_origin(kind) is list:
+        (item,), whole = get_args(kind), _from_yaml(key, value)
+        return [_from_yaml(key, one) for one in whole] if isinstance(whole, list) and not _is_text(item) else whole
+    if _is_text(kind):
+        return None if value in ("null", "~") and types.NoneType in get_args(kind) else value
+    return _from_yaml(key, value)
+
+
 def load(profile: str, **overrides: Any) -> Params:
-    """Parameters of `params/<profile>.yaml` with overrides."""
+    """Parameters of `params/<profile>.yaml` with overrides, also those of a command line (`from_text`)."""
     path = _file(profile)
-    values = {**_profile_values(profile), **overrides}
+    values = {**_profile_values(profile), **{key: from_text(key, value) for key, value in overrides.items()}}
     if values.get("profile") != profile:
         raise ValueError(f"{path}: its profile must be called {profile!r}, as the file is.")
     return check(values, path.name)
@@ -306,27 +355,68 @@ def _assigned(cell: str) -> set[str]:
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
+def _given(namespace: dict[str, Any], first: str) -> dict[str, Any]:
+    """What was assigned in the notebook's cell that assigns `first`, and in the one that papermill injects after it.
+
+    Where the kernel keeps no history of cells (nbval), all plain values assigned so far.
+    """
+    cells = [_assigned(cell) | ({first} if cell.startswith("# Parameters") else set()) for cell in namespace["In"]]
+    plain = {key for key, value in namespace.items() if isinstance(value, PLAIN) and not key.startswith("_")}
+    names = set().union(*(names for names in cells if first in names)) or plain - {"In", "Out"}
+    return {name: namespace[name] for name in names if name in namespace}
+
+
+def _extended(profile: str, parent: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """What a notebook's parameters add to: the profile's file or, for one of the user's own, the profile it extends."""
+    if _file(profile).exists():
+        stated = read_yaml(_file(profile)).get("extends")
+        if parent not in (None, stated):
+            raise ValueError(
+                f"a file that extends {paths.shown(parent)} needs a name of its own: {profile!r} is "
+                f"{_file(profile).name} in {paths.PARAMS}. Give your file a line 'profile: NAME'."
+            )
+        return _profile_values(profile)
+    if parent is not None:
+        return _profile_values(parent)
+    missing = [name for name, field in Params.model_fields.items() if field.is_required() and name not in given]
+    if missing:
+        near = nearest_name(profile, profiles())
+        raise ValueError(
+            f"{profile!r} is no profile in {paths.PARAMS}, the nearest is {near!r}; a file of your own behind -f names "
+            f"all parameters, or a profile that it extends: {missing[0]!r} is missing."
+        )
+    return {}
+
+
 def collect(namespace: dict[str, Any]) -> Params:
     """Parameters of a notebook execution, from the notebook's `globals()`.
 
-    The parameters are what was assigned in the cell that assigns `profile`, and in the one that papermill
-    injects after it: papermill passes unknown names with no more than a warning, and here they are refused.
-    Where the kernel keeps no history of cells (nbval), they are all plain values assigned so far.
-    They override `params/<profile>.yaml`, so both `-f params/smoke.yaml` and `-p profile smoke` work.
-    `seed` and `condition`, where a notebook has them, are checked and stay the notebook's own.
+    papermill passes unknown names with no more than a warning, and numbers and lists as text: here the ones are
+    refused, and the others read (`from_text`). They override `params/<profile>.yaml`, so `-f params/smoke.yaml` and
+    `-p profile smoke` both work; a file of the user's own, with a name of its own, may extend a profile.
+    `seed` and `condition`, where a notebook has them, are checked and stay the notebook's own. From here on wrong input
+    ends in its sentence alone (`cli.speak_plainly`).
     """
-    cells = [_assigned(cell) | ({"profile"} if cell.startswith("# Parameters") else set()) for cell in namespace["In"]]
-    plain = {key for key, value in namespace.items() if isinstance(value, PLAIN) and not key.startswith("_")}
-    names = set().union(*(names for names in cells if "profile" in names)) or plain - {"In", "Out"}
-    given = {name: namespace[name] for name in names if name in namespace}
-    profile = given.get("profile")
+    cli.speak_plainly()
+    given = _given(namespace, "profile")
+    profile, parent = given.get("profile"), given.pop("extends", None)
     if not isinstance(profile, str):
         raise ValueError(f"parameter 'profile' must be a name such as 'default', not {profile!r}.")
     seed, condition = given.pop("seed", 0), given.pop("condition", CONDITIONS[0])
-    given.pop("extends", None)  # -f passes it on; the file says the same
-    known = _profile_values(profile) if _file(profile).exists() else {}
-    params = check({**known, **given}, f"notebook parameters, profile {profile!r}")
+    values = {**_extended(profile, parent, given), **{key: from_text(key, value) for key, value in given.items()}}
+    params = check(values, f"notebook parameters, profile {profile!r}")
     check_selectors(seed, condition)
     if place := where(params):
         print(place)
     return params
+
+
+def collect_factor(namespace: dict[str, Any]) -> dict[str, Any]:
+    """Factor, grid and `data_path` of an execution of notebook 5: the arguments of `ablations.read`, checked."""
+    cli.speak_plainly()
+    given = _given(namespace, "factor")
+    known = ("factor", "grid", "data_path")
+    if unknown := sorted(given.keys() - set(known)):
+        raise unknown_name("parameter", unknown[0], known)
+    read_factor(given["grid"], given["factor"])
+    return {"name": given["factor"], "grid": given["grid"], "data_path": from_text("data_path", given["data_path"])}

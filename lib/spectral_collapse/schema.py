@@ -269,7 +269,8 @@ def _may_be_path(text: str) -> bool:
     return "\0" not in text
 
 
-def _nearest_name(name: str, known: Iterable[str]) -> str:
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """The one of the known names that is spelt most like this one."""
     return difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
 
 
@@ -282,7 +283,7 @@ def sentence(error: ValidationError, source: str, known: Iterable[str]) -> str:
     for problem in problems[:MOST]:
         key = ".".join(str(part)[:100] for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown parameter {key!r}; the nearest valid name is {_nearest_name(key, known)!r}")
+            lines.append(f"unknown parameter {key!r}; the nearest valid name is {nearest_name(key, known)!r}")
         elif problem["type"] == "missing":
             lines.append(f"parameter {key!r} is missing")
         elif problem["type"] == "value_error":
@@ -292,9 +293,11 @@ def sentence(error: ValidationError, source: str, known: Iterable[str]) -> str:
             near = ""
             if problem["type"] == "literal_error" and isinstance(value, str):
                 choices = [part.strip("' ") for part in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
-                near = f" (nearest: {_nearest_name(value, choices)!r})"
+                near = f" (nearest: {nearest_name(value, choices)!r})"
             elif problem["type"] == "float_type" and isinstance(value, str):
                 near = " (YAML reads 1e-3 as text: write 1.0e-3)"
+            elif problem["type"] == "list_type":
+                near = f" (write a list as [a, b], for papermill also as -y '{key}: [a, b]')"
             lines.append(f"parameter {key!r}: {problem['msg'].lower()}, not {paths.shown(value)}{near}")
     if len(problems) > MOST:
         lines.append(f"and {len(problems) - MOST} more")
@@ -315,7 +318,7 @@ def validated(values: dict[str, Any], source: str = "parameters") -> Params:
 
 def unknown_name(what: str, name: Any, known: Iterable[str]) -> ValueError:
     """The error of a name that is not among the known ones, with the nearest of those."""
-    near = _nearest_name(str(name), known)
+    near = nearest_name(str(name), known)
     return ValueError(f"unknown {what} {paths.shown(name)}; the nearest valid name is {near!r}.")
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
-from tqdm import tqdm
 
-from . import cli, closure, corpora, models, paths, provenance, seeding, sigma
+from . import cli, closure, corpora, models, paths, processes, provenance, seeding, sigma
 from .tables import Number, Raw, frame_of
 
 DIMENSIONS = (32, 128, 384)
@@ -132,7 +131,7 @@ def coverage_study(embeddings: np.ndarray, replicates: int, seed: int = 0) -> tu
         for name in NAMES:
             population = finite(embeddings, m) if name == "minilm" else drawn(name, m)
             cell = {"population": name, "m": m}
-            for ratio in tqdm(RATIOS, desc=f"{name}, m = {m}", file=sys.stdout):
+            for ratio in processes.steps(RATIOS, f"{name}, m = {m}"):
                 covered += [{**cell, "ratio": ratio, **row} for row in coverage(population, ratio, replicates, seed)]
             for ratio in SHRINKAGE_RATIOS:
                 shrunk.append({**cell, "ratio": ratio, **shrinkage(population, ratio, max(2, replicates // 10), seed)})

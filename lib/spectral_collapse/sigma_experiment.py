@@ -329,9 +329,9 @@ def main(arguments: list[str]) -> int:
     """Writes the artefacts of a profile; 1 with one sentence where that cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m spectral_collapse.sigma_experiment")
     parser.add_argument("profile")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), dest="changes")
+    parser.add_argument("-y", action="append", default=[], metavar="'KEY: VALUE'", dest="changes")
     given = parser.parse_args(arguments)
-    changes = {key: yaml.safe_load(value) for key, value in given.changes}
+    changes = {key: value for change in given.changes for key, value in yaml.safe_load(change).items()}
     return cli.outcome(lambda: "\n".join(write(params_module.load(given.profile, **changes))))
 
 

@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy import stats
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from . import memory, parallel, processes, provenance, speed
@@ -286,7 +285,7 @@ def train(
         micro_batch = recipe.batch_size
     _learn(model, recipe)
     order, made, started = None, 0, time.perf_counter()
-    for step in tqdm(range(len(losses), steps), desc=description, leave=False, delay=2, disable=not processes.first()):
+    for step in processes.steps(range(len(losses), steps), description):
         epoch, batch = divmod(step, per_epoch)
         if batch == 0 or order is None:
             order = generator(*seed_parts, "order", epoch).permutation(len(blocks))

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from .. import closure, loop, measure, models, params, paths, provenance, series
+from .. import closure, loop, measure, models, params, paths, processes, provenance, series
 from ..runs import BASELINE, Run
 from ..schema import Params
 from . import eigenvectors, stages, tracking
@@ -137,7 +136,7 @@ def measured(settings: Params, say: Callable[[str], None] = print) -> Study:
             "held_out_blocks: lower the one or raise the other."
         )
     tables: dict[str, list[dict]] = {name: [] for name in _TABLES}
-    for run in tqdm(list(_runs(settings, say)), desc="mechanism", delay=5):
+    for run in processes.steps(list(_runs(settings, say)), "mechanism, runs"):
         spectra = []
         for generation in range(settings.generations + 1):
             found = _of_run(run, generation)
