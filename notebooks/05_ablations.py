@@ -33,8 +33,6 @@ data_path = None  # a local text file, where the grid's profile reads one
 given = params.collect_factor(globals())
 
 # %%
-import time
-
 import pandas as pd
 from spectral_collapse import ablations, figures
 

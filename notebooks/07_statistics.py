@@ -221,7 +221,7 @@ separation.style.format(precision=3).hide()
 # contradicted if none of it does, inconclusive otherwise; where the profile lacks a condition it is not tested.
 
 # %%
-verdicts = claims.verdicts(claims.gather(table, settings.weights))
+verdicts = claims.verdicts(claims.gather(table))
 output.table("claims", claims.table(verdicts))
 pd.DataFrame([(one.claim.claim, one.verdict) for one in verdicts], columns=["claim", "verdict"]).style.hide()
 

@@ -96,7 +96,7 @@ def table(factor: Factor) -> pd.DataFrame:
     """All runs of the factor: level, role (treated: a level's first condition; else control), and `series.table`."""
     parts = []
     for level, settings in factor.levels.items():
-        part = series.table(settings, stages=STAGES).drop(columns="model")
+        part = series.table(settings, stages=STAGES).drop(columns=["model", "weights"])
         part["log_perplexity"] = np.log(part["held_out_perplexity"])
         role = np.where(part["condition"] == settings.conditions[0], "treated", "control")
         part.insert(0, "role", role)
@@ -125,6 +125,12 @@ def _changes(runs: pd.DataFrame, metric: str, level: str, control: str | None) -
     if untreated.empty:
         raise ValueError(f"level {level!r} has no control {control!r}.")
     return treated - change(untreated)
+
+
+def interval_kind(runs: pd.DataFrame, level: str) -> str:
+    """What `contrast`'s interval at this level is, in words."""
+    kind = f"t, {runs['seed'].nunique()} seeds"
+    return f"hull of {runs['level'].nunique()} levels, each {kind}" if level == ALL else kind
 
 
 def contrast(

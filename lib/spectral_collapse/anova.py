@@ -1,5 +1,8 @@
 """Analysis of variance, condition × generation: of conditions that share their seeds, and of runs of their own.
 
+Sums of squares and the Greenhouse–Geisser factor have closed forms for complete tables, which hold for two seeds too:
+no test of sphericity decides whether to correct, the correction is always made.
+
 Permutation p-values stand beside the parametric ones. Under the hypothesis that conditions do not differ at all, whole
 runs may change their condition: within a seed where conditions are paired, freely where they are not. That hypothesis
 covers the effect of condition and the interaction. Generations have an order and are not exchanged, so that the effect
@@ -8,7 +11,7 @@ of generation has no permutation p. No normality and no sphericity are needed.
 
 import numpy as np
 import pandas as pd
-import pingouin
+from scipy import stats
 
 from .statistics import ROUNDING, require_complete
 
@@ -17,12 +20,28 @@ PERMUTATIONS = 999
 _FIGURES = ["df1", "df2", "F", "p_uncorrected", "epsilon", "p", "eta", "p_permutation"]
 
 
-def _result(anova: pd.DataFrame | None) -> pd.DataFrame:
-    """Frame of `EFFECTS` and `_FIGURES` from pingouin's (its columns in the order of `_FIGURES`), NaN without one."""
-    result = pd.DataFrame({"effect": EFFECTS}).assign(**dict.fromkeys(_FIGURES, np.nan))
-    if anova is not None:
-        result[_FIGURES[:-1]] = anova.to_numpy(float)
-    return result
+def _undefined() -> pd.DataFrame:
+    """Frame of `EFFECTS` and `_FIGURES` without figures."""
+    return pd.DataFrame({"effect": EFFECTS}).assign(**dict.fromkeys(_FIGURES, np.nan))
+
+
+def _epsilon(errors: np.ndarray, contrasts: int) -> float:
+    """Greenhouse and Geisser's (1959) ε = (tr Σ)²/(k tr Σ²) of the covariance Σ of k orthonormal `contrasts`.
+
+    `errors` (subjects, cells): deviations of the effect itself, whose covariance has Σ's eigenvalues and zeros; ε does
+    not depend on its scale. 1/k ≤ ε ≤ 1, and ε = 1/k where Σ has rank one, as with two seeds. NaN without errors.
+    """
+    covariance = errors.T @ errors
+    total = float(np.trace(covariance)) ** 2
+    return total / (contrasts * float((covariance**2).sum())) if total > 0 else np.nan
+
+
+def _row(df1: int, df2: int, effect: float, error: float, subjects: float, epsilon: float = 1.0) -> list[float]:
+    """The figures of `_FIGURES` but the last, from the sums of squares of the effect, of its error, and of all terms
+    that involve subjects."""
+    f = effect / df1 / (error / df2) if error > 0 else np.nan
+    ps = stats.f.sf(f, df1, df2), stats.f.sf(f, epsilon * df1, epsilon * df2)
+    return [df1, df2, f, float(ps[0]), epsilon, float(ps[1]), effect / (effect + subjects)]
 
 
 def _permutation_p(ratios: np.ndarray) -> float:
@@ -31,11 +50,12 @@ def _permutation_p(ratios: np.ndarray) -> float:
 
 
 def _paired_terms(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Each seed's share in an effect, from values (…, seeds, conditions, generations); their mean over seeds is the
-    effect and their scatter its error."""
+    """Each seed's share in an effect, from values (…, seeds, conditions, generations), in that shape; their mean over
+    seeds is the effect and their scatter its error."""
     centred = values - values.mean((-2, -1), keepdims=True)
     condition, generation = centred.mean(-1, keepdims=True), centred.mean(-2, keepdims=True)
-    return dict(zip(EFFECTS, (condition, generation, centred - condition - generation), strict=True))
+    terms = condition, generation, centred - condition - generation
+    return {name: np.broadcast_to(term, centred.shape) for name, term in zip(EFFECTS, terms, strict=True)}
 
 
 def repeated_measures_anova(table: pd.DataFrame, metric: str, permutations: int = PERMUTATIONS) -> pd.DataFrame:
@@ -58,13 +78,22 @@ def repeated_measures_anova(table: pd.DataFrame, metric: str, permutations: int 
     require_complete(table, metric)
     later = table[table["generation"] >= 1]
     if later["condition"].nunique() < 2 or later["generation"].nunique() < 2:
-        return _result(None)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        anova = pingouin.rm_anova(later, dv=metric, within=["condition", "generation"], subject="seed")
-    result = _result(anova[["ddof1", "ddof2", "F", "p_unc", "eps", "p_GG_corr", "ng2"]])
-
+        return _undefined()
     wide = later.pivot(index="seed", columns=["condition", "generation"], values=metric).sort_index(axis=1)
-    values = wide.to_numpy(float).reshape(len(wide), later["condition"].nunique(), -1)
+    seeds, conditions = len(wide), later["condition"].nunique()
+    values = wide.to_numpy(float).reshape(seeds, conditions, -1)
+    if np.ptp(values) <= ROUNDING * np.abs(values).max():
+        return _undefined()
+    generations = values.shape[-1]
+    freedom = conditions - 1, generations - 1, (conditions - 1) * (generations - 1)
+    subjects = float(((values - values.mean(0)) ** 2).sum())  # every term that involves seeds
+    result = _undefined()
+    for row, (term, df) in enumerate(zip(_paired_terms(values).values(), freedom, strict=True)):
+        mean = term.mean(0)
+        errors = (term - mean).reshape(seeds, -1)
+        squares = seeds * float((mean**2).sum()), float((errors**2).sum())
+        result.loc[row, _FIGURES[:-1]] = _row(df, df * (seeds - 1), *squares, subjects, _epsilon(errors, df))
+
     rng = np.random.default_rng(0)
     order = np.broadcast_to(np.arange(values.shape[1]), (permutations + 1, *values.shape[:2]))
     order = np.concatenate([order[:1], rng.permuted(order[1:], axis=-1)])
@@ -97,17 +126,37 @@ def mixed_anova(table: pd.DataFrame, metric: str, permutations: int = PERMUTATIO
     later = table[table["generation"] >= 1]
     later = later.assign(run=later["condition"].astype(str) + ", seed " + later["seed"].astype(str))
     if later["condition"].nunique() < 2 or later["generation"].nunique() < 2:
-        return _result(None)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        anova = pingouin.mixed_anova(
-            later, dv=metric, within="generation", subject="run", between="condition", correction=True, effsize="ng2"
-        )
-    anova = anova.reindex(columns=["DF1", "DF2", "F", "p_unc", "eps", "p_GG_corr", "ng2"])  # two generations: no p_GG
-    result = _result(anova)
-    result["p"] = result["p"].fillna(result["p_uncorrected"])
-
+        return _undefined()
     wide = later.pivot(index=["condition", "run"], columns="generation", values=metric)
     values, groups = wide.to_numpy(float), wide.index.get_level_values("condition").to_numpy()
+    if np.ptp(values) <= ROUNDING * np.abs(values).max():
+        return _undefined()
+    runs, generations = values.shape
+    means = wide.groupby("condition").transform("mean").to_numpy(float)  # (runs, generations): of each run's condition
+    shapes = means - means.mean(-1, keepdims=True)
+    course = values.mean(0) - values.mean()
+    levels = values.mean(-1) - means.mean(-1)
+    within = values - values.mean(-1, keepdims=True) - shapes
+    squares = (
+        generations * float(((means.mean(-1) - values.mean()) ** 2).sum()),
+        runs * float((course**2).sum()),
+        float(((shapes - course) ** 2).sum()),
+    )
+    errors = generations * float((levels**2).sum()), float((within**2).sum())
+    between, repeated = len(np.unique(groups)) - 1, generations - 1
+    df = runs - between - 1
+    epsilon = _epsilon(within, repeated)
+    result = _undefined()
+    for row, figures in enumerate(
+        (
+            (between, df, squares[0], errors[0], sum(errors)),
+            (repeated, df * repeated, squares[1], errors[1], sum(errors), epsilon),
+            (between * repeated, df * repeated, squares[2], errors[1], sum(errors), epsilon),
+        )
+    ):
+        result.loc[row, _FIGURES[:-1]] = _row(*figures)
+    result.loc[0, "epsilon"] = np.nan
+
     rng = np.random.default_rng(0)
     order = np.tile(np.arange(len(values)), (permutations + 1, 1))
     order[1:] = rng.permuted(order[1:], axis=-1)

@@ -15,11 +15,12 @@ import yaml
 from . import ablations, early_warning, mechanism, paths, studies
 from .formatting import escape, format_interval
 from .mechanism import report
-from .statistics import CONTROL, TREATMENT, Interval, mean_interval, verdict
+from .statistics import CONTROL, TREATMENT, Interval, matched_controls, mean_interval, verdict
 from .tables import Number, Raw, frame_of
 
 CLAIMS = paths.PUBLISHED / "claims.yaml"
 VERDICTS = ("supported", "contradicted", "inconclusive", "not tested")
+LEVEL = 0.95  # an interval that covers with less than this decides nothing
 
 
 class NotTested(Exception):
@@ -40,11 +41,21 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A quantity with its interval: the kind of it in words, what was compared, and how probably it holds the truth."""
+
+    interval: Interval
+    kind: str
+    compared: str
+    coverage: float = LEVEL
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """A claim, the quantity's 95 % interval in the runs, one of VERDICTS, and why where it was not tested."""
+    """A claim, the estimate of its quantity if there is one, one of VERDICTS, and why where it was not judged."""
 
     claim: Claim
-    estimate: Interval
+    estimate: Estimate | None
     verdict: str
     reason: str = ""
 
@@ -52,128 +63,188 @@ class Verdict:
 @dataclass(frozen=True)
 class Evidence:
     """What quantities are computed from: the tidy table of the runs, and the committed studies: of SIGMA's intervals,
-    of the ablations by factor, and of the Hessian's outliers. `weights` of the profile says what its `recursive` is."""
+    of the ablations by factor, of the Hessian's outliers, and of SIGMA's settings (their drifts)."""
 
     table: pd.DataFrame
     coverage: pd.DataFrame
     ablated: dict[str, ablations.Study] = field(default_factory=dict)
     outliers: pd.DataFrame | None = None
-    weights: str | None = None
+    settings: pd.DataFrame | None = None
+
+    @property
+    def _names(self) -> dict[str, str]:
+        """Conditions by their own names, and `recursive` also as the one whose weights do what the profile's do."""
+        names = {name: name for name in self.table["condition"].unique()}
+        if TREATMENT in names and "weights" in self.table:
+            weights = self.table.loc[self.table["condition"] == TREATMENT, "weights"].iloc[0]
+            names.setdefault(f"{TREATMENT}_{weights}", TREATMENT)
+        return names
 
     def condition(self, preferred: Sequence[str]) -> str:
-        """The first of the conditions that the profile has: by its name, or `recursive` as the one whose weights do
-        what the profile's do."""
-        names = {name: name for name in set(self.table["condition"])}
-        if TREATMENT in names:
-            names.setdefault(f"{TREATMENT}_{self.weights}", TREATMENT)
+        """The first of the conditions that the profile has."""
         for condition in preferred:
-            if condition in names:
-                return names[condition]
+            if condition in self._names:
+                return self._names[condition]
         raise NotTested(f"no {' or '.join(preferred)} condition")
+
+    def pair(self, preferred: Sequence[str], control: str) -> tuple[str, str]:
+        """The first of the conditions that has a matched control (`matched_controls`), and that control."""
+        self.condition(preferred)
+        try:
+            controls = matched_controls(self.table, control)
+        except ValueError:
+            raise NotTested(f"no {control} condition") from None
+        for condition in (self._names[name] for name in preferred if name in self._names):
+            if matched := controls[condition]:
+                return condition, matched
+        raise NotTested(f"no {control} condition with as many updates")
 
     def values(self, metric: str, condition: str, generation: int | None) -> pd.Series:
         """The metric of every seed at a generation, the last if None; indexed by seed."""
         if metric not in self.table:
             raise NotTested(f"no metric {metric}")
-        last = self.table["generation"].max()
-        generation = last if generation is None else generation
-        if generation > last:
+        generation = self.table["generation"].max() if generation is None else generation
+        if generation not in set(self.table["generation"]):
             raise NotTested(f"no generation {generation}")
         rows = self.table[(self.table["condition"] == condition) & (self.table["generation"] == generation)]
         return rows.set_index("seed")[metric].sort_index()
 
 
-# ---- quantities: intervals over seeds at 95 %
+# ---- quantities
 
 
-def change(evidence: Evidence, metric: str, conditions: Sequence[str], first: int = 0) -> Interval:
+def _over_seeds(values: pd.Series, compared: str) -> Estimate:
+    """Mean over seeds with its t interval."""
+    values = values.dropna()
+    return Estimate(mean_interval(values), f"t, {len(values)} seeds", compared)
+
+
+def change(evidence: Evidence, metric: str, conditions: Sequence[str], first: int = 0) -> Estimate:
     """Mean over seeds of the metric at the last generation less that at `first`."""
     condition = evidence.condition(conditions)
-    return mean_interval(evidence.values(metric, condition, None) - evidence.values(metric, condition, first))
+    moved = evidence.values(metric, condition, None) - evidence.values(metric, condition, first)
+    return _over_seeds(moved, f"{condition}, since generation {first}")
 
 
 def difference(
     evidence: Evidence, metric: str, conditions: Sequence[str], control: str, generation: int | None = None
-) -> Interval:
-    """Mean over seeds of the metric of a condition less that of the control, at one generation."""
-    names = evidence.condition(conditions), evidence.condition([control])
+) -> Estimate:
+    """Mean over seeds of the metric of a condition less that of its matched control, at one generation."""
+    names = evidence.pair(conditions, control)
     treated, untreated = (evidence.values(metric, name, generation) for name in names)
-    return mean_interval((treated - untreated).dropna())
+    return _over_seeds(treated - untreated, " less ".join(names))
 
 
-def share(evidence: Evidence, metric: str, of: str, conditions: Sequence[str]) -> Interval:
+def settings(evidence: Evidence, track: str) -> Estimate:
+    """Last drift of a track where weights are carried over (S2) less that where they restart (S1): of the profile's
+    runs if it has both, else of the committed runs of SIGMA's settings.
+
+    S2's weights have had g times the updates of S1's at generation g, which is a part of what is compared.
+    """
+    names = [f"{TREATMENT}_{weights}" for weights in ("carry", "restart")]
+    try:
+        carried, restarted = (evidence.values(f"{track}_drift", evidence.condition([name]), None) for name in names)
+    except NotTested:
+        if evidence.settings is None:
+            raise
+        return _over_seeds(studies.settings_differences(evidence.settings, track), "S2 less S1, their own runs")
+    return _over_seeds(carried - restarted, "S2 less S1")
+
+
+def share(evidence: Evidence, metric: str, of: str, conditions: Sequence[str]) -> Estimate:
     """Mean over seeds of the ratio of two metrics at the last generation."""
     condition = evidence.condition(conditions)
-    return mean_interval(evidence.values(metric, condition, None) / evidence.values(of, condition, None))
+    return _over_seeds(evidence.values(metric, condition, None) / evidence.values(of, condition, None), condition)
 
 
-def lead(evidence: Evidence, metric: str, outcome: str, conditions: Sequence[str]) -> Interval:
+def lead(evidence: Evidence, metric: str, outcome: str, conditions: Sequence[str]) -> Estimate:
     """Generations by which the metric's alarm precedes the outcome's (`early_warning.leads`): the median of the runs in
-    which both fire, and the range of what the leads of all runs may be, censored ones at their bounds.
-
-    The range of S runs holds the median of all runs with probability 1 − 2^{1−S}: 75 % at three seeds, 94 % at five.
-    """
-    condition = evidence.condition(conditions)
-    evidence.condition([CONTROL])
+    which both fire, and the range of what the leads of all runs may be, censored ones at their bounds, with its
+    coverage (`early_warning.range_coverage`)."""
+    condition, control = evidence.pair(conditions, CONTROL)
     for name in (metric, outcome):
         evidence.values(name, condition, 0)
     runs = early_warning.leads(evidence.table, metric, outcome, condition=condition).dropna()
     if runs.empty:
-        return Interval(math.nan, math.nan, math.nan)
+        return Estimate(Interval(*[math.nan] * 3), "", condition)
     known = runs.loc[runs["low"] == runs["high"], "low"]
-    return Interval(known.median(), runs["low"].min(), runs["high"].max())
+    covered = early_warning.range_coverage(len(runs))
+    kind = f"range of {len(runs)} runs, covers {100 * covered:.0f} %"
+    return Estimate(
+        Interval(known.median(), runs["low"].min(), runs["high"].max()),
+        kind,
+        f"{condition}, band of {control}",
+        covered,
+    )
 
 
-def error_exponent(evidence: Evidence) -> Interval:
-    """b of RMSE ∝ n_A^b for the published plug-in in the coverage study, one level for each kind of columns and m."""
+def _hull(found: np.ndarray, kind: str, compared: str) -> Estimate:
+    """Median of estimates, from the lowest lower to the highest upper end of their intervals, rows (estimate, low,
+    high). What holds of it holds of each at its own level, so that "of all" is tested at no more than that."""
+    return Estimate(Interval(float(np.median(found[:, 0])), found[:, 1].min(), found[:, 2].max()), kind, compared)
+
+
+def error_exponent(evidence: Evidence) -> Estimate:
+    """b of RMSE ∝ n_A^b for the published plug-in in the coverage study: one slope for each kind of columns and m, with
+    its Monte Carlo interval. Theorem 3 is asymptotic: only n_A > 10 m is taken."""
     cells = evidence.coverage[evidence.coverage["correction"] == "none"]
-    rmse = np.log(np.hypot(cells["mean_error"], cells["sd_error"]))
-    sizes = np.log(cells["n_observed"])
-    groups = [cells["population"], cells["m"]]
-    x, y = (values - values.groupby(groups).transform("mean") for values in (sizes, rmse))
-    slope = float((x * y).sum() / (x * x).sum())
-    freedom = len(cells) - cells.groupby(["population", "m"]).ngroups - 1
-    error = math.sqrt(float(((y - slope * x) ** 2).sum()) / freedom / float((x * x).sum()))
-    half = float(scipy.stats.t.ppf(0.975, freedom)) * error
-    return Interval(slope, slope - half, slope + half)
+    cells = cells[cells["n_observed"] > 10 * cells["dimensions"]]
+    found = []
+    for _, group in cells.groupby(["population", "m"]):
+        squares = group["mean_error"] ** 2 + group["sd_error"] ** 2
+        variances = (4 * group["mean_error"] ** 2 + 2 * group["sd_error"] ** 2) * group["sd_error"] ** 2
+        errors = np.sqrt(variances / group["replicates"]) / (2 * squares)  # of log RMSE
+        x = np.log(group["n_observed"]) - np.log(group["n_observed"]).mean()
+        if len(group) > 1:
+            slope = float((x * np.log(squares)).sum() / 2 / (x * x).sum())
+            half = float(scipy.stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(((x * errors) ** 2).sum()) / (x * x).sum())
+            found.append((slope, slope - half, slope + half))
+    if not found:
+        raise NotTested("asymptotic, and the study ends at n_A = 10 m")
+    return _hull(np.array(found), f"hull of {len(found)} Monte Carlo intervals", "plug-in")
 
 
-def coverage(evidence: Evidence) -> Interval:
-    """Coverage of the published interval over all cells of the study: mean, least and largest."""
-    shares = evidence.coverage.loc[evidence.coverage["correction"] == "none", "coverage"]
-    return Interval(shares.mean(), shares.min(), shares.max())
+def coverage(evidence: Evidence) -> Estimate:
+    """Coverage of the published interval in every cell of the study, with its interval of Clopper and Pearson."""
+    cells = evidence.coverage[evidence.coverage["correction"] == "none"]
+    found = cells[["coverage", "coverage_low", "coverage_high"]].to_numpy(float)
+    return _hull(found, f"hull of {len(cells)} Clopper–Pearson intervals", "plug-in")
 
 
 def ablation(
     evidence: Evidence, factor: str, metric: str, level: str, against: str | None = None, control: str | None = None
-) -> Interval:
+) -> Estimate:
     """`ablations.contrast` in the committed study of a factor."""
     if factor not in evidence.ablated:
         raise NotTested(f"no study of {factor}")
-    return ablations.contrast(evidence.ablated[factor].runs, metric, level, against, control)
+    runs = evidence.ablated[factor].runs
+    interval = ablations.contrast(runs, metric, level, against, control)
+    compared = f"{factor} {level}" + (f" less {against}" if against else "") + (f", less {control}" if control else "")
+    return Estimate(interval, ablations.interval_kind(runs, level), compared)
 
 
-def merging(evidence: Evidence) -> Interval:
+def merging(evidence: Evidence) -> Estimate:
     """Share of generation 0's leading Hessian eigenvectors that merged with the bulk, recursive less fresh
     (`mechanism.report.merging`)."""
     if evidence.outliers is None:
         raise NotTested("no study of the mechanism")
-    return report.merging(evidence.outliers)
+    seeds = evidence.outliers["seed"].nunique()
+    return Estimate(report.merging(evidence.outliers), f"t, {seeds} seeds", f"{TREATMENT} less {CONTROL}")
 
 
-QUANTITIES: dict[str, Callable[..., Interval]] = {
+QUANTITIES: dict[str, Callable[..., Estimate]] = {
     function.__name__: function
-    for function in (change, difference, share, lead, error_exponent, coverage, ablation, merging)
+    for function in (change, difference, settings, share, lead, error_exponent, coverage, ablation, merging)
 }
 
 
 # ---- verdicts
 
 
-def gather(table: pd.DataFrame, weights: str) -> Evidence:
-    """The table of a profile's runs, and its weights, beside the studies that come with the project."""
+def gather(table: pd.DataFrame) -> Evidence:
+    """The table of a profile's runs beside the studies that come with the project."""
     outliers = mechanism.committed()[0].outliers
-    return Evidence(table, studies.sigma_coverage(), ablations.studies(), outliers, weights)
+    return Evidence(table, studies.sigma_coverage(), ablations.studies(), outliers, studies.drifts("sigma_s1s2"))
 
 
 def read(path: Path = CLAIMS) -> list[Claim]:
@@ -196,16 +267,21 @@ def read(path: Path = CLAIMS) -> list[Claim]:
 
 
 def judge(claim: Claim, evidence: Evidence) -> Verdict:
-    """Supported if the interval lies in the claim's region, contradicted if it lies outside, else inconclusive.
+    """Supported if the interval lies in the claim's region, contradicted if it lies outside, else inconclusive; where
+    the interval covers with less than `LEVEL` it decides nothing, and the claim is inconclusive.
 
     Not tested where the runs lack what the quantity needs, or give no interval (one seed, for instance).
     """
     try:
         estimate = QUANTITIES[claim.quantity](evidence, **claim.arguments)
     except NotTested as reason:
-        return Verdict(claim, Interval(math.nan, math.nan, math.nan), "not tested", str(reason))
-    word = verdict(estimate, claim.region)
-    return Verdict(claim, estimate, word, "no interval" if word == "not tested" else "")
+        return Verdict(claim, None, "not tested", str(reason))
+    word = verdict(estimate.interval, claim.region)
+    if word == "not tested":
+        return Verdict(claim, None, word, "no interval")
+    if estimate.coverage < LEVEL:
+        return Verdict(claim, estimate, "inconclusive", f"its interval covers less than {LEVEL:.0%}")
+    return Verdict(claim, estimate, word)
 
 
 def verdicts(evidence: Evidence, path: Path = CLAIMS) -> list[Verdict]:
@@ -221,24 +297,32 @@ def _minus(text: str) -> str:
     return re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)
 
 
+def _paragraph(text: str, width: int) -> Raw:
+    return Raw(rf"\parbox[t]{{{width}mm}}{{\raggedright {text}\strut}}")
+
+
 def table(found: Sequence[Verdict]) -> pd.DataFrame:
-    """Every claim with its source, the figure printed there, our estimate with its interval, and the verdict."""
-    rows = [
-        [
-            Raw(rf"\parbox[t]{{80mm}}{{\raggedright {escape(one.claim.claim)}\strut}}"),
-            Raw(rf"\parbox[t]{{40mm}}{{\raggedright {escape(one.claim.source)}\strut}}"),
-            Raw(rf"\parbox[t]{{31mm}}{{\raggedright {_minus(escape(one.claim.figure))}\strut}}"),
-            Number(format_interval(one.estimate) if one.verdict != "not tested" else escape(one.reason)),
-            one.verdict,
-        ]
-        for one in found
-    ]
-    return frame_of(rows, ["Claim", "Source", "Figure there", "Here", "Verdict"])
+    """Every claim with its source, the figure printed there, our estimate with its interval, what was compared and what
+    kind of interval that is, and the verdict."""
+    rows = []
+    for one in found:
+        here = format_interval(one.estimate.interval) if one.estimate else "--"
+        how = f"{one.estimate.compared}; {one.estimate.kind}" if one.estimate else one.reason
+        texts = (escape(one.claim.claim), 72), (escape(one.claim.source), 34), (_minus(escape(one.claim.figure)), 29)
+        rows.append(
+            [*(_paragraph(*each) for each in texts), Number(here), _paragraph(escape(how), 42), Raw(one.verdict)]
+        )
+    return frame_of(rows, ["Claim", "Source", "Figure there", "Here", "Compared; kind of interval", "Verdict"])
 
 
 def values(found: Sequence[Verdict]) -> dict[str, str]:
-    """claim.<id>, its verdict; claim.<id>.estimate; claims.all and claims.<verdict>, counts, blanks as underscores."""
+    """claim.<id>, its verdict; where there is an estimate claim.<id>.estimate, .kind and .compared; claims.all and
+    claims.<verdict>, counts, blanks as underscores."""
     text = {f"claim.{one.claim.id}": one.verdict for one in found}
-    text |= {f"claim.{one.claim.id}.estimate": format_interval(one.estimate) for one in found}
+    for one in found:
+        if one.estimate:
+            key = f"claim.{one.claim.id}"
+            text[f"{key}.estimate"] = format_interval(one.estimate.interval)
+            text |= {f"{key}.kind": escape(one.estimate.kind), f"{key}.compared": escape(one.estimate.compared)}
     counts = {name.replace(" ", "_"): sum(one.verdict == name for one in found) for name in VERDICTS}
     return text | {"claims.all": str(len(found))} | {f"claims.{name}": str(count) for name, count in counts.items()}

@@ -8,8 +8,8 @@ import pandas as pd
 import pingouin
 from scipy import optimize, stats
 
-from .early_warning import RATE, alarms, band_positions, changes_by_condition
-from .statistics import CONTROL, TREATMENT, Interval
+from .early_warning import RATE, alarms, band_positions
+from .statistics import CONTROL, TREATMENT, Interval, changes, matched_controls
 
 EXACT_SEEDS = 12  # up to here all 2^seeds exchanges of the permutation test are made
 
@@ -54,11 +54,13 @@ def separation(
 
     Without an effect the treated and the control run of a seed may be exchanged: all 2^seeds exchanges are made, bands
     and scores computed anew for each, and p is the share whose AUC is as large. Exchanging every run separates well
-    separated conditions just as well, so that p is hardly below 2/2^seeds: 0.25 at three seeds, 0.06 at five. NaN below
-    three seeds; p is NaN beyond `EXACT_SEEDS`.
+    separated conditions just as well, so that p is hardly below `least_p("exchange", seeds)`: 0.25 at three seeds, 0.06
+    at five. NaN below three seeds and without a matched control; p is NaN beyond `EXACT_SEEDS`.
     """
-    changes = changes_by_condition(table, metric, control)
-    pair = np.stack([changes[condition], changes[control]])  # (2, seeds, generations)
+    moved, matched = changes(table, metric), matched_controls(table, control)[condition]
+    if matched is None:
+        return Interval(math.nan, math.nan, math.nan), math.nan
+    pair = np.stack([moved.loc[name].to_numpy(float) for name in (condition, matched)])  # (2, seeds, generations)
     seeds = pair.shape[1]
     if seeds < 3:
         return Interval(math.nan, math.nan, math.nan), math.nan
@@ -66,8 +68,8 @@ def separation(
     masks = np.arange(2**seeds if exact else 1)[None, :] >> np.arange(seeds)[:, None] & 1  # (seeds, exchanges)
     places = np.arange(seeds)[:, None]
     treated, untreated = pair[masks, places], pair[1 - masks, places]  # (seeds, exchanges, generations)
-    # The level scales every score alike, and leaves their order as it is.
-    scores = [np.abs(band_positions(runs, untreated, 0.95)).max(-1) for runs in (treated, untreated)]
+    # The level scales every score alike, and leaves their order as it is. A band without width adds nothing to a score.
+    scores = [np.nan_to_num(np.abs(band_positions(runs, untreated, 0.95))).max(-1) for runs in (treated, untreated)]
     found = _auc(*scores)
     p = float(np.mean(found >= found[0] - 1e-12)) if exact else math.nan
     return auc_interval(float(found[0]), seeds, seeds), p
@@ -82,8 +84,8 @@ def detection(
 ) -> pd.DataFrame:
     """Which metrics tell treated runs from control runs? A row a metric, of all `metrics` that were tried.
 
-    Columns metric; runs (judged, of the treatment and of the control alike); detected and false_alarms, numbers of
-    treated and of control runs with an alarm at `rate`; detected_family and false_alarms_family, the same at
+    Columns metric; runs and control_runs, the treated and the control runs that could be judged; detected and
+    false_alarms, those of them with an alarm at `rate`; detected_family and false_alarms_family, the same at
     rate/len(metrics) (Bonferroni), so that a run without effect raises any alarm of the family with probability `rate`
     at most; auc, auc_low, auc_high; p (of `separation`) and p_holm over the metrics.
 
@@ -94,17 +96,19 @@ def detection(
     """
     if not metrics:
         raise ValueError("There is no metric to try: give at least one.")
+    matched = matched_controls(table, control)[condition]
     rows = []
     for metric in metrics:
         found = {}
         for name, share in (("", rate), ("_family", rate / len(metrics))):
-            runs = alarms(table[table["condition"].isin([condition, control])], metric, share, control)
-            for key, group in ((f"detected{name}", condition), (f"false_alarms{name}", control)):
-                found[key] = int(np.isfinite(runs.loc[runs["condition"] == group, "alarm"]).sum())
-        judged = int(runs.loc[runs["condition"] == control, "alarm"].notna().sum())
+            runs = alarms(table[table["condition"].isin([condition, matched])], metric, share, control)
+            for of, count, group in (("runs", "detected", condition), ("control_runs", "false_alarms", matched)):
+                alarm = runs.loc[runs["condition"] == group, "alarm"]
+                found.setdefault(of, int(alarm.notna().sum()))
+                found[f"{count}{name}"] = int(np.isfinite(alarm).sum())
         auc, p = separation(table, metric, condition, control)
         intervals = {"auc": auc.estimate, "auc_low": auc.low, "auc_high": auc.high, "p": p}
-        rows.append({"metric": metric, "runs": judged, **found, **intervals})
+        rows.append({"metric": metric, **found, **intervals})
     frame = pd.DataFrame(rows)
     frame["p_holm"] = pingouin.multicomp(frame["p"].to_numpy(float), method="holm")[1]
     return frame

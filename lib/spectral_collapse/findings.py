@@ -16,7 +16,9 @@ from .statistics import (
     detectable_effect,
     effect_sizes,
     equivalence,
+    least_p,
     margin_of,
+    matched_controls,
     metric_names,
     paired_tests,
     summary,
@@ -24,6 +26,7 @@ from .statistics import (
 from .tables import label
 
 NO_LEAD, NOT_EQUAL = "not shown to be earlier", "not shown to be equal"
+UNMATCHED = "not tested, for want of a control with as many updates"
 
 
 def lead_verdict(p: float, p_holm: float) -> str:
@@ -40,12 +43,14 @@ def _counted(count: int, runs: int) -> str:
 def warning_values(table: pd.DataFrame) -> dict[str, str]:
     """Numbers of alarms and leads, for tables that hold the control and the treatment (keys as in `values`).
 
-    alarm.rate, alarm.metrics (number tried), alarm.runs (judged, of each of the two conditions),
-    alarm.detecting (metrics with an alarm in every judged treated run), alarm.false.share (of all control runs and
-    metrics); alarm.M.{detected,false,auc,p}; for every metric M but the outcomes and every outcome O
-    lead.O.always (metrics that fire before it in every judged run), lead.M.O.{median,bounds,both,earlier,later,p} (no
-    median where no run has both alarms), word.lead.M.O (`lead_verdict`) and, for the first outcome,
-    lag.M.O.{best,rho}: the lag with the greatest |ρ| of M before O, and that ρ.
+    alarm.rate, alarm.metrics (number tried), alarm.runs (judged, of the treatment), alarm.detecting (metrics with an
+    alarm in every judged treated run), alarm.false.share (of all control runs and metrics);
+    alarm.M.{detected,false,auc,p}; for every metric M but the outcomes and every outcome O lead.O.always (metrics that
+    fire before it in every judged run), lead.M.O.{median,bounds,both,earlier,later,p} (no median where no run has both
+    alarms), word.lead.M.O (`lead_verdict`) and, for the first outcome, lag.M.O.{best,rho}: the lag with the greatest
+    |ρ| of M before O, and that ρ; lead.least.{p,p_holm}, the least that the sign test can give with so many runs, and
+    that after Holm's correction; lead.{possible,impossible}, "yes", whether the latter is below 0.05;
+    lead.range.coverage, of the range of the runs' leads for their median.
     """
     metrics = early_warning.candidates(table)
     outcomes = [name for name in early_warning.OUTCOMES if name in table]
@@ -57,11 +62,22 @@ def warning_values(table: pd.DataFrame) -> dict[str, str]:
         "alarm.metrics": str(len(metrics)),
         "alarm.runs": str(judged),
         "alarm.detecting": str(everywhere.sum()),
-        "alarm.false.share": format_percent(tried["false_alarms"].sum() / judged / len(metrics) if judged else np.nan),
+        "alarm.false.share": format_percent(
+            tried["false_alarms"].sum() / tried["control_runs"].sum() if judged else np.nan
+        ),
     }
+    if judged:
+        least = least_p("sign", judged)
+        corrected = min(1.0, least * len(metrics))
+        text |= {
+            "lead.least.p": format_p(least),
+            "lead.least.p_holm": format_p(corrected),
+            "lead.possible" if corrected < 0.05 else "lead.impossible": "yes",
+            "lead.range.coverage": format_percent(early_warning.range_coverage(judged)),
+        }
     for row in pd.concat([tried, detection.detection(table, outcomes)]).itertuples():
         text[f"alarm.{row.metric}.detected"] = _counted(row.detected, row.runs)
-        text[f"alarm.{row.metric}.false"] = _counted(row.false_alarms, row.runs)
+        text[f"alarm.{row.metric}.false"] = _counted(row.false_alarms, row.control_runs)
         text[f"alarm.{row.metric}.auc"] = format_interval(Interval(row.auc, row.auc_low, row.auc_high))
         text[f"alarm.{row.metric}.p"] = format_p(row.p)
     for outcome in outcomes:
@@ -88,21 +104,28 @@ def warning_values(table: pd.DataFrame) -> dict[str, str]:
 def values(table: pd.DataFrame) -> dict[str, str]:
     """Every number of the paper that derives from the tidy table, as LaTeX for running text.
 
-    Keys (M metric, C condition, A, B metrics): seeds, generations (the last one), model, detectable.d;
+    Keys (M metric, C condition, A, B metrics): seeds, generations (the last one), model, detectable.{d,tests,single}
+    (after Holm's correction over so many tests, and of a single one);
     M.C.first, M.C.last (mean at the first and last generation with t interval), M.C.peak_generation (where
     the mean is greatest, the earlier at a tie); anova.M.{condition,generation,interaction}.{F,p,df,eta} with
-    Greenhouse-Geisser p; against `fresh` at the last generation d.M.C (d_av with bootstrap interval),
+    Greenhouse-Geisser p; against the matched `fresh` at the last generation d.M.C (d_z with its noncentral t interval),
     diff.M.C (mean difference with t interval) and word.M.C: `higher` or `lower` if the Holm-adjusted paired
-    t-test gives p < 0.05, else `not distinguishable`; rho.A.B over the generations of `recursive` runs.
+    t-test gives p < 0.05, else `not distinguishable`, or that there is no such control; rho.A.B over the generations of
+    `recursive` runs.
     Keys that need an absent control or treatment are absent too.
     """
     conditions, metrics = list(table["condition"].unique()), metric_names(table)
+    seeds = table["seed"].nunique()
+    controls = matched_controls(table) if CONTROL in conditions else {}
+    tests = max(1, sum(control not in (None, name) for name, control in controls.items()))
     text = {
-        "seeds": str(table["seed"].nunique()),
+        "seeds": str(seeds),
         "generations": str(table["generation"].max()),
         "model": escape(table["model"].iloc[0]),
         "margin": format_percent(MARGIN),
-        "detectable.d": format_number(detectable_effect(table["seed"].nunique())),
+        "detectable.d": format_number(detectable_effect(seeds, tests)),
+        "detectable.tests": str(tests),
+        "detectable.single": format_number(detectable_effect(seeds)),
     }
     for metric in metrics:
         for condition, series in summary(table, metric).groupby("condition"):
@@ -118,20 +141,22 @@ def values(table: pd.DataFrame) -> dict[str, str]:
         if CONTROL not in conditions:
             continue
         for condition, effect in effect_sizes(table, metric).items():
-            text[f"d.{metric}.{condition}"] = format_interval(effect.d_av)
+            text[f"d.{metric}.{condition}"] = format_interval(effect.d_z)
         for row in paired_tests(table, metric).itertuples():
             difference = Interval(row.difference, row.low, row.high)
             text[f"diff.{metric}.{row.condition}"] = format_interval(difference)
             word = "higher" if row.difference > 0 else "lower"
-            text[f"word.{metric}.{row.condition}"] = word if row.p_holm < 0.05 else "not distinguishable"
+            word = word if row.p_holm < 0.05 else "not distinguishable"
+            text[f"word.{metric}.{row.condition}"] = UNMATCHED if controls[row.condition] is None else word
         margin = margin_of(table, metric)
         for row in equivalence(table, metric, margin).itertuples() if margin > 0 else ():
-            text[f"equal.{metric}.{row.condition}"] = f"equal within {text['margin']}" if row.equivalent else NOT_EQUAL
+            word = f"equal within {text['margin']}" if row.equivalent else NOT_EQUAL
+            text[f"equal.{metric}.{row.condition}"] = UNMATCHED if controls[row.condition] is None else word
         for row in slope_tests(table, metric).itertuples() if table["generation"].nunique() > 1 else ():
             text[f"slope.{metric}.{row.condition}"] = format_interval(
                 Interval(row.slope, row.slope_low, row.slope_high)
             )
-            if row.condition != CONTROL:
+            if controls[row.condition] not in (None, row.condition):
                 difference = Interval(row.difference, row.low, row.high)
                 text[f"slope_diff.{metric}.{row.condition}"] = format_interval(difference)
     if TREATMENT in conditions:

@@ -10,13 +10,18 @@ from scipy.stats import rankdata
 
 from . import loop, train
 from .early_warning import prediction_band
-from .formatting import format_interval
+from .formatting import format_number
 from .runs import View, stage
-from .seeding import generator
-from .statistics import CONTROL, TREATMENT, Interval, require_complete
+from .statistics import CONTROL, TREATMENT, changes, matched_controls
 from .tables import Number, Raw, frame_of, label
 
 OUTCOME = "held_out_perplexity"
+# To which side a metric moves in a collapsing model, as the two studies and the field have it, fixed before these runs.
+COLLAPSE = {
+    **dict.fromkeys(("log_spectral_ratio", "log_published_ratio", "lambda_max", "track_two_drift"), -1),
+    **dict.fromkeys(("distinct_2", "tail_coverage"), -1),
+    **dict.fromkeys(("held_out_perplexity", "bulk_sigma", "repetition_4", "hashed_ngram_hhi"), 1),
+}
 
 
 @stage()
@@ -39,25 +44,24 @@ def rescued(results: Iterable[tuple[str, int, int, dict]]) -> pd.DataFrame:
 def reversibility(
     table: pd.DataFrame, after: pd.DataFrame, control: str = CONTROL, level: float = 0.95
 ) -> pd.DataFrame:
-    """Whether each rescued model's perplexity lies in the band of the fresh control, or below it.
+    """Whether each rescued model's perplexity lies in the band of its matched control, or below it.
 
     Changes from generation 0 are compared, with the `prediction_band` of the control runs of the *other* seeds at the
     same generation. Columns condition, seed, generation, before, after (both as changes), high (the band's upper end),
-    reversible: 1.0, 0.0, or nan where fewer than two other control runs exist. ValueError for an incomplete table or an
-    absent control.
+    reversible: 1.0, 0.0, or nan without a control of the same weights and where fewer than two other control runs
+    exist. ValueError for an incomplete table or an absent control.
     """
-    require_complete(table, OUTCOME)
-    if control not in set(table["condition"]):
-        raise ValueError(f"the table has no condition {control!r} to compare with.")
-    values = table.pivot(index=["condition", "seed"], columns="generation", values=OUTCOME)
-    changes = values.sub(values[0], axis=0)
+    moved, controls = changes(table, OUTCOME), matched_controls(table, control)
+    start = table[table["generation"] == 0].set_index(["condition", "seed"])[OUTCOME]
     rows = []
     for condition, seed, generation, perplexity in after.itertuples(index=False):
-        others = changes.loc[control].drop(index=seed, errors="ignore")
-        high = prediction_band(others[generation], level)[1]
-        moved = perplexity - values.loc[(condition, seed), 0]
-        reversible = float(moved <= high) if math.isfinite(high) else math.nan
-        rows.append((condition, seed, generation, changes.loc[(condition, seed), generation], moved, high, reversible))
+        high = math.nan
+        if controls[condition] is not None:
+            others = moved.loc[controls[condition]].drop(index=seed, errors="ignore")
+            high = float(prediction_band(others[generation], level)[1])
+        back = perplexity - start[condition, seed]
+        reversible = float(back <= high) if math.isfinite(high) else math.nan
+        rows.append((condition, seed, generation, moved.loc[(condition, seed), generation], back, high, reversible))
     return pd.DataFrame(rows, columns=["condition", "seed", "generation", "before", "after", "high", "reversible"])
 
 
@@ -76,58 +80,39 @@ def turning_point(found: pd.DataFrame) -> dict[int, float]:
 
 
 def _separation(values: np.ndarray, irreversible: np.ndarray) -> tuple[float, float]:
-    """AUC of values for irreversibility, (max of both directions), and the midpoint cut of the largest Youden index."""
+    """AUC of greater values for irreversibility, and the midpoint cut of the largest Youden index."""
     ones = int(irreversible.sum())
     zeros = len(values) - ones
     if not ones or not zeros:
         return math.nan, math.nan
     auc = (rankdata(values)[irreversible].sum() - ones * (ones + 1) / 2) / (ones * zeros)
-    signed = values if auc >= 0.5 else -values
-    order = np.unique(signed)
+    order = np.unique(values)
     cuts = np.concatenate([[order[0]], (order[1:] + order[:-1]) / 2])
-    gains = [(signed[irreversible] >= cut).mean() - (signed[~irreversible] >= cut).mean() for cut in cuts]
-    cut = cuts[int(np.argmax(gains))]
-    return max(auc, 1 - auc), float(cut if auc >= 0.5 else -cut)
+    gains = [(values[irreversible] >= cut).mean() - (values[~irreversible] >= cut).mean() for cut in cuts]
+    return float(auc), float(cuts[int(np.argmax(gains))])
 
 
 def separation(
-    table: pd.DataFrame,
-    found: pd.DataFrame,
-    metrics: Sequence[str],
-    condition: str = TREATMENT,
-    resamples: int = 1000,
+    table: pd.DataFrame, found: pd.DataFrame, metrics: Sequence[str], condition: str = TREATMENT
 ) -> pd.DataFrame:
     """How well the value of a metric before the rescue tells irreversible models from reversible ones.
 
-    Changes from generation 0 of every rescued model. Columns condition, metric, auc (of the better direction, 0.5 to
-    1), auc_low, auc_high, threshold, threshold_low, threshold_high: percentiles of a bootstrap over runs, at 95 %.
-    Models of one run are alike, and few runs make the intervals too short. All NaN where all models are of one kind.
+    Changes from generation 0 of every rescued model, in the direction of `COLLAPSE`. Columns condition, metric,
+    direction (1 or −1), auc (below 0.5 where the metric moves to the other side), threshold (of the change, in sample),
+    models and runs. Models of one run are alike and the runs are few, so that there is no interval that would cover: a
+    bootstrap over them is too short. NaN where all models are of one kind. ValueError for a metric without a direction.
     """
+    if unknown := [metric for metric in metrics if metric not in COLLAPSE]:
+        raise ValueError(f"No direction is fixed for {unknown[0]}: give it one in rescue.COLLAPSE.")
     judged = found[found["condition"] == condition].dropna(subset="reversible")
-    seeds = judged["seed"].unique()
+    models = pd.MultiIndex.from_frame(judged[["condition", "seed", "generation"]])
     rows = []
     for metric in metrics:
-        values = table.pivot(index=["condition", "seed"], columns="generation", values=metric)
-        changes = values.sub(values[0], axis=0).loc[condition]
-        parts = {
-            seed: (
-                np.array([changes.loc[seed, generation] for generation in run["generation"]]),
-                run["reversible"].to_numpy() == 0,
-            )
-            for seed, run in judged.groupby("seed")
-        }
-
-        def of(chosen: Sequence[int], parts: dict = parts) -> tuple[float, float]:
-            return _separation(*(np.concatenate([parts[seed][part] for seed in chosen]) for part in (0, 1)))
-
-        auc, threshold = of(seeds) if len(seeds) else (math.nan, math.nan)
-        ends = np.full((2, 2), math.nan)
-        if math.isfinite(auc):
-            draws = generator("separation").choice(seeds, size=(resamples, len(seeds)))
-            replicates = np.array([of(draw) for draw in draws])
-            ends = np.nanquantile(replicates, [0.025, 0.975], axis=0)
-        rows.append((condition, metric, *Interval(auc, *ends[:, 0]), *Interval(threshold, *ends[:, 1])))
-    names = ["condition", "metric", "auc", "auc_low", "auc_high", "threshold", "threshold_low", "threshold_high"]
+        moved = COLLAPSE[metric] * changes(table, metric).stack().loc[models].to_numpy(float)
+        auc, threshold = _separation(moved, judged["reversible"].to_numpy() == 0)
+        counts = len(judged), judged["seed"].nunique()
+        rows.append((condition, metric, COLLAPSE[metric], auc, COLLAPSE[metric] * threshold, *counts))
+    names = ["condition", "metric", "direction", "auc", "threshold", "models", "runs"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -140,20 +125,26 @@ def table(separated: pd.DataFrame) -> pd.DataFrame:
         [
             row.condition,
             label(row.metric),
-            Number(format_interval(Interval(row.auc, row.auc_low, row.auc_high))),
-            Number(format_interval(Interval(row.threshold, row.threshold_low, row.threshold_high))),
+            "rises" if row.direction > 0 else "falls",
+            Number(format_number(row.auc)),
+            Number(format_number(row.threshold)),
+            Number(f"{row.models} of {row.runs} runs"),
         ]
         for row in separated.itertuples()
     ]
-    return frame_of(rows, ["Condition", "Metric", "AUC", Raw("Threshold (change from generation 0)")])
+    return frame_of(rows, ["Condition", "Metric", "Said to", "AUC", Raw("Threshold (change)"), "Models"])
 
 
 def values(found: pd.DataFrame) -> dict[str, str]:
-    """Of every condition C: rescue.models.C, those judged; rescue.reversible.C; rescue.runs.C; rescue.lost.C, runs with
-    a turning point, and rescue.turning.C, its median generation among them, if there are any."""
+    """Of every condition C with judged models: rescue.models.C, their number; rescue.reversible.C; rescue.runs.C;
+    rescue.lost.C, runs with a turning point, and rescue.turning.C, its median generation among them, if there are any.
+    Of one without: rescue.unjudged.C, its number of models."""
     text = {}
     for condition, rescued_models in found.groupby("condition"):
         judged = rescued_models.dropna(subset="reversible")
+        if judged.empty:
+            text[f"rescue.unjudged.{condition}"] = str(len(rescued_models))
+            continue
         points = turning_point(judged).values()
         lost = [point for point in points if math.isfinite(point)]
         text |= {

@@ -11,7 +11,7 @@ import pandas as pd
 from . import paths, provenance
 from .params import base_params
 from .runs import BASELINE, folders
-from .schema import DESIGN, PLACES, Params, noted
+from .schema import DESIGN, PLACES, Params, noted, split_condition
 from .sigma import TRACKS
 
 # Numbers of a stage that become columns as they are.
@@ -138,7 +138,8 @@ def table(
     stages: tuple[str, ...] = tuple(_COLUMNS),
     root: Path | None = None,
 ) -> pd.DataFrame:
-    """Tidy table of the profile's runs: model, condition, seed, generation, then the metrics of the stages.
+    """Tidy table of the profile's runs: model, condition, weights (restart or carry), seed, generation, then the
+    metrics of the stages.
 
     A metric that there is not (storyworld's tails on other text, MAUVE without its package) has no column. Drifts are
     differences to generation 0 of the same seed.
@@ -154,11 +155,18 @@ def table(
                 row |= {f"{track}_drift": result["drifts"][track]["drift"] for track in TRACKS}
     frame = pd.DataFrame(
         [
-            {"model": params.model, "condition": condition, "seed": seed, "generation": generation, **row}
+            {
+                "model": params.model,
+                "condition": condition,
+                "weights": split_condition(condition, params.weights)[1],
+                "seed": seed,
+                "generation": generation,
+                **row,
+            }
             for (condition, seed, generation), row in rows.items()
         ]
     )
-    metrics = [name for name in frame if name not in ("model", "condition", "seed", "generation")]
+    metrics = [name for name in frame if name not in ("model", "condition", "weights", "seed", "generation")]
     # JSON has no NaN: an undefined value arrives as None.
     return frame.astype(dict.fromkeys(metrics, float))
 

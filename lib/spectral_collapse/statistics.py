@@ -11,16 +11,16 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pingouin
-from scipy import special, stats
-from statsmodels.stats.power import TTestPower
+from scipy import integrate, optimize, special, stats
 from statsmodels.stats.weightstats import ttost_paired
 
 from . import forecast
+from .schema import split_condition
 
 DESIGN = ("condition", "seed", "generation")
 CONTROL, TREATMENT = "fresh", "recursive"
 MARGIN = 0.05  # "no difference" means less than this share of the base model's value
-ROUNDING = 1e-12  # differences below this share of the values are rounding errors, not variation
+ROUNDING = 64 * np.finfo(float).eps  # differences below this share of the values are rounding errors, not variation
 
 
 class Interval(NamedTuple):
@@ -35,13 +35,33 @@ class EffectSize(NamedTuple):
     """Standardised paired differences, see `cohen_d`."""
 
     d_z: Interval
-    d_av: Interval
+    d_av: float
     g_z: float
 
 
 def metric_names(table: pd.DataFrame) -> list[str]:
     """Columns of the tidy table that hold a metric; one that is empty throughout was not measured."""
-    return [name for name in table.columns if name not in ("model", *DESIGN) and table[name].notna().any()]
+    return [name for name in table.columns if name not in ("model", "weights", *DESIGN) and table[name].notna().any()]
+
+
+def matched_controls(table: pd.DataFrame, control: str = CONTROL) -> dict[str, str | None]:
+    """Condition to the control it is compared with: the condition with the control's text and its own weights.
+
+    Weights that are carried over have had g times the updates of restarted ones by generation g: `recursive_carry` is
+    compared with `fresh_carry`, never with a `fresh` that restarts. None where the table has no such control; a control
+    is matched with itself. The column `weights`, where the table has it, says what each condition does with its
+    weights; without it only the suffixes of the names do. ValueError where the table has no control at all.
+    """
+    names = list(table["condition"].unique())
+    kinds = {name: split_condition(name, "") for name in names}
+    if "weights" in table:
+        kept = table.drop_duplicates("condition").set_index("condition")["weights"]
+        kinds = {name: (source, kept[name]) for name, (source, _) in kinds.items()}
+    source = split_condition(control, "")[0]
+    found = {weights: name for name, (text, weights) in kinds.items() if text == source}
+    if not found:
+        raise ValueError(f"Control {control!r} is not among the conditions {', '.join(names)}.")
+    return {name: found.get(weights) for name, (_, weights) in kinds.items()}
 
 
 def require_complete(table: pd.DataFrame, metric: str, paired: bool = True) -> None:
@@ -84,6 +104,18 @@ def require_complete(table: pd.DataFrame, metric: str, paired: bool = True) -> N
         )
 
 
+def changes(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Changes of every run from its generation 0: rows (condition, seed), a column for every later generation.
+
+    ValueError for an incomplete table and for one without generation 0.
+    """
+    require_complete(table, metric)
+    if not (table["generation"] == 0).any():
+        raise ValueError(f"The table has no generation 0, from which changes of {metric} are taken.")
+    values = table.pivot(index=["condition", "seed"], columns="generation", values=metric).sort_index()
+    return values.drop(columns=0).sub(values[0], axis=0)
+
+
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Mean over runs with its t interval, mean ± t_{(1+level)/2, n−1} s/√n.
 
@@ -116,18 +148,20 @@ def summary(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["condition", "generation", "mean", "low", "high"])
 
 
-def _paired_d(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """d_z and d_av of samples along the last axis, (…, n) -> (…)."""
-    tolerance = ROUNDING * np.maximum(np.abs(a), np.abs(b)).max(-1)
-    mean = (a - b).mean(-1)
-    mean = np.where(np.abs(mean) <= tolerance, 0.0, mean)
-    spreads = (a - b).std(-1, ddof=1), np.sqrt((a.var(-1, ddof=1) + b.var(-1, ddof=1)) / 2)
+def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a − b (n,), without what rounding alone leaves of it: of differences, and of their variation."""
+    tolerance = ROUNDING * np.abs([a, b]).max()
+    differences = np.where(np.abs(a - b) <= tolerance, 0.0, a - b)
+    return differences if np.ptp(differences) > tolerance else np.full(len(differences), differences.mean())
+
+
+def _standardised(mean: float, spread: float) -> float:
+    """mean / spread; ±inf without spread, NaN if there is no mean either."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        d_z, d_av = (mean / np.where(spread <= tolerance, 0.0, spread) for spread in spreads)
-    return d_z, d_av
+        return float(np.float64(mean) / spread)
 
 
-def cohen_d(a: Sequence[float], b: Sequence[float], resamples: int = 10_000, seed: int = 0) -> EffectSize:
+def cohen_d(a: Sequence[float], b: Sequence[float]) -> EffectSize:
     """Cohen's d of paired samples a − b, `a` and `b` (n,) with one value per seed, in the same order.
 
     d_z = mean(a − b) / sd(a − b), the effect in units of the paired difference;
@@ -137,39 +171,46 @@ def cohen_d(a: Sequence[float], b: Sequence[float], resamples: int = 10_000, see
 
     Without spread a d is ±inf, or NaN if the mean difference is zero as well; its interval is NaN.
 
-    The 95 % interval of d_z inverts the noncentral t distribution: exact for normal differences. That of d_av
-    holds the percentiles of a seeded bootstrap over pairs; resamples without spread (one in nine repeats a
-    single seed when n = 3) are left out, and below three pairs it is NaN. It is far too short for few seeds:
-    for normal runs correlated by 0.5 and a true d_av of 2 and of 0 it covered 56 and 60 % in simulation at
-    three seeds, 75 and 83 % at five, 85 and 90 % at ten.
+    The 95 % interval of d_z inverts the noncentral t distribution: exact for normal differences. d_av has none: its
+    distribution depends on the unknown correlation of the pairs, and a bootstrap over few pairs is far too short (56 %
+    instead of 95 % at three).
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.ndim != 1 or a.shape != b.shape or len(a) < 2 or not np.isfinite([a, b]).all():
         raise ValueError(f"Paired samples need two or more finite pairs: got shapes {a.shape} and {b.shape}.")
     n = len(a)
-    d_z, d_av = map(float, _paired_d(a, b))
-    z_ends = av_ends = (np.nan, np.nan)
+    differences = _differences(a, b)
+    d_z = _standardised(differences.mean(), differences.std(ddof=1))
+    spread = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+    d_av = _standardised(differences.mean(), spread if spread > ROUNDING * np.abs([a, b]).max() else 0.0)
+    ends = np.nan, np.nan
     if np.isfinite(d_z):
-        z_ends = special.nctdtrinc(n - 1, [0.975, 0.025], d_z * np.sqrt(n)) / np.sqrt(n)
-    if np.isfinite(d_av) and n > 2:
-        picks = np.random.default_rng(seed).integers(n, size=(resamples, n))
-        replicates = _paired_d(a[picks], b[picks])[1]
-        av_ends = np.quantile(replicates[np.isfinite(replicates)], [0.025, 0.975])
+        ends = special.nctdtrinc(n - 1, [0.975, 0.025], d_z * np.sqrt(n)) / np.sqrt(n)
     half = (n - 1) / 2
     correction = np.exp(special.gammaln(half) - special.gammaln(half - 0.5)) / np.sqrt(half)
-    return EffectSize(Interval(d_z, *z_ends), Interval(d_av, *av_ends), float(correction * d_z))
+    return EffectSize(Interval(d_z, *ends), d_av, float(correction * d_z))
 
 
-def _by_condition(table: pd.DataFrame, metric: str, generation: int | None, control: str) -> pd.DataFrame:
-    """Values at one generation, (seeds, conditions), the control among them."""
+def _pairs(
+    table: pd.DataFrame, metric: str, generation: int | None, control: str
+) -> dict[str, tuple[np.ndarray, np.ndarray] | None]:
+    """Values (seeds,) of every condition but the controls at one generation, and those of its `matched_controls`, in
+    the order of seeds; None where it has no such control."""
     require_complete(table, metric)
     generation = table["generation"].max() if generation is None else generation
     wide = table[table["generation"] == generation].pivot(index="seed", columns="condition", values=metric)
     if wide.empty:
         raise ValueError(f"The table has no generation {generation}; it ends at {table['generation'].max()}.")
-    if control not in wide.columns:
-        raise ValueError(f"Control {control!r} is not among the conditions {', '.join(wide.columns)}.")
-    return wide[table["condition"].unique()]
+    return {
+        name: None if matched is None else (wide[name].to_numpy(float), wide[matched].to_numpy(float))
+        for name, matched in matched_controls(table, control).items()
+        if name != matched
+    }
+
+
+def _holm(p: pd.Series) -> np.ndarray:
+    """Holm's adjustment over the tests that were made, NaN for the others."""
+    return pingouin.multicomp(p.to_numpy(float), method="holm")[1] if p.notna().any() else p.to_numpy(float)
 
 
 def _sign_flip_p(differences: np.ndarray) -> float:
@@ -185,28 +226,29 @@ def _sign_flip_p(differences: np.ndarray) -> float:
 def paired_tests(
     table: pd.DataFrame, metric: str, generation: int | None = None, control: str = CONTROL
 ) -> pd.DataFrame:
-    """Every condition against the control at one generation (the last by default), paired by seed.
+    """Every condition against its matched control at one generation (the last by default), paired by seed.
 
     Columns: condition, difference (mean over seeds, condition − control) with its 95 % t interval low, high;
     t, df, p of the paired t-test; p_holm, adjusted over the conditions of this metric and generation;
     p_permutation, two-sided over all 2ⁿ sign flips of the differences (NaN beyond 20 seeds). The last needs
-    no normality, only symmetry, but cannot fall below 2/2ⁿ: 0.25 with three seeds.
+    no normality, only symmetry, but cannot fall below `least_p("sign-flip", n)`: 0.25 with three seeds. All NaN for a
+    condition without a control of its own weights (`matched_controls`).
 
     Where no seed differs t is NaN and p is 1; where all differ by the same amount t is infinite and p is 0.
     """
-    wide = _by_condition(table, metric, generation, control)
-    n = len(wide)
     rows = []
-    for condition in wide.columns.drop(control):
-        a, b = wide[condition].to_numpy(float), wide[control].to_numpy(float)
-        t = float(_paired_d(a, b)[0]) * np.sqrt(n)
+    for condition, pair in _pairs(table, metric, generation, control).items():
+        if pair is None:
+            rows.append((condition, *[np.nan] * 8))
+            continue
+        differences = _differences(*pair)
+        n = len(differences)
+        t = _standardised(differences.mean(), differences.std(ddof=1)) * np.sqrt(n)
         p = 1.0 if np.isnan(t) else 2 * stats.t.sf(abs(t), n - 1)
-        rows.append((condition, *mean_interval(a - b), t, n - 1, p, p, _sign_flip_p(a - b)))
+        rows.append((condition, *mean_interval(differences), t, n - 1, p, p, _sign_flip_p(differences)))
     names = ["condition", "difference", "low", "high", "t", "df", "p", "p_holm", "p_permutation"]
     result = pd.DataFrame(rows, columns=names)
-    if rows:
-        result["p_holm"] = pingouin.multicomp(result["p"].to_numpy(), method="holm")[1]
-    return result
+    return result.assign(p_holm=_holm(result["p"]))
 
 
 def margin_of(table: pd.DataFrame, metric: str, share: float = MARGIN) -> float:
@@ -217,7 +259,7 @@ def margin_of(table: pd.DataFrame, metric: str, share: float = MARGIN) -> float:
     if metric.startswith("log_"):
         return float(np.log1p(share))
     size = abs(table.loc[table["generation"] == 0, metric].mean())
-    return float(share * size) if size > 0 else np.nan
+    return float(share * size) if size > 0 else np.nan  # so it is without generation 0
 
 
 def equivalence(
@@ -228,7 +270,7 @@ def equivalence(
     control: str = CONTROL,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Is every condition within ± `margin` of the control at one generation (the last by default)? Paired by seed.
+    """Is every condition within ± `margin` of its matched control at one generation (by default the last)? By seed.
 
     Two one-sided t-tests (Schuirmann 1987): p is the greater of those of difference ≤ −margin and difference ≥ margin.
     Only a p below 1 − level says "no difference of this size"; a paired test that does not reject says nothing of it.
@@ -241,25 +283,26 @@ def equivalence(
     """
     if not margin > 0:
         raise ValueError(f"An equivalence margin is a positive number in units of {metric}, not {margin}.")
-    wide = _by_condition(table, metric, generation, control)
     rows = []
-    for condition in wide.columns.drop(control):
-        a, b = wide[condition].to_numpy(float), wide[control].to_numpy(float)
-        interval = mean_interval(a - b, 2 * level - 1)
-        if (a - b).std(ddof=1) <= ROUNDING * np.abs([a, b]).max():
+    for condition, pair in _pairs(table, metric, generation, control).items():
+        if pair is None:
+            rows.append((condition, *[np.nan] * 3, margin, np.nan))
+            continue
+        differences = _differences(*pair)
+        interval = mean_interval(differences, 2 * level - 1)
+        if np.ptp(differences) == 0:
             p = float(abs(interval.estimate) >= margin)
         else:
-            p = float(ttost_paired(a, b, -margin, margin)[0])
+            p = float(ttost_paired(differences, np.zeros(len(differences)), -margin, margin)[0])
         rows.append((condition, *interval, margin, p))
     result = pd.DataFrame(rows, columns=["condition", "difference", "low", "high", "margin", "p"])
-    result["p_holm"] = pingouin.multicomp(result["p"].to_numpy(), method="holm")[1] if rows else []
+    result["p_holm"] = _holm(result["p"])
     return result.assign(equivalent=result["p_holm"] < 1 - level)
 
 
 def effect_sizes(table: pd.DataFrame, metric: str, control: str = CONTROL) -> dict[str, EffectSize]:
-    """`cohen_d` of every condition against the control at the last generation."""
-    wide = _by_condition(table, metric, None, control)
-    return {condition: cohen_d(wide[condition], wide[control]) for condition in wide.columns.drop(control)}
+    """`cohen_d` of every condition against its matched control at the last generation; none without one."""
+    return {name: cohen_d(*pair) for name, pair in _pairs(table, metric, None, control).items() if pair is not None}
 
 
 def forecasts(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -280,11 +323,36 @@ def forecasts(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["condition", "seed", "rate", "fixed_point", "model_rmse", "naive_rmse"])
 
 
-def detectable_effect(n: int, alpha: float = 0.05, power: float = 0.8) -> float:
+def detectable_effect(n: int, tests: int = 1, alpha: float = 0.05, power: float = 0.8) -> float:
     """Smallest d_z that a two-sided paired t-test with `n` seeds detects at level `alpha` with this power.
 
-    3.26 with three seeds and 1.68 with five; Holm's adjustment raises it further.
+    Of several `tests` corrected by Holm's method, what the first step detects, at level alpha/tests: with five seeds
+    1.68 for one test and 2.63 for five; with three 3.26 and 7.32. The power is integrated over the spread s that the
+    seeds may show, P(|Z + d√n| > t_{1−α/2, n−1} s); where libraries evaluate the noncentral t distribution it is NaN,
+    or off, at these degrees of freedom.
     """
     if n < 2:
         raise ValueError(f"A paired t-test needs at least two seeds, not {n}.")
-    return float(TTestPower().solve_power(nobs=n, alpha=alpha, power=power))
+    critical = stats.t.isf(alpha / tests / 2, n - 1)
+
+    def missing(d: float) -> float:
+        def rejects(quantile: float) -> float:
+            bound = critical * np.sqrt(stats.chi2.ppf(quantile, n - 1) / (n - 1))
+            return stats.norm.sf(bound - d * np.sqrt(n)) + stats.norm.cdf(-bound - d * np.sqrt(n))
+
+        return integrate.quad(rejects, 0, 1, limit=200)[0] - power
+
+    return float(optimize.brentq(missing, 0, 2 * critical))
+
+
+def least_p(test: str, n: int) -> float:
+    """The least p that a test can give with `n` seeds, whatever the data; after Holm's correction times the tests.
+
+    `sign` (one-sided sign test): 2^{−n}; `sign-flip` (two-sided): 2^{1−n}; `exchange` (of the two runs of a seed, by
+    which well separated runs stay so when all are exchanged, `detection.separation`): 2^{1−n}. A t test has none.
+    ValueError for another name.
+    """
+    least = {"sign": 2.0**-n, "sign-flip": 2.0 ** (1 - n), "exchange": 2.0 ** (1 - n), "t": 0.0}
+    if test not in least:
+        raise ValueError(f"There is no test {test!r}: there are {', '.join(least)}.")
+    return least[test]

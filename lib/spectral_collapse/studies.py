@@ -240,17 +240,26 @@ def settings_table(by_bank: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return tables.frame_of(rows, ["Prompts", "Setting", "Runs", *(tables.label(f"{track}_drift") for track in TRACKS)])
 
 
+def _by_setting(found: pd.DataFrame, track: str) -> pd.DataFrame:
+    """Last drifts of a track, a row a seed, columns S1 and S2."""
+    last = _last(found[found["track"] == track])
+    return last.pivot(index="seed", columns="condition", values="drift").rename(columns=SETTINGS)
+
+
+def settings_differences(found: pd.DataFrame, track: str) -> pd.Series:
+    """Last drift of a track in S2 less that in S1, by seed."""
+    by_setting = _by_setting(found, track)
+    return by_setting["S2"] - by_setting["S1"]
+
+
 def settings_values(found: pd.DataFrame) -> dict[str, str]:
     """Of the stories' runs: settings.<track>.{S1,S2}, the last drift; settings.<track>.difference, S2 less S1 paired by
-    seed, both with intervals over runs, and settings.<track>.word, whether S2's is `deeper`, `shallower` or `not
-    distinguishable`; settings.{seeds,generations}."""
+    seed, both with intervals over runs; settings.{seeds,generations}."""
     last = _last(found)
     text = {"settings.seeds": str(last["seed"].nunique()), "settings.generations": str(last["generation"].iloc[0])}
-    for track, runs in last.groupby("track"):
-        by_setting = runs.pivot(index="seed", columns="condition", values="drift").rename(columns=SETTINGS)
-        gap = statistics.mean_interval(by_setting["S2"] - by_setting["S1"])
-        word = "deeper" if gap.high < 0 else "shallower" if gap.low > 0 else "not distinguishable"
-        text |= {f"settings.{track}.difference": formatting.format_interval(gap), f"settings.{track}.word": word}
-        for setting, values in by_setting.items():
+    for track in last["track"].unique():
+        gap = statistics.mean_interval(settings_differences(found, track))
+        text[f"settings.{track}.difference"] = formatting.format_interval(gap)
+        for setting, values in _by_setting(found, track).items():
             text[f"settings.{track}.{setting}"] = formatting.format_interval(statistics.mean_interval(values))
     return text

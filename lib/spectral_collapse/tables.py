@@ -201,7 +201,7 @@ def anova(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> pd.DataF
 
 
 def posthoc(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
-    """Metric and condition: `paired_tests` against the control at the last generation."""
+    """Metric and condition: `paired_tests` against the matched control at the last generation; dashes without one."""
     rows = []
     for metric in metric_names(table) if metrics is None else metrics:
         for row in statistics.paired_tests(table, metric, control=control).itertuples():
@@ -222,13 +222,12 @@ def posthoc(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: 
 
 
 def effect_sizes(table: pd.DataFrame, metrics: Sequence[str] | None = None, control: str = CONTROL) -> pd.DataFrame:
-    """Metric and condition: `cohen_d` against the control at the last generation, with 95 % intervals."""
+    """Metric and condition: `cohen_d` against the matched control at the last generation, d_z with its interval."""
     rows = []
     for metric in metric_names(table) if metrics is None else metrics:
         for condition, size in statistics.effect_sizes(table, metric, control).items():
-            intervals = [Number(format_interval(size.d_av)), Number(format_interval(size.d_z))]
-            rows.append([label(metric), condition, *intervals, size.g_z])
-    headings = [Raw(r"$d_{\mathrm{av}}$"), Raw(r"$d_{\mathrm{z}}$"), Raw(r"$g_{\mathrm{z}}$")]
+            rows.append([label(metric), condition, Number(format_interval(size.d_z)), size.g_z, size.d_av])
+    headings = [Raw(r"$d_{\mathrm{z}}$"), Raw(r"$g_{\mathrm{z}}$"), Raw(r"$d_{\mathrm{av}}$")]
     return frame_of(rows, ["Metric", "Condition", *headings])
 
 
@@ -240,7 +239,8 @@ def equivalence(table: pd.DataFrame, metrics: Sequence[str] | None = None, contr
         for row in statistics.equivalence(table, metric, margin, control=control).itertuples() if margin > 0 else ():
             interval = Number(format_interval(Interval(row.difference, row.low, row.high)))
             numbers = [Number(rf"$\pm$ {format_number(margin)}"), Number(format_p(row.p_holm))]
-            rows.append([label(metric), row.condition, interval, *numbers, "yes" if row.equivalent else "not shown"])
+            word = "not tested" if np.isnan(row.p) else "yes" if row.equivalent else "not shown"
+            rows.append([label(metric), row.condition, interval, *numbers, word])
     headings = [f"Less {control}", "Margin", Raw(r"$p_{\mathrm{Holm}}$"), "Equal"]
     return frame_of(rows, ["Metric", "Condition", *headings])
 
@@ -253,7 +253,7 @@ def slope_tests(table: pd.DataFrame, metrics: Sequence[str] | None = None, contr
         for row in slopes.slope_tests(table, metric, control).itertuples():
             slope = Number(format_interval(Interval(row.slope, row.slope_low, row.slope_high)))
             rows.append([label(metric), row.condition, slope, *[Number("--")] * 4])
-            if row.condition != control:
+            if row.condition in models.index:
                 difference = Number(format_interval(Interval(row.difference, row.low, row.high)))
                 ps = row.p_holm, row.p_permutation, models.loc[row.condition, "p"]
                 rows[-1][3:] = [difference, *(Number(format_p(p)) for p in ps)]
@@ -275,14 +275,14 @@ def early_warnings(table: pd.DataFrame, metrics: Sequence[str] | None = None, co
     families = (outcomes, list(metrics or early_warning.candidates(table)))
     rows = []
     for row in pd.concat([detection.detection(table, names, control=control) for names in families]).itertuples():
-        counts = row.detected, row.false_alarms, row.detected_family
         cells = [
-            Number(f"{count} of {row.runs} {_ends(detection.exact_interval(count, row.runs))}") for count in counts[:2]
+            Number(f"{count} of {runs} {_ends(detection.exact_interval(count, runs))}")
+            for count, runs in ((row.detected, row.runs), (row.false_alarms, row.control_runs))
         ]
         area = Interval(row.auc, row.auc_low, row.auc_high)
         auc = Number(f"{area.estimate:.2f} {_ends(area)}" if np.isfinite(area.estimate) else "--")
         ps = [Number(format_p(p)) for p in (row.p, row.p_holm)]
-        rows.append([label(row.metric), *cells, Number(f"{counts[2]} of {row.runs}"), auc, *ps])
+        rows.append([label(row.metric), *cells, Number(f"{row.detected_family} of {row.runs}"), auc, *ps])
     headings = ["Metric", "Detected", "False alarms", "Family-wise", "AUC"]
     return frame_of(rows, [*headings, Raw("$p$"), Raw(r"$p_{\mathrm{Holm}}$")])
 

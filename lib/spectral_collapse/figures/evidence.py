@@ -64,7 +64,7 @@ def alarms(table: pd.DataFrame, metrics: Sequence[str], conditions: Sequence[str
     axes.axhspan(-0.5, len(outcomes) - 0.5, color="0.93", linewidth=0)
     axes.axvline(last + 0.7, color="0.7", linewidth=0.8)
     if outcomes and len(places[outcomes[0]]):
-        median = places[outcomes[0]].loc[[treated]].median()
+        median = places[outcomes[0]][places[outcomes[0]].index == treated].median()
         label = f"{LABELS.get(outcomes[0], outcomes[0])}: median alarm"
         axes.axvline(median, color=colour(treated), linestyle="--", linewidth=1, label=label)
     for row, name in enumerate(shown):
