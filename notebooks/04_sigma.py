@@ -13,9 +13,9 @@
 # %% [markdown]
 # # 4 SIGMA: the Gram matrix of the responses
 #
-# Every generation answered the same frozen bank of prompts. The answers are cut into blocks of words, each block is
-# embedded by a frozen sentence encoder (unit vectors in 384 dimensions), and the Gram matrix $A = \sum v v^\top$ of
-# the $n_A$ observed blocks is summed up. Two numbers follow, read as drifts from generation 0:
+# Every generation answered the same frozen bank of prompts. The same number of blocks of words is cut from every
+# answer, each block is embedded by a frozen sentence encoder (unit vectors in 384 dimensions), and the Gram matrix
+# $A = \sum v v^\top$ of the $n_A$ observed blocks is summed up. Two numbers follow, read as drifts from generation 0:
 #
 # - **Track II**, $\log\det(A + \delta I) - m \log n_A$: the log-volume the answers span, corrected for their number;
 # - **Track I**, an upper envelope of the same for all $n$ blocks, observed or not, from the energy budget
@@ -61,8 +61,9 @@ print("live dimensions:", space["live_dimensions"], " dead coordinates:", space[
 #
 # The observed set is the prompt bank: generation 0 records its ids, and each checkpoint is checked against them. The
 # encoder never writes to some of its own coordinates. With them every Gram matrix is singular, and $\delta$ alone keeps
-# the log-determinant finite; they are found once, on all prompt banks and storyworld, and left out. What else would
-# mislead is said below, a sentence each.
+# the log-determinant finite; they are found once, on all prompt banks and storyworld, and left out. A prompt whose
+# answer is too short at generation 0 or at a later one is left out of both, since a drift with another number of blocks
+# is a drift of that number. What else would mislead is said below, a sentence each.
 
 # %%
 counts = {name: [value["observed_blocks"] for value in values] for name, values in measured.items()}
@@ -76,8 +77,9 @@ print("\n".join(sorted(set(messages))) or "Nothing to report.")
 # ## How large is log det G?
 #
 # The published estimate is $\log\det A + m\log(n/n_A)$ with an interval from a central limit theorem. It is low by
-# about $(\sigma^2 + m^2 - m)/2$ times $1/n_A - 1/n$, far outside that interval unless $n_A \gg m^3$; the corrected one
-# takes the bias from the blocks' leverages. Both need $n_A > m$, and both take blocks for independent.
+# about $(\sigma^2 + m^2 - m)/2$ times $1/n_A - 1/n$, far outside that interval unless $n_A \gg m^3$, and takes blocks
+# for independent; the corrected one takes the bias from the leverages of prompts and its interval from a jackknife over
+# them. Both are given from $1.2\,m$ blocks on.
 
 # %%
 rows = [
@@ -88,14 +90,15 @@ rows = [
     if value[f"logdet_{kind}"] and generation in (0, settings.generations)
 ]
 estimates = pd.DataFrame(rows, columns=["condition", "generation", "kind", "log det G", "low", "high"])
-print("No checkpoint has more blocks than live dimensions: no estimate.") if estimates.empty else display(estimates)
+print("No checkpoint has blocks enough for its live dimensions: no estimate.") if estimates.empty else display(estimates)
 
 # %% [markdown]
 # ## Reading the tracks
 #
 # A sustained negative drift is contraction. Bands are 95 %, by a bootstrap over prompts, paired with generation 0. They
-# hold the noise of the prompts and their answers, not that of training: other seeds are in notebook 7. Track I as
-# published can hardly move, whatever the model writes; where it stays near zero it is silent, not reassuring.
+# hold the noise of the prompts and their answers, not that of training: other seeds are in notebook 7. Beside Track II
+# stands the log-determinant without its bias, where there are blocks enough for it. Track I as published can hardly
+# move, whatever the model writes; where it stays near zero it is silent, not reassuring.
 
 # %%
 drifts = series.drifts(settings, seeds=[seed])

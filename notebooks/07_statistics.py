@@ -101,8 +101,9 @@ early_warning.icarus_counts(table, "log_spectral_ratio")
 # %% [markdown]
 # ## SIGMA, text and training
 #
-# Every run's track has its own band, from a bootstrap over prompts. One-step forecasts of the tracks are scored against
-# the naive one, that nothing changes.
+# Every run's track has its own band, from a bootstrap over prompts; records from before the number of blocks was fixed
+# have none, and their drifts are corrected for it. One-step forecasts of the tracks are scored against the naive one,
+# that nothing changes.
 
 # %%
 drifts = series.drifts(settings)
@@ -116,7 +117,9 @@ output.figure("sigma_published", figures.sigma_published(points, treated))
 # %%
 output.figure("sigma_buckets", figures.sigma_buckets(series.bucket_drifts(settings)))
 output.table("sigma_drifts", tables.sigma_drifts(drifts))
-output.table("forecasts", tables.forecasts(table, ["track_two_drift", "track_one_sharp_drift", "track_one_drift"]))
+tracks = ["track_two_drift", "logdet_drift", "track_one_sharp_drift", "track_one_drift"]
+tracks = [name for name in tracks if name in metrics]
+output.table("forecasts", tables.forecasts(table, tracks))
 
 # %%
 text = [
@@ -171,7 +174,7 @@ print(f"detectable d_z with {len(settings.seeds)} seeds: {statistics.detectable_
 
 # %%
 signals = ["log_spectral_ratio", "log_published_ratio", "lambda_max", "bulk_sigma"]
-signals += ["track_two_drift", "track_one_drift", "track_one_sharp_drift"]
+signals += tracks
 output.figure("alarms", figures.alarms(table, early_warning.candidates(table)))
 
 # %%

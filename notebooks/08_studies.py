@@ -148,6 +148,7 @@ output.values(
     | studies.coverage_values(covered)
     | studies.injection_values(injected)
     | studies.settings_values(settled["stories"])
+    | studies.counts_values()
     | ablations.values(factors)
     | report.values(inside, along, studied),
     "studies",

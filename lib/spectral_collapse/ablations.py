@@ -6,7 +6,7 @@ Its study, one record and a table of all runs, is kept in <results>/<grid>/<fact
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,15 @@ from . import runs as runs_module
 from .formatting import escape, format_interval, format_number
 from .params import GRID
 from .schema import PLACES, Params
+from .sigma import TRACKS
 from .statistics import Interval, mean_interval
 from .tables import Number, Raw, frame_of, label
 
 STAGES = ("training", "evaluation", "anchors", "curvature", "sigma")
-METRICS = ("log_perplexity", "distinct_2", "rare_token_coverage", "log_spectral_ratio", "lambda_max", "track_two_drift")
+METRICS = (
+    *("log_perplexity", "distinct_2", "rare_token_coverage", "log_spectral_ratio", "lambda_max"),
+    *("track_two_drift", "logdet_drift"),
+)
 TABULATED = ("log_perplexity", "log_spectral_ratio", "track_two_drift")  # what a page is wide enough for
 ALL = "all"
 
@@ -252,10 +256,28 @@ def read_study(folder: Path) -> Study:
 
 
 def studies(grid: str = GRID, root: Path | None = None) -> dict[str, Study]:
-    """The studies of a grid by factor, made here or committed, in the grid's order; empty where there are none."""
+    """The studies of a grid by factor, made here or committed, in the grid's order; empty where there are none.
+
+    Drifts of SIGMA's tracks are read again from the records of the runs, which say how many blocks there were
+    (`series.track_drifts`), and a hypothesis of theirs is judged again.
+    """
     names = params.studied_factors(grid)
     folders = {name: root / grid / name if root else paths.study_folder(grid, name) for name in names}
-    return {name: read_study(folder) for name, folder in folders.items() if (folder / "study.json").exists()}
+    found = {name: read_study(folder) for name, folder in folders.items() if (folder / "study.json").exists()}
+    return {name: _with_drifts(study, read(name, grid), root) for name, study in found.items()}
+
+
+def _with_drifts(study: Study, factor: Factor, root: Path | None) -> Study:
+    parts = []
+    for level, settings in factor.levels.items():
+        part = series.table(settings, stages=("sigma",), root=root)
+        parts.append(part.filter(regex="^(condition|seed|generation|.*_drift)$").assign(level=level))
+    drifts = pd.concat(parts, ignore_index=True)
+    cell = ["level", "condition", "seed", "generation"]
+    stale = [f"{track}_drift" for track in TRACKS if f"{track}_drift" in study.runs]
+    runs = study.runs.drop(columns=stale).merge(drifts, on=cell, how="left", validate="one_to_one")
+    of_tracks = factor.test["metric"] in drifts
+    return replace(study, runs=runs, judged=judge(factor, runs) if of_tracks else study.judged)
 
 
 # ---- for the paper

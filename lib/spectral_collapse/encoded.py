@@ -38,20 +38,31 @@ def embedded(run: View, texts: list[str]) -> np.ndarray:
     return live_space(run).project(sentence_encoder()(texts).numpy())
 
 
+def _blocks(run: View, response: str) -> list[str]:
+    """The first `response_blocks` blocks of a response, [] where it has fewer."""
+    wanted = run.params.response_blocks
+    blocks = sigma_package.split_blocks(response, run.params.response_block_words)[:wanted]
+    return blocks if len(blocks) == wanted else []
+
+
 @stage(file="embeddings.safetensors")
 def embeddings(run: View, generation: int) -> dict:
-    """Embeds the responses, block by block, in the encoder's live directions.
+    """Embeds the first `response_blocks` blocks of every response, in the encoder's live directions.
 
-    The observed set is the prompt bank; the record of generation 0 holds its ids, the others their hash.
-    Raises ValueError for an embedding beyond the energy cap ρ, and where there is no block.
+    A response with fewer blocks has none: `short_responses` counts those. The observed set is the prompt bank; the
+    record of generation 0 holds its ids, the others their hash. Raises ValueError for an embedding beyond the energy
+    cap ρ, and where all responses are too short.
     """
     params, embed = run.params, sentence_encoder()
     lines = read_responses(run, generation)
     observed = sigma_package.ObservedSet(tuple(line["id"] for line in lines))
-    pieces = [sigma_package.split_blocks(line["response"], params.response_block_words) for line in lines]
+    pieces = [_blocks(run, line["response"]) for line in lines]
     texts = [text for piece in pieces for text in piece]
     if not texts:
-        raise ValueError(f"{run.folder}: no response fills half a block of {params.response_block_words} words.")
+        raise ValueError(
+            f"{run.folder}, generation {generation}: no response has response_blocks = {params.response_blocks} blocks "
+            f"of {params.response_block_words} words: raise response_tokens, or ask for less."
+        )
     rows, space = embed(texts).numpy(), live_space(run)
     sigma_package.GramAccumulator(space.dim).update(rows, rho=params.sigma_rho)  # refuses what exceeds the cap
     tensors = {
@@ -68,6 +79,7 @@ def embeddings(run: View, generation: int) -> dict:
         "dimension": space.dim,
         "live_dimensions": space.m_eff,
         "dead_coordinates": list(space.dead_coordinates),
+        "short_responses": sum(not piece for piece in pieces),
     }
 
 
@@ -80,47 +92,67 @@ def read_embeddings(run: Run | View, generation: int) -> sigma_package.Observed:
     return sigma_package.Observed(rows.astype(np.float64), prompts, blocks)
 
 
-def _logdet(rows: np.ndarray, gram: np.ndarray, total: int) -> dict[str, list[float] | None]:
-    """log det G as [estimate, low, high], plug-in and corrected; None where the rows (n_A, m) are too few or alike."""
+def _logdet(observed: sigma_package.Observed, total: int) -> dict[str, list[float] | None]:
+    """log det G as [estimate, low, high], plug-in and corrected; None where the blocks are too few or alike.
+
+    The plug-in takes blocks for independent, as published; the corrected one takes prompts for that.
+    """
+    rows = observed.rows
     count, m = rows.shape
     nothing = {"logdet_plug_in": None, "logdet_corrected": None}
-    if count <= m:
+    if count < sigma_package.least_rows(m):
         return nothing
+    gram = rows.T @ rows
     try:
         leverages = sigma_package.leverages(rows, gram)
+        plug_in = sigma_package.logdet_estimate(gram, count, total, "none", leverages=leverages)
+        corrected = sigma_package.grouped_logdet_estimate(rows, observed.prompts, total)
     except sigma_package.SingularGram:  # a collapse: what the tracks are for, and no reason to stop
         return nothing
-    return {
-        name: list(sigma_package.logdet_estimate(gram, count, total, correction, leverages=leverages)[:3])
-        for name, correction in (("logdet_plug_in", "none"), ("logdet_corrected", "leverage"))
-    }
+    return {"logdet_plug_in": list(plug_in[:3]), "logdet_corrected": list(corrected[:3])}
 
 
 @stage()
 def sigma(run: View, generation: int) -> dict:
-    """Both SIGMA tracks, their drifts from generation 0 with bands, and the surface proxies of the responses."""
+    """Both SIGMA tracks, their drifts from generation 0 with bands, and the surface proxies of the responses.
+
+    All are of the prompts that have `response_blocks` blocks at generation 0 and at this one, and of those blocks: as
+    much text at both. `prompts_left_out` counts the others.
+    """
     # What the model wrote and nobody embedded: as many blocks as a generation trains on.
     budget = sigma_package.Budget(run.params.blocks_per_generation, run.params.sigma_rho, run.params.sigma_delta)
     unobserved, rho, delta = budget
-    first, last = read_embeddings(run, 0), read_embeddings(run, generation)
+    first, last = sigma_package.common(read_embeddings(run, 0), read_embeddings(run, generation))
+    lines, kept = read_responses(run, generation), np.unique(last.prompts)
+    left_out = len(lines) - len(kept)
+    if not len(last.rows):
+        raise ValueError(f"{run.folder}: no prompt has a long enough response at generations 0 and {generation}.")
     gram, count = last.rows.T @ last.rows, len(last.rows)
     total = count + unobserved
-    lines = read_responses(run, generation)
-    texts = [line["response"] for line in lines]
+    # Of as many words as well: both proxies fall or rise with the amount of text.
+    texts = [" ".join(_blocks(run, lines[prompt]["response"])) for prompt in kept]
     surface = {
         "hashed_ngram_hhi": text_metrics.hashed_ngram_hhi(texts),
         "response_distinct_2": text_metrics.distinct_n(texts, 2),
     }
+    health = sigma_package.health_checks(last.rows, rho, delta)
+    if left_out:
+        health.append(
+            f"{left_out} of {len(lines)} prompts are left out of generations 0 and {generation}: their responses are "
+            "too short at one of them."
+        )
     return {
         "observed_blocks": count,
+        "blocks_per_prompt": count // len(kept),
+        "prompts_left_out": left_out,
         "total_blocks": total,
         "dimension": embeddings(run, generation)["dimension"],
         "live_dimensions": last.rows.shape[1],
-        "health": sigma_package.health_checks(last.rows, rho, delta),
+        "health": health,
         "track_one": sigma_package.track_one(gram, count, total, rho, delta),
         "track_one_sharp": sigma_package.track_one(gram, count, total, rho, delta, "water_filling"),
         "track_two": sigma_package.track_two(gram, count, delta),
-        **_logdet(last.rows, gram, total),
+        **_logdet(last, total),
         "drifts": sigma_package.banded_drifts(first, last, budget, run.seed),
         "bucket_drifts": sigma_package.bucket_drifts(first, last, [line["bucket"] for line in lines], budget, run.seed),
         **text_metrics.with_intervals(surface),

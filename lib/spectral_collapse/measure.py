@@ -1,6 +1,7 @@
 """The measurements of a generation's model: what it writes, what it expects of real text, its curvature."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from . import (
     paths,
     precursors,
     provenance,
+    sigma,
     storyworld,
     text_metrics,
     train,
@@ -134,16 +136,40 @@ def anchors(run: View, generation: int) -> dict:
     return {"anchors_sha256": provenance.file_hash(path), **text_metrics.with_intervals(metrics)}
 
 
+ROUNDS = 4  # of response_tokens each: a response with too few words after that is counted as too short
+
+
+def _long_enough(run: View, tokens: list[int]) -> bool:
+    """Whether a response has the words of all its blocks."""
+    text = run.real.tokenizer.decode(tokens, skip_special_tokens=True)
+    return len(sigma.split_blocks(text, run.params.response_block_words)) >= run.params.response_blocks
+
+
 @stage(file="responses.jsonl")
 def responses(run: View, generation: int) -> dict:
-    """Draws the responses to the frozen prompt bank: their number, the first three, and the hash of responses.jsonl."""
+    """Draws the responses to the frozen prompt bank: their number, and the hash of responses.jsonl.
+
+    `response_tokens` tokens at a time, until there are the words of all blocks (`_long_enough`), ROUNDS times at most
+    and within the model's positions.
+    """
     params, tokenizer = run.params, run.real.tokenizer
     prompts = prompt_bank(run.file(bank_file(params.prompt_bank)).stem)
     tokens = tokenizer([prompt["text"] for prompt in prompts], add_special_tokens=False).input_ids
-    # Of one length, whatever the model does: the number of embedded blocks should not drift.
     starts = [[run.real.separator, *ids] for ids in tokens]
-    seeds = [stable_seed(run.seed, "response", prompt["id"]) for prompt in prompts]
-    drawn = loop.draw(run, generation, starts, seeds, params.response_tokens, "responses")
+    positions = getattr(loop.load(run, generation).config, "max_position_embeddings", None) or math.inf
+    drawn: list[list[int]] = [[] for _ in prompts]
+    for number in range(ROUNDS):
+        short = [place for place, ids in enumerate(drawn) if not _long_enough(run, ids)]
+        short = [
+            place for place in short if len(starts[place]) + len(drawn[place]) + params.response_tokens <= positions
+        ]
+        if not short:
+            break
+        seeds = [stable_seed(run.seed, "response", prompts[i]["id"], *([number] if number else [])) for i in short]
+        so_far = [starts[place] + drawn[place] for place in short]
+        more = loop.draw(run, generation, so_far, seeds, params.response_tokens, "responses")
+        for place, ids in zip(short, more, strict=True):
+            drawn[place] += ids
     lines = [
         {**prompt, "response": tokenizer.decode(ids, skip_special_tokens=True)}
         for prompt, ids in zip(prompts, drawn, strict=True)

@@ -7,11 +7,12 @@ import pandas as pd
 from IPython.display import display
 from matplotlib.figure import Figure
 
-from . import cli, figures, formatting, paths, provenance, tables
+from . import cli, figures, formatting, paths, provenance, series, tables
 from .formatting import bracket_of, number_of, pair_of
 from .params import name_of
 from .runs import BASELINE
 from .schema import Params
+from .sigma import AIM
 
 Results = Iterable[tuple[str, int, int, dict]]
 
@@ -100,10 +101,12 @@ def spectrum_baseline(spectra: Results) -> pd.DataFrame:
 
 
 def sigma_values(results: Results, drifts: pd.DataFrame) -> dict[str, str]:
-    """Values of SIGMA's set-up, and of the runs whose drift is not 0.
+    """Values of SIGMA's set-up, of the runs whose drift is not 0, and of what the number of blocks did.
 
-    sigma.dimension, sigma.live, sigma.blocks.{least,most} of a checkpoint, sigma.checkpoints and sigma.warned, those
-    with a message of the health checks; moved.<track>.<condition>, "2 of 3" runs whose last drift has p < 0.05.
+    sigma.dimension, sigma.live, sigma.blocks.{least,most} of a checkpoint, sigma.aim, twice the live dimensions, and
+    sigma.below, the checkpoints with fewer blocks than that; sigma.checkpoints and sigma.warned, those with a message of
+    the health checks; moved.<track>.<condition>, "2 of 3" runs whose last drift has p < 0.05, for tracks with bands.
+    Where the counts changed, sigma.counts.{r2,drifts,significant,most} (`series.count_finding`).
     """
     found = {(owner if generation else BASELINE, seed, generation): r for owner, seed, generation, r in results}
     counts = [result["observed_blocks"] for result in found.values()]
@@ -113,10 +116,16 @@ def sigma_values(results: Results, drifts: pd.DataFrame) -> dict[str, str]:
         "sigma.live": str(one["live_dimensions"]),
         "sigma.blocks.least": str(min(counts)),
         "sigma.blocks.most": str(max(counts)),
+        "sigma.aim": str(AIM * one["live_dimensions"]),
+        "sigma.below": str(sum(count < AIM * one["live_dimensions"] for count in counts)),
         "sigma.checkpoints": str(len(found)),
         "sigma.warned": str(sum(bool(result["health"]) for result in found.values())),
     }
-    last = drifts[drifts["generation"] == drifts["generation"].max()]
+    starts = {seed: result for (owner, seed, _), result in found.items() if owner == BASELINE}
+    changed = [(starts[seed], result) for (owner, seed, _), result in found.items() if owner != BASELINE]
+    if not all(series.constant_counts(last) for _, last in changed):
+        text |= {f"sigma.counts.{name}": shown for name, shown in series.count_finding(changed).items()}
+    last = drifts[drifts["generation"] == drifts["generation"].max()].dropna(subset="p_value")
     for (condition, track), runs in last.groupby(["condition", "track"]):
         text[f"moved.{track}.{condition}"] = f"{(runs['p_value'] < 0.05).sum()} of {len(runs)}"
     return text

@@ -127,7 +127,12 @@ class Params(BaseModel):
     evaluation_stories: int = Field(ge=2, description="unconditional stories sampled for the text metrics")
     story_tokens: int = Field(ge=8, description="longest of them")
     prompt_bank: str = Field(description="a file of params/prompts, without .jsonl")
-    response_tokens: int = Field(ge=8, description="length of every response to the prompt bank")
+    response_tokens: int = Field(
+        ge=8, description="of a response to the prompt bank, drawn at a time until it has the words of its blocks"
+    )
+    response_blocks: int = Field(
+        ge=1, description="blocks of every response that are embedded: with 200 prompts, 4 for twice the dimensions"
+    )
     response_block_words: int = Field(ge=2, description="words of a response in one embedded block")
     sigma_delta: float = Field(gt=0)
     sigma_rho: float = Field(gt=0, description="cap of the squared norm of an embedding")

@@ -28,10 +28,12 @@ COLUMNS |= {
     "track_one_sharp_drift": "track1_sharp_drift",
     "response_distinct_2": "distinct2",
     "hashed_ngram_hhi": "hhi",
+    "logdet_drift": "logdet_drift",
 }
 SIZES = (500, 1000, 2000)  # of the observed set, as the review asks
 SPLITS = 50
 TRACK_NAMES = {"track_two": "Track II", "track_one": "Track I", "track_one_sharp": "Track I, sharp"}
+TRACK_NAMES |= {"logdet": "log det, corrected"}
 
 
 def settings(params: Params) -> dict[str, str]:
@@ -53,7 +55,8 @@ def settings(params: Params) -> dict[str, str]:
 
 def points(table: pd.DataFrame, condition: str) -> pd.DataFrame:
     """What the plots show: means over the seeds by generation, to six decimals, with the published column names."""
-    rows = table[table["condition"] == condition].groupby("generation")[list(COLUMNS)].mean()
+    columns = [name for name in COLUMNS if name in table]
+    rows = table[table["condition"] == condition].groupby("generation")[columns].mean()
     return rows.rename(columns=COLUMNS).round(6).reset_index()
 
 
@@ -100,8 +103,9 @@ def _shown(frame: pd.DataFrame, headings: Mapping[str, str], decimals: int = 3) 
             return tables.Number(f"${value:.{decimals}f}$" if math.isfinite(value) else "--")
         return value
 
-    rows = [[cell(value) for value in row] for row in frame[list(headings)].itertuples(index=False)]
-    return pd.DataFrame(rows, columns=pd.Index([tables.Raw(h) for h in headings.values()], dtype=object), dtype=object)
+    shown = {name: heading for name, heading in headings.items() if name in frame}
+    rows = [[cell(value) for value in row] for row in frame[list(shown)].itertuples(index=False)]
+    return pd.DataFrame(rows, columns=pd.Index([tables.Raw(h) for h in shown.values()], dtype=object), dtype=object)
 
 
 POINT_HEADINGS = {
@@ -109,6 +113,7 @@ POINT_HEADINGS = {
     "track2_drift": "Track II drift",
     "track1_drift": "Track I drift",
     "track1_sharp_drift": "Track I drift, sharp",
+    "logdet_drift": r"$\log\det\Sigma$ drift",
 }
 SUMMARY_HEADINGS = {
     "setting": "Setting",
@@ -141,7 +146,7 @@ def card(params: Params, names: Mapping[str, str]) -> dict[str, pd.DataFrame]:
     versions = provenance.environment(str(models.pick_device(p.device)))
     prefix = PREFIXES.get(p.prompt_bank, p.prompt_bank)
     domain = prefix.upper()
-    response = f"{p.response_tokens} tokens, in blocks of {p.response_block_words} words"
+    response = f"the first {p.response_blocks} blocks of {p.response_block_words} words"
     contents = {
         "model": {
             "Base model": p.checkpoint or f"{p.model}, trained on {p.baseline_blocks} blocks",
@@ -165,7 +170,7 @@ def card(params: Params, names: Mapping[str, str]) -> dict[str, pd.DataFrame]:
             "Top-p": f"{p.top_p:g}",
             "Top-k": p.top_k or "no limit",
             "Tokens, training": p.block_tokens,
-            "Tokens, evaluation": p.response_tokens,
+            "Tokens, evaluation": f"{p.response_tokens} at a time, until there are all blocks",
         },
         "seeds": {
             "Base seeds": ", ".join(map(str, p.seeds)),

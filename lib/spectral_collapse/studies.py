@@ -11,11 +11,12 @@ from .params import load, profiles
 from .runs import BASELINE
 from .sigma import TRACKS
 
+PUBLISHED_DIMENSION = 384  # of the published series' embeddings
 PRETRAINED = "smollm2_offline"  # the profile of pretrained weights whose records come with the project
 PRETRAINED_METRICS = (
     *("held_out_perplexity", "distinct_2", "distinct_4", "rare_token_coverage", "predictive_entropy"),
     *("lambda_max", "bulk_sigma", "log_spectral_ratio", "log_published_ratio"),
-    *("track_two_drift", "track_one_drift", "track_one_sharp_drift"),
+    *("track_two_drift", "logdet_drift", "track_one_drift"),
 )
 PRETRAINED_SERIES = (
     *("held_out_perplexity", "distinct_2", "predictive_entropy"),
@@ -199,12 +200,38 @@ def drifts(profile: str) -> pd.DataFrame:
     return series.drifts(load(profile), root=paths.COMMITTED)
 
 
+def counts_values() -> dict[str, str]:
+    """Whole numbers of blocks that the published S1 series consists of: Track I − Track II = m log(n_A(t)/n_A(0)).
+
+    published.counts.{base,least,most,series,error}: the n_A(0) from 100 to 1,900 for which whole n_A(t) come nearest to
+    every printed difference, the least and greatest n_A(t), their number, and the largest distance in nats.
+    """
+    points = pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv")
+    gaps = (points["track1_drift"] - points["track2_drift"]).to_numpy()[points["generation"] > 0]
+    bases = np.arange(100, 1901)[:, None]
+    counts = np.round(bases * np.exp(gaps / PUBLISHED_DIMENSION))
+    errors = np.abs(PUBLISHED_DIMENSION * np.log(counts / bases) - gaps).max(axis=1)
+    best = int(errors.argmin())
+    return {
+        "published.counts.base": str(int(bases[best, 0])),
+        "published.counts.least": str(int(counts[best].min())),
+        "published.counts.most": str(int(counts[best].max())),
+        "published.counts.series": str(len(gaps)),
+        "published.counts.error": formatting.format_number(float(errors[best])),
+    }
+
+
 def _last(drifts: pd.DataFrame) -> pd.DataFrame:
     return drifts[drifts["generation"] == drifts["generation"].max()]
 
 
+def _tracks(drifts: pd.DataFrame) -> list[str]:
+    """The tracks that have drifts, in their order."""
+    return [track for track in TRACKS if track in set(drifts["track"])]
+
+
 def _over_runs(runs: pd.DataFrame) -> statistics.Interval:
-    """Mean drift of runs with its t interval; of a single run the drift with its own band, a bootstrap over prompts."""
+    """Mean drift of runs with its t interval; of a single run the drift with its own band over prompts, if it has one."""
     if len(runs) > 1:
         return statistics.mean_interval(runs["drift"])
     return statistics.Interval(*runs[["drift", "low", "high"]].iloc[0])
@@ -235,9 +262,10 @@ def settings_table(by_bank: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows = []
     for bank, found in by_bank.items():
         for condition, runs in _last(found).groupby("condition", sort=False):
-            cells = [formatting.format_interval(_over_runs(runs[runs["track"] == track])) for track in TRACKS]
+            cells = [formatting.format_interval(_over_runs(runs[runs["track"] == track])) for track in _tracks(runs)]
             rows.append([bank, SETTINGS[condition], runs["seed"].nunique(), *map(tables.Number, cells)])
-    return tables.frame_of(rows, ["Prompts", "Setting", "Runs", *(tables.label(f"{track}_drift") for track in TRACKS)])
+    names = [tables.label(f"{track}_drift") for track in _tracks(next(iter(by_bank.values())))]
+    return tables.frame_of(rows, ["Prompts", "Setting", "Runs", *names])
 
 
 def _by_setting(found: pd.DataFrame, track: str) -> pd.DataFrame:

@@ -51,6 +51,7 @@ LABELS = {
     "track_one_drift": "Track I drift",
     "track_one_sharp_drift": "Track I drift, sharp",
     "track_two_drift": "Track II drift",
+    "logdet_drift": r"$\log\det\Sigma$ drift, corrected",
     "hashed_ngram_hhi": "Hashed n-gram HHI",
     "response_distinct_2": "Distinct-2, responses",
     "spectral_variance": "Spectral variance",
@@ -351,13 +352,15 @@ def sigma_drifts(drifts: pd.DataFrame) -> pd.DataFrame:
     """Condition and track at the last generation: mean drift over runs with its t interval, least and greatest run,
     median standard error of a run (bootstrap over prompts), and in how many runs the drift is not 0.
 
-    A run counts where its bootstrap's p is below 0.05, without correction for the number of runs.
+    A run counts where its bootstrap's p is below 0.05, without correction for the number of runs; where the number of
+    blocks changed (`series.track_drifts`) there is neither error nor p.
     """
     last = drifts[drifts["generation"] == drifts["generation"].max()]
     rows = []
     for (condition, track), runs in last.groupby(["condition", "track"], sort=False):
         values = runs["drift"].min(), runs["drift"].max(), runs["standard_error"].median()
-        found = Number(f"{(runs['p_value'] < 0.05).sum()} of {len(runs)}")
+        tested = runs["p_value"].notna().any()
+        found = Number(f"{(runs['p_value'] < 0.05).sum()} of {len(runs)}" if tested else "--")
         cells = [format_interval(statistics.mean_interval(runs["drift"])), *map(format_number, values)]
         rows.append([condition, label(f"{track}_drift"), *map(Number, cells), found])
     return frame_of(rows, ["Condition", "Track", "Mean over runs", "Least", "Greatest", "s.e.", Raw("$p<0.05$")])

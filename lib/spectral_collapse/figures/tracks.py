@@ -12,6 +12,7 @@ from .style import WIDTH, colour, conditions_of, drawn, legend_above, panels_of
 
 TRACK_STYLES = {
     "track_two": ("Track II", "-"),
+    "logdet": ("log det, corrected", ":"),
     "track_one_sharp": ("Track I, sharp", "-."),
     "track_one": ("Track I", "--"),
 }
@@ -25,6 +26,12 @@ def _draw_drifts(axes: Axes, rows: pd.DataFrame, style: str, shade: str, name: s
         axes.fill_between(run["generation"], run["low"], run["high"], color=shade, alpha=0.12, linewidth=0)
     mean = rows.groupby("generation")["drift"].mean()
     axes.plot(mean.index, mean, style, color=shade, label=name)
+
+
+def _drawn_tracks(drifts: pd.DataFrame) -> list[tuple[pd.DataFrame, str, str]]:
+    """Rows, name and style of every track that has a drift."""
+    tracks = [(drifts[drifts["track"] == track], name, style) for track, (name, style) in TRACK_STYLES.items()]
+    return [(rows, name, style) for rows, name, style in tracks if rows["drift"].notna().any()]
 
 
 def _finish_drifts(figure: Figure, panels: Sequence[Axes], frame: pd.DataFrame) -> None:
@@ -44,8 +51,8 @@ def sigma_tracks(drifts: pd.DataFrame) -> Figure:
     figure, panels = panels_of(len(names), min(4, len(names)), 2.0)
     for axes, condition in zip(panels, names, strict=True):
         rows = drifts[drifts["condition"] == condition]
-        for track, (name, style) in TRACK_STYLES.items():
-            _draw_drifts(axes, rows[rows["track"] == track], style, colour(condition), name)
+        for own, name, style in _drawn_tracks(rows):
+            _draw_drifts(axes, own, style, colour(condition), name)
         axes.set_title(condition)
     _finish_drifts(figure, panels, drifts)
     panels[0].legend(fontsize=7)
@@ -89,8 +96,7 @@ def sigma_published(points: pd.DataFrame, drifts: pd.DataFrame, dimension: int =
         ylabel="blocks $n_A$",
     )
     middle.yaxis.set_major_locator(plt.MaxNLocator(integer=True))
-    for track, (name, style) in TRACK_STYLES.items():
-        rows = drifts[drifts["track"] == track]
+    for rows, name, style in _drawn_tracks(drifts):
         _draw_drifts(right, rows, style, colour(rows["condition"].iloc[0]), name)
     right.set_title(f"ours, {drifts['condition'].iloc[0]}")
     _finish_drifts(figure, [right], drifts)

@@ -32,8 +32,11 @@ from .gram import (
     track_two,
     water_filling,
 )
-from .health import LiveSpace, ObservedSet, health_checks, live_space
+from .health import AIM, LiveSpace, ObservedSet, health_checks, live_space
 from .inference import (
+    grouped_logdet_estimate,
+    least_rows,
+    leave_groups_out,
     leverages,
     logdet_estimate,
     mahalanobis_variance,
@@ -44,6 +47,7 @@ from .inference import (
 from .scale import distributed_gram, read_embeddings, stream
 
 __all__ = [
+    "AIM",
     "TRACKS",
     "Bounds",
     "Budget",
@@ -61,8 +65,11 @@ __all__ = [
     "distinct_n",
     "distributed_gram",
     "drift",
+    "grouped_logdet_estimate",
     "hashed_ngram_hhi",
     "health_checks",
+    "least_rows",
+    "leave_groups_out",
     "leverages",
     "live_space",
     "logdet_estimate",

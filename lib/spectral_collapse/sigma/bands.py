@@ -3,7 +3,12 @@
 Leaving a prompt's few blocks V out of A is a small determinant: det(M − VVᵀ) = det M · det(I − VᵀM⁻¹V), with
 M = A + δI for Track II and A + (δ + τ)I for Track I. The water-filled envelope has it in the eigenvectors above the
 water, and below it the water level falls by tr VVᵀ; what V has in both at once is left out, so that its influences are
-exact to first order, those of the other tracks exact.
+exact to first order, those of the other tracks exact. The corrected log-determinant is estimated again without each
+prompt (`inference.leave_groups_out`).
+
+All drifts are of the blocks that both checkpoints have: log det(A + δI) − m log n_A grows by about
+log(n_A/(n_A − m)) − m/n_A a block, more than a nat where n_A is near m, and Track I falls by m/n, so that another number
+of blocks is a drift.
 """
 
 import math
@@ -14,8 +19,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..seeding import generator
+from .gram import SingularGram, finite_rows
+from .inference import GROUPS, leave_groups_out, least_rows
 
-TRACKS = ("track_two", "track_one", "track_one_sharp")
+TRACKS = ("track_two", "logdet", "track_one", "track_one_sharp")
+UNSEEN = 1e12  # n ≫ n_A, where log det G − m log n is log det Σ
 LEVEL = 0.95
 RESAMPLES = 2000
 
@@ -39,7 +47,7 @@ class Observed:
 
 
 def common(first: Observed, last: Observed) -> tuple[Observed, Observed]:
-    """Both checkpoints without the blocks that only one of them has."""
+    """Both checkpoints without the blocks that only one of them has: as many in both."""
     return first.select(np.isin(first.ids, last.ids)), last.select(np.isin(last.ids, first.ids))
 
 
@@ -67,7 +75,8 @@ def _track(observed: Observed, track: str, budget: Budget) -> _Track:
         raise ValueError(f"the tracks are {', '.join(TRACKS)}, not {track!r}.")
     unobserved = 0 if track == "track_two" else budget.unobserved
     m, total, tau = observed.rows.shape[1], len(observed.rows) + unobserved, budget.rho * unobserved
-    eigenvalues, vectors = np.linalg.eigh(observed.rows.T @ observed.rows)
+    rows = finite_rows(observed.rows)
+    eigenvalues, vectors = np.linalg.eigh(rows.T @ rows)
     shifted, wet, level = np.maximum(eigenvalues, 0) + budget.delta, 0, 1.0
     if track == "track_one":
         shifted += tau
@@ -79,9 +88,21 @@ def _track(observed: Observed, track: str, budget: Budget) -> _Track:
     return _Track(float(value), total, shifted, vectors, wet, level)
 
 
+def _logdet(observed: Observed) -> tuple[float, np.ndarray, np.ndarray]:
+    """Estimate of log det Σ, names (P,) of the prompts, and the estimate without each; NaN where there is none."""
+    names, m = np.unique(observed.prompts), observed.rows.shape[1]
+    if len(names) >= GROUPS and len(observed.rows) >= least_rows(m):
+        try:
+            value, names, without = leave_groups_out(observed.rows, observed.prompts, UNSEEN)
+            return value - m * math.log(UNSEEN), names, without - m * math.log(UNSEEN)
+        except SingularGram:  # a collapse: what the tracks are for, and no reason to stop
+            pass
+    return math.nan, names, np.full(len(names), math.nan)
+
+
 def track_value(observed: Observed, track: str, budget: Budget) -> float:
-    """A track of a checkpoint."""
-    return _track(observed, track, budget).value
+    """A track of a checkpoint; `logdet` is the corrected estimate of log det Σ, NaN where it needs more blocks."""
+    return _logdet(observed)[0] if track == "logdet" else _track(observed, track, budget).value
 
 
 def prompt_influences(observed: Observed, universe: np.ndarray, track: str, budget: Budget) -> tuple[float, np.ndarray]:
@@ -90,31 +111,41 @@ def prompt_influences(observed: Observed, universe: np.ndarray, track: str, budg
     The influences sum to zero, and the variance of their mean is the jackknife's. One factorisation serves all
     prompts.
     """
+    size = len(universe)
+    if track == "logdet":
+        value, names, found_without = _logdet(observed)
+        without = np.full(size, value)
+        without[np.searchsorted(universe, names)] = found_without
+        return value, math.sqrt(size * (size - 1)) * (without.mean() - without)
     found, m = _track(observed, track, budget), observed.rows.shape[1]
     wet, coordinates = found.wet, observed.rows @ found.vectors
     below, above = (coordinates[:, :wet] ** 2).sum(1), coordinates[:, wet:] / np.sqrt(found.shifted[wet:])
-    without = np.empty(len(universe))
+    without = np.empty(size)
     for place, prompt in enumerate(universe):
         own = observed.prompts == prompt
         change = np.linalg.slogdet(np.eye(own.sum()) - above[own] @ above[own].T).logabsdet
         change += wet * math.log1p(-below[own].sum() / (wet * found.level)) if wet else 0.0
         without[place] = found.value + change - m * math.log1p(-own.sum() / found.total)
-    size = len(universe)
     return found.value, math.sqrt(size * (size - 1)) * (without.mean() - without)
 
 
 def banded_drift(first: Observed, last: Observed, track: str, budget: Budget, seed: int = 0) -> dict[str, float]:
-    """Drift of a track with its band at nominal 95 %, standard error and p-value of drift ≠ 0.
+    """Drift of a track over the blocks that both checkpoints have, with its band at nominal 95 %, standard error and
+    p-value of drift ≠ 0.
 
     By a bootstrap over prompts, one set of them for both checkpoints: the pairing. What is resampled are the
     prompts' influences, not the columns. A resample of columns holds 63 % of the prompts, and its log-determinant
     is another, far lower quantity. The band is NaN below 10 prompts, the p-value where nothing moves.
     Conservative where n_A is near m: the jackknife's variance is high on average (Efron and Stein 1981).
+    ValueError where the checkpoints have no block in common.
     """
-    universe = np.union1d(first.prompts, last.prompts)
+    first, last = common(first, last)
+    universe = np.unique(first.prompts)
+    if not len(universe):
+        raise ValueError("the two checkpoints have no block in common: there is no drift.")
     (start, pull_first), (end, pull_last) = (prompt_influences(each, universe, track, budget) for each in (first, last))
     moved, pull, count = end - start, pull_last - pull_first, len(universe)
-    if count < 10:
+    if count < GROUPS or not math.isfinite(moved):
         return {"drift": moved, "low": math.nan, "high": math.nan, "standard_error": math.nan, "p_value": math.nan}
     weights = generator("bootstrap_drift", seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
     errors = np.abs(weights @ pull / count)
@@ -137,11 +168,7 @@ def banded_drifts(first: Observed, last: Observed, budget: Budget, seed: int = 0
 def bucket_drifts(
     first: Observed, last: Observed, buckets: Sequence[str], budget: Budget, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Track II's `banded_drift` in each bucket, with its number of blocks; `buckets` names that of each prompt.
-
-    A bucket has fewer blocks than dimensions, so that each block more is log δ more: only blocks that both
-    checkpoints have are counted.
-    """
+    """Track II's `banded_drift` in each bucket, with its number of blocks; `buckets` names that of each prompt."""
     labels = np.asarray(buckets)
     both = common(first, last)
     found = {}

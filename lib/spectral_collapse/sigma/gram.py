@@ -12,12 +12,14 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dpotrf
-from scipy.sparse.linalg import ArpackNoConvergence, eigsh
+from scipy.sparse.linalg import ArpackError, eigsh
 
 from ..text_metrics import words
 
 CHUNK = 4096  # rows converted to float64 at a time: bounds the memory, and is long enough for the BLAS
 LANCZOS_FROM = 256  # below this m all eigenvalues cost less than finding the largest few
+# An eigenvalue below this share of the largest has no digits: in it stand the squares of float32 roundings.
+RANK = 1e-12
 
 
 class GramAccumulator:
@@ -29,6 +31,9 @@ class GramAccumulator:
     def __init__(self, dim: int):
         self._lower = np.zeros((dim, dim), order="F")  # the lower triangle: half the work of the full product
         self.n = 0
+
+    def __repr__(self) -> str:
+        return f"GramAccumulator(dim={self.dim}, n={self.n})"
 
     @property
     def dim(self) -> int:
@@ -74,6 +79,36 @@ class GramAccumulator:
 
 class SingularGram(ValueError):
     """A Gram matrix without an inverse: too few different embeddings, or dead directions."""
+
+
+def finite_rows(embeddings: np.ndarray) -> np.ndarray:
+    """The embeddings (k, m) in float64. ValueError for another shape and for an entry that is NaN or infinite."""
+    rows = np.asarray(embeddings, dtype=np.float64)
+    if rows.ndim != 2:
+        raise ValueError(f"embeddings have shape {rows.shape}: rows (number, dimension) are expected.")
+    if (bad := np.flatnonzero(~np.isfinite(rows).all(axis=1))).size:
+        raise ValueError(
+            f"{len(bad)} of {len(rows)} embeddings are not finite, row {bad[0]} first: look at their text."
+        )
+    return rows
+
+
+def require_full_rank(gram: np.ndarray) -> None:
+    """SingularGram unless every eigenvalue of A (m, m) exceeds RANK = 1e-12 of the largest, decided in float64.
+
+    Cholesky's factorisation does not decide it: rounding lifts an eigenvalue of 0 above 0 as often as not.
+    """
+    matrix = np.asarray(gram, dtype=np.float64)
+    if not np.isfinite(matrix).all():
+        raise SingularGram("the Gram matrix is not finite: look at the embeddings it was summed from.")
+    eigenvalues = scipy.linalg.eigvalsh(matrix, check_finite=False)
+    rank = int((eigenvalues > RANK * eigenvalues[-1]).sum())
+    if rank < len(matrix):
+        raise SingularGram(
+            f"the Gram matrix has rank {rank} in {len(matrix)} dimensions (eigenvalues below {RANK:g} of the largest are "
+            "rounding): log det G is not finite; leave out the encoder's dead directions (`live_space`), or observe "
+            "more blocks that differ."
+        )
 
 
 def cholesky_logdet(gram: np.ndarray, shift: float = 0.0) -> float:
@@ -142,12 +177,22 @@ def overestimation_ratio(second_moment: np.ndarray, observed_share: float) -> fl
     """*Logarithm* of Π_i (γ + (1 − γ) λ_max(Σ)/λ_i(Σ)), by which the upper bound exceeds det(nΣ); γ = n_A/n.
 
     The product itself overflows in the dimensions of sentence embeddings. 0 only for isotropic Σ (or γ = 1).
-    ValueError for a singular Σ or γ outside [0, 1]. SIGMA eq. 3.8.
+    SingularGram for a singular Σ, ValueError for γ outside [0, 1]. SIGMA eq. 3.8.
     """
+    if not 0 <= observed_share <= 1:
+        raise ValueError(f"the observed share lies between 0 and 1, not at {observed_share}.")
+    require_full_rank(second_moment)
     eigenvalues = np.linalg.eigvalsh(second_moment)
-    if not 0 <= observed_share <= 1 or eigenvalues[0] <= 0:
-        raise ValueError("the ratio needs a share between 0 and 1 and a positive definite second-moment matrix.")
     return float(np.log(observed_share + (1 - observed_share) * eigenvalues[-1] / eigenvalues).sum())
+
+
+def _is_psd(matrix: np.ndarray, tolerance: float) -> bool:
+    """Whether no eigenvalue lies below −tolerance, by one factorisation."""
+    try:
+        cholesky_logdet(matrix, tolerance)
+    except SingularGram:
+        return False
+    return True
 
 
 def water_filling(gram: np.ndarray, budget: float, delta: float) -> float:
@@ -171,8 +216,10 @@ def water_filling(gram: np.ndarray, budget: float, delta: float) -> float:
                 start = np.random.default_rng(0).normal(size=m)
                 # an eigenvalue's error is the square of its vector's: 1e-6 leaves rounding
                 tops = eigsh(matrix, count, which="LA", v0=start, tol=1e-6, return_eigenvectors=False)[::-1] + delta
-            except ArpackNoConvergence:
+            except ArpackError:  # no convergence, or a matrix of zeros
                 break
+            if not _is_psd(matrix, 1e-9 * max(tops[0], delta)):
+                break  # all eigenvalues say which one is negative
             # level[j]: the water level when the j largest eigenvalues stand above it
             level = (energy - np.append(0, np.cumsum(tops[:-1]))) / (m - np.arange(count))
             if (dry := np.flatnonzero(tops <= level)).size:
@@ -246,7 +293,7 @@ def track_agreement(track_one_drift: Sequence[float], track_two_drift: Sequence[
 
 
 def split_blocks(text: str, block_words: int) -> list[str]:
-    """The text in runs of `block_words` words; a last run shorter than half of that is dropped.
+    """The text in runs of `block_words` words; what is left over at its end is dropped, so that all are of one length.
 
     Words are counted as elsewhere in this package; the runs keep case and punctuation.
     """
@@ -257,6 +304,4 @@ def split_blocks(text: str, block_words: int) -> list[str]:
         if count >= block_words:
             pieces.append(" ".join(run))
             run, count = [], 0
-    if 2 * count >= block_words:
-        pieces.append(" ".join(run))
     return pieces

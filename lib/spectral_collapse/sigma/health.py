@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..provenance import canonical, text_hash
+from .gram import finite_rows
 
 DEAD = 1e-9  # energy of a dead direction, at most, relative to the mean of all
+AIM = 2  # embeddings for each dimension, at least, where there is a choice
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,10 @@ def live_space(reference: np.ndarray, tolerance: float = DEAD) -> LiveSpace:
     """The live directions of an encoder, from embeddings (k, m) of a broad reference set.
 
     A direction is dead where its energy is below `tolerance` times the mean energy of a direction. Where the
-    dead directions are whole coordinates, the basis only leaves those out. ValueError for fewer than 2 m rows:
-    directions would look dead for want of data.
+    dead directions are whole coordinates, the basis only leaves those out. ValueError for fewer than 2 m rows, since
+    directions would look dead for want of data, and for rows that are not finite.
     """
-    rows = np.asarray(reference, dtype=np.float64)
+    rows = finite_rows(reference)
     count, m = rows.shape
     if count < 2 * m:
         raise ValueError(f"{count} reference embeddings are too few to tell dead directions of {m}: give {2 * m}.")
@@ -107,10 +109,25 @@ def live_space(reference: np.ndarray, tolerance: float = DEAD) -> LiveSpace:
     return LiveSpace(live, tuple(map(int, dead)))
 
 
-def health_checks(embeddings: np.ndarray, rho: float, delta: float) -> list[str]:
-    """One sentence for each thing that makes the tracks of these embeddings (n_A, m) misleading; [] if sound."""
+def _listed(places: np.ndarray, most: int = 8) -> str:
+    return ", ".join(map(str, places[:most])) + (", …" if len(places) > most else "")
+
+
+def health_checks(
+    embeddings: np.ndarray, rho: float, delta: float, groups: Sequence[object] | None = None
+) -> list[str]:
+    """One sentence for each thing that makes the tracks of these embeddings (n_A, m) misleading; [] if sound.
+
+    `groups` names the prompt, or another source, of each row: rows that share one depend on each other.
+    """
     rows = np.asarray(embeddings, dtype=np.float64)
+    if rows.ndim != 2:
+        raise ValueError(f"embeddings have shape {rows.shape}: rows (number, dimension) are expected.")
     count, m = rows.shape
+    if not count:
+        return ["there is no embedding: the responses are empty, or too short for a block."]
+    if bad := int((~np.isfinite(rows).all(axis=1)).sum()):
+        return [f"{bad} of {count} embeddings are not finite (NaN or infinite): look at the text they were made from."]
     energy = (rows**2).sum(1)
     found = []
     if over := int((energy > rho * (1 + 1e-6)).sum()):
@@ -118,20 +135,51 @@ def health_checks(embeddings: np.ndarray, rho: float, delta: float) -> list[str]
             f"{over} of {count} embeddings exceed the energy budget rho = {rho:g} (largest squared norm "
             f"{energy.max():.4g}): Track I spikes and bounds nothing; normalise them."
         )
-    gram = rows.T @ rows
-    rank = int((np.linalg.eigvalsh(gram) > DEAD * np.trace(gram) / m).sum())
+    if zeros := int((energy == 0).sum()):
+        found.append(
+            f"{zeros} of {count} embeddings are zero vectors: each counts in n_A and adds nothing to the Gram matrix; "
+            "leave them out."
+        )
+        if zeros == count:
+            return found
+    if groups is not None and (sources := len(set(groups))) < count:
+        found.append(
+            f"{count} embeddings come from {sources} groups: rows of one group depend on each other, and an interval "
+            "that takes them for independent covers far less than it says; use grouped_logdet_estimate."
+        )
     if ((rows - rows.mean(0)) ** 2).sum() <= 1e-10 * energy.sum():
         found.append("all embeddings are the same vector: both tracks stay flat whatever the model does.")
-    elif count < m:
+        return found
+    floor = DEAD * energy.sum() / m
+    if (dead := np.flatnonzero((rows**2).sum(0) <= floor)).size:
+        found.append(
+            f"{len(dead)} of {m} coordinates are zero in all embeddings ({_listed(dead)}): dead directions of the encoder, "
+            f"of which {len(dead)} log delta = {len(dead) * math.log(delta):.1f} is in the tracks; `live_space` leaves "
+            "them out."
+        )
+        rows, m = np.delete(rows, dead, axis=1), m - len(dead)
+    if count < m:
         found.append(
             f"{count} embeddings span at most {count} of {m} dimensions: {m - count} log delta = "
             f"{(m - count) * math.log(delta):.1f} dominates both tracks; observe more blocks or shrink."
         )
-    elif rank < m:
-        different = len(np.unique(rows.astype(np.float32), axis=0))
+        return found
+    eigenvalues = np.linalg.eigvalsh(rows.T @ rows)
+    rank, different = int((eigenvalues > floor).sum()), len(np.unique(rows.astype(np.float32), axis=0))
+    if rank < m:
+        cause = "the responses repeat themselves" if different < m else "dead directions of the encoder (`live_space`)"
         found.append(
-            f"{count} embeddings, {different} of them different, span {rank} of {m} dimensions: the responses repeat "
-            f"themselves, {m - rank} log delta = {(m - rank) * math.log(delta):.1f} is in the tracks, and log det G is "
-            "not finite."
+            f"{count} embeddings, {different} of them different, span {rank} of {m} dimensions: {cause}; {m - rank} log "
+            f"delta = {(m - rank) * math.log(delta):.1f} is in the tracks, and log det G is not finite."
+        )
+    elif delta >= np.median(eigenvalues):
+        found.append(
+            f"delta = {delta:g} is not below {int((eigenvalues <= delta).sum())} of the {m} eigenvalues of the Gram "
+            "matrix: both tracks say more of delta than of the text; take it far below the smallest."
+        )
+    if count < AIM * m:
+        found.append(
+            f"{count} embeddings are fewer than {AIM} for each of {m} dimensions: the log-determinant is more bias than "
+            "signal, and drifts are noisy; observe more blocks."
         )
     return found

@@ -6,6 +6,7 @@ coverage is in results/sigma_coverage; proofs are in the paper's appendix.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,9 +14,10 @@ import scipy.linalg
 from scipy.optimize import brentq
 from scipy.special import digamma, polygamma
 from scipy.stats import beta, norm
+from scipy.stats import t as student
 from sklearn.covariance import LedoitWolf
 
-from .gram import SingularGram, cholesky_logdet
+from .gram import SingularGram, cholesky_logdet, finite_rows, require_full_rank
 
 CHUNK = 4096  # embeddings whitened at a time
 
@@ -23,18 +25,13 @@ CHUNK = 4096  # embeddings whitened at a time
 def leverages(embeddings: np.ndarray, gram: np.ndarray | None = None) -> np.ndarray:
     """h_j = v_jᵀ A⁻¹ v_j of the observed embeddings (n_A, m), each in [0, 1], their sum m; shape (n_A,).
 
-    A is their Gram matrix where it is not given. SingularGram where it has no inverse: too few embeddings, too many
-    of them alike, or dead directions of the encoder (`live_space`).
+    A is their Gram matrix where it is not given. SingularGram where it has no inverse (`require_full_rank`): too few
+    embeddings, too many of them alike, or dead directions of the encoder (`live_space`).
     """
-    rows = np.asarray(embeddings, dtype=np.float64)
+    rows = finite_rows(embeddings)
     gram = rows.T @ rows if gram is None else gram
-    try:
-        factor = scipy.linalg.cholesky(gram, lower=True)
-    except scipy.linalg.LinAlgError:
-        raise SingularGram(
-            f"the Gram matrix of {len(rows)} embeddings is singular in {rows.shape[1]} dimensions: observe more "
-            "blocks, or project to the encoder's live directions."
-        ) from None
+    require_full_rank(gram)
+    factor = scipy.linalg.cholesky(gram, lower=True)
     starts = range(0, len(rows), CHUNK)
     white = (scipy.linalg.solve_triangular(factor, rows[start : start + CHUNK].T, lower=True) for start in starts)
     return np.concatenate([np.einsum("ij,ij->j", part, part) for part in white])
@@ -87,23 +84,63 @@ def wishart_moments(m: int, n_observed: int, n_total: float) -> tuple[float, flo
     return float(mean), float((polygamma(1, observed) - polygamma(1, total)).sum())
 
 
-def _extrapolate(odds: np.ndarray, m: int, n: float) -> tuple[float, np.ndarray]:
-    """V(n) = n·mean log(1 + c q) − m log c with n·mean c q/(1 + c q) = m, and n log(1 + c q), from leverage odds q."""
+def least_rows(m: int) -> int:
+    """The fewest embeddings for which the leverages say how far log det A lies below log det G: 1.2 m, and m + 8.
+
+    Nearer to m an interval from leverages covers less than it says: 4 to 97 % in simulation (Gaussian, Student-t and
+    sentence embeddings, m = 8, 32 and 128), since h_j near 1 makes h_j/(1 − h_j) the noise of a few rows.
+    """
+    return max(math.ceil(1.2 * m), m + 8)
+
+
+def _require_rows(m: int, n_observed: int, n_total: float) -> None:
+    if not m < n_observed <= n_total:
+        raise ValueError(f"log det G needs m < n_observed ≤ n_total, not {m}, {n_observed} and {n_total}.")
+
+
+def _require_enough(m: int, n_observed: int) -> None:
+    if n_observed < least_rows(m):
+        raise ValueError(
+            f"{n_observed} embeddings are too few for their leverages in {m} dimensions, where they would be near 1: "
+            f"observe {least_rows(m)} or more (1.2 m, and m + 8)."
+        )
+
+
+def _extrapolate(odds: np.ndarray, m: int, n: float, n_observed: int) -> tuple[float, np.ndarray]:
+    """V(n) = n·mean log(1 + c q) − m log c with n·mean c q/(1 + c q) = m, and n log(1 + c q), from leverage odds q.
+
+    Means are sums over `n_observed`: odds of 0 may fill an array and count for nothing.
+    """
 
     def excess(log_c: float) -> float:
         scaled = math.exp(log_c) * odds
-        return float(np.mean(scaled / (1 + scaled)) * n / m - 1)
+        return float(np.sum(scaled / (1 + scaled)) / n_observed * n / m - 1)
 
-    log_c = brentq(excess, math.log(m / n / odds.mean()) - 1e-9, math.log(2), xtol=1e-13, rtol=1e-14)
+    log_c = brentq(excess, math.log(m / n * n_observed / odds.sum()) - 1e-9, math.log(2), xtol=1e-13, rtol=1e-14)
     influence = n * np.log1p(math.exp(log_c) * odds)
-    return float(influence.mean() - m * log_c), influence
+    return float(influence.sum() / n_observed - m * log_c), influence
 
 
 @functools.lru_cache(maxsize=64)
-def _gaussian_odds(m: int, n_observed: int) -> np.ndarray:
-    """Quantiles of h/(1 − h) for Gaussian columns, h ~ Beta(m/2, (n_A − m)/2), at 4,000 equal steps."""
-    share = beta.ppf((np.arange(4000) + 0.5) / 4000, m / 2, (n_observed - m) / 2)
-    return share / (1 - share)
+def _gaussian_odds(m: int, n_observed: int, mates: float = 0) -> np.ndarray:
+    """Quantiles of h/(1 − h) for Gaussian columns, h ~ Beta(m/2, (n_A − m)/2), at 4,000 equal steps.
+
+    For h the eigenvalues of the hat matrix's block of a group, in which a column has `mates` others on average, the
+    Beta distribution of their mean m/n_A and variance, m(n_A − m)/n_A² · (2/(n_A + 2) + mates · n_A/((n_A − 1)(n_A + 2))).
+    """
+    mean = m / n_observed
+    share = 2 / (n_observed + 2) + mates * n_observed / ((n_observed - 1) * (n_observed + 2))  # n_A/2 + 1 for no mates
+    size = 1 / share - 1
+    h = beta.ppf((np.arange(4000) + 0.5) / 4000, mean * size, (1 - mean) * size)
+    return h / (1 - h)
+
+
+def _beyond_gaussian(odds: np.ndarray, m: int, n_observed: int, n_total: float, mates: float = 0) -> float:
+    """[V(n) − V(n_A)] over the odds less the same over Gaussian odds: what the leverages add to Wishart's mean."""
+    reference = _gaussian_odds(m, n_observed, mates)
+    found = _extrapolate(odds, m, n_total, n_observed)[0] - float(np.log1p(odds).sum())
+    expected = [_extrapolate(reference, m, n, len(reference))[0] for n in (n_total, n_observed)]
+    return found - (expected[0] - expected[1])
 
 
 def logdet_estimate(
@@ -122,14 +159,18 @@ def logdet_estimate(
               xᵀΣ⁻¹x spreads otherwise than χ²_m: heavy tails, and sentence embeddings in many dimensions.
     leverage  adds what the leverages h_j (n_A,) say beyond the Gaussian: V(n) − V(n_A) over the odds
               h_j/(1 − h_j), less the same for Gaussian odds; the variance likewise, with its own standard error
-              added. For columns r·u, u Gaussian, r² of any distribution with a second moment. Needs n_A > m; falls
-              short of the level for heavy tails and only tens of columns.
+              added. For columns r·u, u Gaussian, r² of any distribution with a second moment. Nominal 95 % intervals
+              covered 88 to 99 % from n_A = 1.3 m on (results/sigma_coverage) and 81 to 97 % at `least_rows`, below
+              which they are refused.
 
-    ValueError for sizes outside m ≤ n_A ≤ n and for a singular A.
+    All take columns for independent. Blocks of one response are not, and such intervals then covered 0 to 75 % in
+    simulation where `grouped_logdet_estimate` covered 82 to 100 %.
+    ValueError for sizes outside m < n_A ≤ n and for too few leverages; SingularGram for a singular A
+    (`require_full_rank`), such as that of embeddings with dead directions.
     """
     m = len(gram)
-    if not m <= n_observed <= n_total:
-        raise ValueError(f"log det G needs m ≤ n_observed ≤ n_total, not {m}, {n_observed} and {n_total}.")
+    _require_rows(m, n_observed, n_total)
+    require_full_rank(gram)
     base, gap = cholesky_logdet(gram), 1 / n_observed - 1 / n_total
     mean, variance = wishart_moments(m, n_observed, n_total)
     match correction:
@@ -140,13 +181,14 @@ def logdet_estimate(
         case "wishart":
             pass
         case "leverage":
-            if leverages is None or len(leverages) != n_observed or n_observed <= m:
-                raise ValueError(f"the leverages of all {n_observed} > m = {m} observed embeddings are needed.")
-            odds = np.asarray(leverages) / (1 - np.asarray(leverages))
-            total, influence = _extrapolate(odds, m, n_total)
-            gauss_total, gauss_influence = _extrapolate(_gaussian_odds(m, n_observed), m, n_total)
-            gauss_observed, _ = _extrapolate(_gaussian_odds(m, n_observed), m, n_observed)
-            mean += (total - n_observed * np.log1p(odds).mean()) - (gauss_total - gauss_observed)
+            if leverages is None or len(leverages) != n_observed:
+                raise ValueError(f"the leverages of all {n_observed} observed embeddings are needed.")
+            _require_enough(m, n_observed)
+            odds = _odds(np.asarray(leverages, dtype=np.float64), "embedding")
+            mean += _beyond_gaussian(odds, m, n_observed, n_total)
+            _, influence = _extrapolate(odds, m, n_total, n_observed)
+            reference = _gaussian_odds(m, n_observed)
+            gauss_influence = _extrapolate(reference, m, n_total, len(reference))[1]
             squares = (influence - influence.mean()) ** 2
             excess = squares.sum() / (n_observed - 1) - gauss_influence.var()
             # never below the variance of columns of constant xᵀΣ⁻¹x, the least there is
@@ -158,11 +200,100 @@ def logdet_estimate(
     return Estimate(base + mean, base + mean - half, base + mean + half, error)
 
 
+def _odds(h: np.ndarray, whose: str) -> np.ndarray:
+    """h/(1 − h). SingularGram where an h is 1: without that row or group the others span fewer dimensions."""
+    if (h >= 1 - 1e-9).any():
+        raise SingularGram(
+            f"{int((h >= 1 - 1e-9).sum())} leverages are 1: a direction is held by one {whose} alone, and log det G "
+            "cannot be told from the others; observe more."
+        )
+    return np.maximum(h, 0) / (1 - h)
+
+
+# Columns that depend on each other
+
+GROUPS = 10  # the fewest of which a jackknife says something
+
+
+def leave_groups_out(
+    embeddings: np.ndarray, groups: Sequence[object], n_total: float
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Estimate of log det G from rows (n_A, m) in dependent groups, and the same without each of the P groups.
+
+    The group takes the column's place in `logdet_estimate`'s correction by leverages: the eigenvalues of its block of
+    the hat matrix VᵀA⁻¹V take that of h_j, since leaving it out changes log det A by the sum of their log(1 − h), and
+    Gaussian odds are those of such a block. (estimate, names (P,), without (P,)). ValueError for other sizes,
+    fewer than GROUPS = 10 groups or too few rows (`least_rows`); SingularGram for a singular Gram matrix, and where the
+    others do not span what a group spans. Memory O(n_A²).
+    """
+    rows = finite_rows(embeddings)
+    count, m = rows.shape
+    names, place = np.unique(np.asarray(groups), return_inverse=True)
+    if len(place) != count:
+        raise ValueError(f"{count} embeddings need as many groups, one for each row, not {len(place)}.")
+    if len(names) < GROUPS:
+        raise ValueError(f"{len(names)} groups are too few to judge their spread: give {GROUPS} or more.")
+    _require_rows(m, count, n_total)
+    _require_enough(m, count)
+    gram = rows.T @ rows
+    require_full_rank(gram)
+    factor = scipy.linalg.cholesky(gram, lower=True)
+    white = scipy.linalg.solve_triangular(factor, rows.T, lower=True)
+    hat, base = white.T @ white, 2 * float(np.log(np.diag(factor)).sum())
+
+    sizes = np.bincount(place)
+    members = np.full((len(names), sizes.max()), -1)  # rows of each group, filled up with -1
+    for group, rows_of in enumerate(np.split(np.argsort(place, kind="stable"), np.cumsum(sizes)[:-1])):
+        members[group, : len(rows_of)] = rows_of
+    there = members >= 0
+    blocks = hat[members[:, :, None], members[:, None, :]] * (there[:, :, None] & there[:, None, :])
+    pairs = sizes * (sizes - 1)
+
+    def estimate(logdet: float, blocks: np.ndarray, kept: np.ndarray) -> float:
+        odds = _odds(np.linalg.eigvalsh(blocks[kept]), "group").ravel()
+        n = int(sizes[kept].sum())
+        mean = wishart_moments(m, n, n_total)[0]
+        return logdet + mean + _beyond_gaussian(odds, m, n, n_total, float(pairs[kept].sum() / n))
+
+    kept = np.ones(len(names), dtype=bool)
+    whole, without = estimate(base, blocks, kept), np.empty(len(names))
+    for group, own in enumerate(blocks):
+        rest = np.eye(len(own)) - own
+        mine = members[group][there[group]]
+        cross = hat[:, mine][members] * there[:, :, None]
+        inner = np.linalg.inv(rest)[: len(mine), : len(mine)]
+        kept[group] = False
+        without[group] = estimate(
+            base + np.linalg.slogdet(rest).logabsdet, blocks + cross @ inner @ cross.transpose(0, 2, 1), kept
+        )
+        kept[group] = True
+    return whole, names, without
+
+
+def grouped_logdet_estimate(
+    embeddings: np.ndarray, groups: Sequence[object], n_total: float, level: float = 0.95
+) -> Estimate:
+    """log det G from rows (n_A, m) that depend on each other within groups, such as the blocks of one response.
+
+    `leave_groups_out`'s estimate; its error is the jackknife's over groups, √((P−1)/P Σ(L_(p) − L̄)² (1 − n_A/n)), its
+    interval a t interval of P − 1 degrees of freedom. Groups are a random part of all of them, and independent; there
+    may be fewer of them than dimensions. In simulation (m = 8 and 32, four rows a group, correlated by 0 to 0.9,
+    n_A = 2.5 m to 10 m) nominal 95 % intervals covered 91 to 100 % for Gaussian rows, and 82 to 94 % where a group
+    shares a Student-t scale of five degrees of freedom. Errors as `leave_groups_out`.
+    """
+    estimate, names, without = leave_groups_out(embeddings, groups, n_total)
+    count = len(names)
+    spread = (count - 1) / count * float(((without - without.mean()) ** 2).sum())
+    error = math.sqrt(spread * (1 - len(embeddings) / n_total))
+    half = float(student.ppf((1 + level) / 2, count - 1)) * error
+    return Estimate(estimate, estimate - half, estimate + half, error)
+
+
 def shrunk_logdet(embeddings: np.ndarray) -> float:
     """log det of Ledoit and Wolf's shrinkage estimate (1 − s) A/n_A + s tr(A)/(n_A m) I of Σ = E xxᵀ.
 
     An alternative to δ for Track II where n_A is near or below m: the shrinkage s is estimated from the rows
     (n_A, m), not set. Source: Ledoit and Wolf 2004; scikit-learn's implementation, not centred.
     """
-    fitted = LedoitWolf(store_precision=False, assume_centered=True).fit(np.asarray(embeddings, dtype=np.float64))
+    fitted = LedoitWolf(store_precision=False, assume_centered=True).fit(finite_rows(embeddings))
     return cholesky_logdet(fitted.covariance_)
