@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from margins import binomial_limits, mean_error
 from scipy import stats
 from spectral_collapse import correlation, statistics
 from test_statistics import METRIC, make_table, noise
@@ -68,8 +69,10 @@ def test_intervals_cover_as_little_as_documented(runs, least, boot):
         first = rng.normal(size=(1, runs, 6))
         table = make_table(first).assign(other=make_table(0.8 * first + 0.6 * rng.normal(size=first.shape))[METRIC])
         found.append(correlation.lagged_spearman(table, [METRIC], ["other"], lags=(0,)).iloc[0])
-    truth = 0.70  # the mean ρ of six pairs of standard normal numbers correlated by 0.8
-    error = 3 * np.sqrt(0.2 * 0.8 / 60)
-    assert np.mean([row.rho for row in found]) == pytest.approx(truth, abs=0.05)
-    assert np.mean([row.low <= truth <= row.high for row in found]) > least - error
-    assert np.mean([row.boot_low <= truth <= row.boot_high for row in found]) == pytest.approx(boot, abs=error)
+    # The mean ρ of n = 6 pairs of standard normal numbers correlated by r = 0.8 (Moran 1948).
+    truth = 6 / (np.pi * 7) * (np.arcsin(0.8) + 4 * np.arcsin(0.4))
+    rhos = [row.rho for row in found]
+    assert np.mean(rhos) == pytest.approx(truth, abs=mean_error(rhos))
+    assert sum(row.low <= truth <= row.high for row in found) >= binomial_limits(60, least)[0]
+    fewest, most = binomial_limits(60, boot - 0.005, boot + 0.005)
+    assert fewest <= sum(row.boot_low <= truth <= row.boot_high for row in found) <= most

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from margins import binomial_limits
 from spectral_collapse import encoded, interventions, loop, measure, params, runs, seeding, series, storyworld, train
 from tiny import TINY
 
@@ -72,7 +73,8 @@ def test_rare_samples_follow_their_weights():
     drawn = interventions.rare_sample(blocks, 1.0, 1, 2)
     assert drawn.shape == blocks.shape and set(drawn.flatten().tolist()) == {0, 1}
     # Weighed by the inverse of their frequency both kinds are as likely.
-    assert abs(int((drawn[:, 0] == 1).sum()) - 500) < 4 * math.sqrt(250)
+    fewest, most = binomial_limits(1000, 0.5)
+    assert fewest <= int((drawn[:, 0] == 1).sum()) <= most
     assert torch.equal(drawn, interventions.rare_sample(blocks, 1.0, 1, 2))
     assert not torch.equal(drawn, interventions.rare_sample(blocks, 1.0, 1, 3))
 

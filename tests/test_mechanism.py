@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from margins import mean_error, spread_error
 from spectra import Rotated
 from spectral_collapse import curvature
 from spectral_collapse.mechanism import activations, drift, eigenvectors, gradients, landscape, outputs, vectors
@@ -79,10 +80,12 @@ def test_noise_scale_of_a_linear_model_is_known_unbiased_and_its_error_right():
         g = signal + 0.3 * rng.normal(size=(40, 50))
         found.append(gradients.noise_scale((g**2).sum(1), g @ g.sum(0)))
     values = np.array([one.value for one in found])
-    assert np.mean([one.trace for one in found]) == pytest.approx(4.5, rel=0.01)
-    assert np.mean([one.squared_norm for one in found]) == pytest.approx(4, rel=0.01)
-    assert values.mean() == pytest.approx(1.125, rel=0.02)
-    assert np.mean([one.standard_error for one in found]) == pytest.approx(values.std(), rel=0.1)
+    for quantity, truth in (("trace", 4.5), ("squared_norm", 4)):
+        estimates = [getattr(one, quantity) for one in found]
+        assert np.mean(estimates) == pytest.approx(truth, abs=mean_error(estimates))
+    assert values.mean() == pytest.approx(1.125, abs=mean_error(values) + 0.01)  # a ratio of the two: a small bias
+    errors = [one.standard_error for one in found]
+    assert np.mean(errors) == pytest.approx(values.std(), rel=spread_error(400))
 
 
 def test_noise_scale_is_that_of_the_two_batch_sizes():
@@ -118,8 +121,9 @@ def test_drift_by_part_and_its_alignment():
 
 def test_a_random_drift_has_its_share_by_chance():
     q, _ = torch.linalg.qr(rows(0, 400, 20))
-    shares = [drift.alignment(rows(seed, 400), q.T.contiguous()) for seed in range(1, 200)]
-    assert np.mean([one.share for one in shares]) == pytest.approx(shares[0].by_chance, rel=0.05)
+    found = [drift.alignment(rows(seed, 400), q.T.contiguous()) for seed in range(1, 400)]
+    shares = [one.share for one in found]
+    assert np.mean(shares) == pytest.approx(found[0].by_chance, abs=mean_error(shares))
 
 
 # ---- activations
@@ -153,7 +157,7 @@ def test_debiased_cka_is_1_for_rotations_0_for_strangers_and_agrees_with_gram_ma
     turn, _ = torch.linalg.qr(rows(2, 20, 20))
     assert activations.debiased_cka(X, 3 * X @ turn + 7) == pytest.approx(1)
     strangers = [activations.debiased_cka(rows(s, 60, 20), rows(s + 500, 60, 25)) for s in range(60)]
-    assert np.mean(strangers) == pytest.approx(0, abs=0.02)
+    assert np.mean(strangers) == pytest.approx(0, abs=mean_error(strangers))
     # Song et al. 2012, eq. 5, with both matrices.
     n, ones = 60, torch.ones(60, dtype=torch.float64)
 
@@ -192,7 +196,8 @@ def test_rare_tokens_hold_their_share_and_no_more():
 def test_a_perfectly_calibrated_model_has_only_the_error_of_counting():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.1, 1, size=200_000)
-    assert outputs.calibration_error(confidence, rng.random(200_000) < confidence) < 0.005
+    # Of 15 bins of 13,333: each counts to within 0.0035 on average, and the mean of their sizes is 0.0028 ± 0.0005.
+    assert outputs.calibration_error(confidence, rng.random(200_000) < confidence) < 0.006
     assert outputs.calibration_error(confidence, rng.random(200_000) < confidence**2) > 0.1
     constant = np.full(1000, 0.9)
     assert outputs.calibration_error(constant, np.arange(1000) % 2) == pytest.approx(0.4, abs=0.01)

@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from margins import FALSE_FAILURE
+from scipy import stats
 from spectral_collapse import encoded, measure, params, paths, runs, seeding, series, sigma, sigma_experiment
 from spectral_collapse.sigma import Budget
 from test_loop import TINY, quiet
@@ -132,8 +134,8 @@ def test_domains_share_no_seed():
 def test_two_observed_sets_of_one_model_drift_by_noise_alone():
     whole = checkpoint(0, prompts=60)
     noise = sigma_experiment.noise_floor(whole, BUDGET, splits=40)
-    error = noise["sd"] / np.sqrt(40)
-    assert (noise["mean"].abs() < 4 * error).all() and (noise["q95"] > noise["sd"]).all()
+    error = stats.t.isf(FALSE_FAILURE / 2, 39) * noise["sd"] / np.sqrt(40)
+    assert (noise["mean"].abs() < error).all() and (noise["q95"] > noise["sd"]).all()
     assert sigma_experiment.size_ablation(whole, whole, BUDGET).empty  # 180 blocks are fewer than 500
 
 
