@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+import transformers
 from spectral_collapse import curvature
 from spectral_collapse.curvature.krylov import probe_runs
 from spectral_collapse.curvature.spectral import influences_of_blocks
@@ -43,6 +44,40 @@ def tiny(name: str, dtype: torch.dtype = torch.float64, **changes) -> PreTrained
         torch.manual_seed(3)
         # Drawn in float32, so that every type starts from the same numbers.
         return model_class(config_class(**common | shape | changes)).to(dtype).eval()
+
+
+_SHAPE = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
+_ROPE = _SHAPE | {"intermediate_size": 12, "max_position_embeddings": 16, "attn_implementation": "eager"}
+# Of every kind of layout that there is beside the four above: name of the class without its ending, configuration.
+FOREIGN = {
+    "bloom": ("Bloom", {"hidden_size": WIDTH, "n_layer": 2, "n_head": 2}),
+    "falcon": ("Falcon", _SHAPE),
+    "falcon_two_norms": ("Falcon", _SHAPE | {"num_kv_heads": 1, "new_decoder_architecture": True}),
+    "mpt": ("Mpt", {"d_model": WIDTH, "n_heads": 2, "n_layers": 2, "max_seq_len": 16, "expansion_ratio": 2}),
+    "rwkv": ("Rwkv", {"hidden_size": WIDTH, "attention_hidden_size": WIDTH, "num_hidden_layers": 2}),
+    "mamba": ("Mamba", {"hidden_size": WIDTH, "num_hidden_layers": 2, "state_size": 3, "conv_kernel": 3}),
+    "gpt_neox": ("GPTNeoX", _ROPE),
+    "phi": ("Phi", _ROPE),
+    "gemma": ("Gemma", _ROPE | {"head_dim": 4, "num_key_value_heads": 1}),
+    "gemma2": ("Gemma2", _ROPE | {"head_dim": 4, "num_key_value_heads": 1}),
+    "mixtral": ("Mixtral", _ROPE | {"num_local_experts": 2, "num_experts_per_tok": 1, "num_key_value_heads": 1}),
+    "llama4": ("Llama4", _ROPE | {"head_dim": 4, "num_key_value_heads": 1, "intermediate_size_mlp": 12}),
+    "opt_projected": ("OPT", _SHAPE | {"word_embed_proj_dim": 6, "ffn_dim": 12, "max_position_embeddings": 16}),
+    "opt_post_norm": (
+        "OPT",
+        _SHAPE | {"word_embed_proj_dim": WIDTH, "ffn_dim": 12, "do_layer_norm_before": False},
+    ),
+}
+
+
+def foreign(name: str) -> PreTrainedModel:
+    """A float32 model of two layers of another architecture."""
+    stem, shape = FOREIGN[name]
+    config_class = getattr(transformers, f"{stem}TextConfig" if stem == "Llama4" else f"{stem}Config")
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return getattr(transformers, f"{stem}ForCausalLM")(config_class(vocab_size=VOCABULARY, **ends, **shape)).eval()
 
 
 def frozen_blocks(count: int = 5, length: int = 7) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The studies that come with the project: whole, and turned into the paper's tables and numbers."""
 
 import json
+import math
 import shutil
 
 import faults
@@ -24,7 +25,7 @@ def test_smollm2_has_its_spectrum_from_three_probes():
     low, high = result["log_spectral_ratio_interval"]
     assert low < result["log_spectral_ratio"] < high
     # Two estimators of the same eigenvalue.
-    assert result["lambda_max"] == pytest.approx(result["published_lambda_max"], rel=0.01)
+    assert series.exact_lambda(result) == pytest.approx(result["published_lambda_max"], rel=0.01)
     table = studies.pretrained_table(result).set_index("Quantity")["Value"]
     assert len(table["IQR, published, by probe"].split(", ")) == 3
 
@@ -34,6 +35,22 @@ def test_their_numbers_have_keys_for_the_text():
     values = studies.noise_values(studies.estimator_noise()) | studies.pretrained_values(result)
     used = {"noise.published_iqr.cv_probes", "noise.bulk_sigma.at_20", "pretrained.iqr.most", "noise.most"}
     assert used <= values.keys()
+
+
+def test_power_iteration_was_stopped_early_and_no_ratio_rests_on_it():
+    errors = studies.power_iteration_errors()
+    values = studies.power_iteration_values(errors)
+    found = {name: [values[f"power.{name}.{count}"] for count in ("models", "off", "far", "sign")] for name in errors}
+    assert found["tinystories"] == ["245", "51", "15", "7"]
+    assert (values["power.tinystories.worst.found"], values["power.tinystories.worst.exact"]) == ("0.142", "$-13.6$")
+    assert found["small"] == ["48", "48", "48", "2"] and values["power.ablations.median"] == r"76\,\%"
+    assert all((frame["share"] < 1 + 1e-3).all() for frame in errors.values())  # none finds more than there is
+    # The worst of them: a ratio from power iteration would be 95 times too small.
+    worst = errors["tinystories"].loc[errors["tinystories"]["share"].idxmin()]
+    result = {"lambda_max": 1.0, "lambda_min": worst["exact"], "published_iqr": 0.5, "published_lambda_max": 0.1}
+    assert series.log_published_ratio(result) == pytest.approx(math.log(abs(worst["exact"]) / 0.5))
+    table = series.table(params.load("tinystories"), stages=("curvature",), root=paths.COMMITTED)
+    assert table["log_published_ratio"].min() > 2.5  # with power iteration's: −1.5
 
 
 def test_the_injected_collapse_is_whole_and_seen_by_two_tracks_of_three():

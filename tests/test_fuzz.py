@@ -1,14 +1,18 @@
 """Bad input, made at random: profiles, grids, prompts and text files end in valid parameters or in one sentence."""
 
 import copy
+import functools
 import json
 import math
 
+import numpy as np
 import pytest
+import spectra
+import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from spectral_collapse import ablations, corpora, measure, params, paths, schema
+from spectral_collapse import ablations, corpora, curvature, measure, params, paths, schema
 from test_params import TAGGED, injected, notebook
 
 SMOKE = params.load("smoke").model_dump()
@@ -333,6 +337,79 @@ def test_one_enormous_line_is_one_document(folder):
     (folder / "held.txt").write_text("Mia sat down. " * 1000)
     real = corpora.RealText(params.load("smoke", **settings, held_out_path=str(folder / "held.txt")))
     assert len(real.slice(1, 0)) == params.load("smoke").blocks_per_generation
+
+
+# ---- curvature
+
+
+@functools.cache
+def small_model(name: str):
+    return spectra.foreign(name) if name in spectra.FOREIGN else spectra.tiny(name, torch.float32)
+
+
+tokens = st.one_of(
+    st.lists(st.lists(st.integers(-1, 14), min_size=0, max_size=10), max_size=3),
+    st.tuples(st.integers(0, 2), st.integers(0, 10)).map(lambda shape: torch.zeros(shape, dtype=torch.long)),
+    st.lists(st.integers(0, 12), min_size=6, max_size=6).map(lambda block: torch.tensor([block, block[::-1]])),
+    values,
+)
+entries = st.sampled_from([0.0, 1.0, -3.0, 1e30, math.nan, math.inf])
+
+
+@fuzzed(120)
+@given(
+    name=st.sampled_from([*spectra.FOREIGN, *spectra.ARCHITECTURES]),
+    kind=st.sampled_from(["hessian", "gauss_newton"]),
+    blocks=tokens,
+    entry=st.one_of(st.none(), entries),
+    place=st.integers(0, 10**6),
+    extra=st.integers(-1, 1),
+)
+@example(name="rwkv", kind="hessian", blocks=torch.ones(1, 6, dtype=torch.long), entry=None, place=0, extra=0)
+@example(name="mamba", kind="hessian", blocks=torch.ones(1, 6, dtype=torch.long), entry=math.nan, place=9, extra=0)
+def test_an_operator_of_any_model_multiplies_or_is_refused(name, kind, blocks, entry, place, extra):
+    model = small_model(name)
+    parameter = list(model.parameters())[place % len(list(model.parameters()))]
+    before = parameter.detach().clone()
+    with torch.no_grad():
+        if entry is not None:
+            parameter.view(-1)[place % parameter.numel()] = entry
+    try:
+        operator = curvature.hessian_operator(model, blocks, kind=kind)
+        vector = torch.ones(operator.n + extra)
+        product = operator @ vector
+        assert extra == 0 and product.shape == (operator.n,)
+        assert isinstance(product, torch.Tensor) and product.isfinite().all()
+        assert (operator @ torch.full((operator.n,), math.nan)).isnan().any()  # what is no number stays none
+    except ValueError as error:
+        message = sentence(error)
+        if entry is not None and not math.isfinite(entry) and extra == 0 and "blocks" not in message:
+            assert message.startswith("weights of ") or "cannot be measured here" in message
+    finally:
+        with torch.no_grad():
+            parameter.copy_(before)
+
+
+@fuzzed(300)
+@given(
+    eigenvalues=st.lists(st.sampled_from([0.0, 1.0, 1.0, 2.0, -1.0, -5.0, 1e-6, 40.0, 1e4]), min_size=1, max_size=14),
+    steps=st.integers(0, 6),
+    probes=st.integers(0, 3),
+    seed=st.integers(0, 9),
+)
+def test_any_spectrum_has_a_signature_or_a_reason(eigenvalues, steps, probes, seed):
+    try:
+        found = spectra.signature_of(spectra.Rotated(np.array(eigenvalues), seed), steps, probes, seed)
+    except ValueError as error:
+        sentence(error)
+        assert steps < 1 or probes < 2 or not any(eigenvalues)
+        return
+    assert len(found.outliers) <= len(eigenvalues) // 2
+    undefined = math.isnan(found.log_spectral_ratio.value)
+    assert undefined == bool(found.notes)
+    for name, value in curvature.as_result(found).items():
+        if name.endswith("_interval"):
+            assert math.isnan(value[0]) or value[0] < value[1]
 
 
 # ---- papermill

@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import math
 import re
 import warnings
 from types import SimpleNamespace
@@ -12,14 +13,17 @@ import pyhessian
 import pytest
 import scipy.sparse.linalg
 import torch
-from spectra import ARCHITECTURES, VOCABULARY, WIDTH, Logits, frozen_blocks, tiny, vectors
+from spectra import ARCHITECTURES, VOCABULARY, WIDTH, Logits, foreign, frozen_blocks, tiny, vectors
 from spectral_collapse.curvature import (
     GaussNewtonOperator,
     HessianOperator,
     head,
     hessian_operator,
+    layerwise_signatures,
     mean_loss,
     parameter_blocks,
+    published_signature,
+    spectral_signature,
 )
 from spectral_collapse.curvature.memory import available_memory
 from transformers import (
@@ -28,10 +32,12 @@ from transformers import (
     GPT2Model,
     GraniteConfig,
     GraniteForCausalLM,
+    LlamaForCausalLM,
     PhiConfig,
     PhiForCausalLM,
     PreTrainedModel,
 )
+from transformers.modeling_outputs import CausalLMOutput
 
 OPERATORS = {"hessian": HessianOperator, "gauss_newton": GaussNewtonOperator}
 # transformers computes RMSNorm, rotary embeddings and OPT's attention weights in float32 whatever the model's type.
@@ -167,6 +173,35 @@ def test_arrays_in_arrays_out_and_tensors_in_tensors_out():
             np.testing.assert_array_equal(found, operator.matvec(V[:, 0]).numpy())
         assert relative_error(operator.matmat(V.numpy()), operator.matmat(V)) < 10 * torch.finfo(dtype).eps
         assert not operator.matvec(V[:, 0]).requires_grad
+        for left in (operator, operator.T):
+            for x in (V[:, 0], V):
+                found = left @ x
+                assert isinstance(found, torch.Tensor) and found.dtype == dtype and found.shape == x.shape
+                columns = [operator.matvec(column) for column in x.reshape(operator.n, -1).T]
+                assert torch.equal(found.reshape(operator.n, -1), torch.stack(columns, dim=1))
+        assert relative_error((2 * operator) @ V[:, 0].numpy(), 2 * (operator @ V[:, 0])) < 10 * torch.finfo(dtype).eps
+
+
+def test_a_tensor_that_requires_grad_is_taken_as_it_stands():
+    operator = HessianOperator(tiny("gpt2"), frozen_blocks())
+    v = vectors(operator.n, 2)
+    for x in (v[0], v.T):
+        product = operator @ x.clone().requires_grad_()
+        assert not product.requires_grad and torch.equal(product, operator @ x)
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+@pytest.mark.parametrize("micro_batch", [None, 2])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_the_callers_modes_change_nothing(kind, micro_batch, mode):
+    model, tokens = tiny("gpt2", torch.float32), frozen_blocks()
+    expected = OPERATORS[kind](model, tokens, micro_batch=micro_batch)
+    v = vectors(expected.n, 1)[0].float()
+    with mode():
+        operator = OPERATORS[kind](model, tokens.clone(), micro_batch=micro_batch)
+        assert operator.block_bytes() == expected.block_bytes()
+        assert torch.equal(operator @ v.clone(), expected.matvec(v))
+        np.testing.assert_array_equal(operator.block_forms([[v]], [v]), expected.block_forms([[v]], [v]))
 
 
 # ---- without the dense matrices
@@ -293,6 +328,18 @@ def test_dropout_is_off_even_in_a_model_that_was_training(name, rates):
     assert mean_loss(model, tokens).item() != mean_loss(without, tokens).item()
 
 
+def test_what_its_owner_keeps_in_evaluation_mode_stays_there():
+    model, tokens = tiny("opt", num_hidden_layers=2).train(), frozen_blocks()
+    model.model.decoder.layers[0].eval()
+    model.model.decoder.layers[1].self_attn.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    assert len(set(modes.values())) == 2
+    operator = HessianOperator(model, tokens)
+    operator.matvec(vectors(operator.n, 1)[0])
+    parameter_blocks(model)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+
+
 @both_kinds
 def test_the_model_is_left_as_it_was(kind):
     model, tokens = tiny("opt", torch.float32).train(), frozen_blocks()
@@ -326,8 +373,7 @@ def test_every_trainable_parameter_belongs_to_one_part(name, tied):
     model = tiny(name, num_hidden_layers=2, tie_word_embeddings=tied)
     blocks = parameter_blocks(model)
     layers = [f"layer {layer} {part}" for layer in (0, 1) for part in ("attention", "mlp")]
-    assert list(blocks) == ["embedding", *layers, "head"] or name == "opt"  # OPT lists its final norm first
-    assert set(blocks) == {"embedding", *layers, "head"}
+    assert list(blocks) == ["embedding", *layers, "head"]
     assert sorted(itertools.chain(*blocks.values())) == sorted(key for key, _ in model.named_parameters())
     sizes = {key: p.numel() for key, p in model.named_parameters()}
     count = {part: sum(sizes[key] for key in names) for part, names in blocks.items()}
@@ -399,6 +445,11 @@ def refused(message: str):
         (torch.zeros(2, 5), "not .*float32"),
         (torch.full((2, 5), VOCABULARY), f"token {VOCABULARY} is beyond the model's vocabulary of {VOCABULARY}"),
         (torch.full((2, 5), -1), f"token -1 is beyond the model's vocabulary of {VOCABULARY}"),
+        (torch.ones(2, 5, dtype=torch.bool), "not .*bool"),
+        ([[1, 2, 3], [4, 5]], "whole numbers in B rows of T each"),
+        ({"input_ids": [[1, 2]]}, "whole numbers in B rows of T each"),
+        ([["a", "b"]], "whole numbers in B rows of T each"),
+        (torch.ones(2, 9, dtype=torch.long), "blocks of 9 tokens are longer than the model's 8 positions"),
     ],
 )
 def test_blocks_that_cannot_be_measured_are_refused_in_one_sentence(blocks, message):
@@ -406,7 +457,182 @@ def test_blocks_that_cannot_be_measured_are_refused_in_one_sentence(blocks, mess
         hessian_operator(tiny("gpt2"), blocks)
 
 
-def test_models_that_cannot_be_measured_are_refused_in_one_sentence():
+@pytest.mark.parametrize("of", [lambda t: t.numpy(), lambda t: t.numpy().astype(np.uint16), lambda t: t.tolist()])
+def test_blocks_may_be_arrays_and_lists(of):
+    model, tokens = tiny("gpt2"), frozen_blocks()
+    v = vectors(HessianOperator(model, tokens).n, 1)[0]
+    assert torch.equal(HessianOperator(model, of(tokens)) @ v, HessianOperator(model, tokens) @ v)
+
+
+def test_vectors_that_do_not_fit_are_refused_in_one_sentence():
+    operator = HessianOperator(tiny("gpt2"), frozen_blocks())
+    n = operator.n
+    for wrong in (torch.zeros(n - 1), torch.zeros(n, 2, 2), torch.zeros(2, n), torch.tensor(1.0), torch.zeros(0)):
+        for x in (wrong, wrong.numpy()):
+            with refused(re.escape(f"vectors must be of shape (n,) or (n, j) with n = {n}, not {tuple(wrong.shape)}")):
+                operator @ x
+    for x in (torch.zeros(n, 1), torch.zeros(n + 1)):
+        with refused(r"vectors must be of shape \(n,\) with n"):
+            operator.matvec(x)
+    with refused(r"vectors must be of shape \(n, j\) with n"):
+        operator.matmat(torch.zeros(n))
+    for x in (torch.zeros(n, dtype=torch.complex64), np.zeros(n, complex), np.full(n, "a"), [None] * n):
+        with refused("vectors must be real numbers, not"):
+            operator @ x
+
+
+@both_kinds
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])  # of the second the operator has copies
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_a_product_after_the_parameters_changed_is_refused(kind, dtype, micro_batch):
+    model, tokens = tiny("gpt2", dtype), frozen_blocks()
+    operator = OPERATORS[kind](model, tokens, micro_batch=micro_batch)
+    v = vectors(operator.n, 1)[0]
+    operator @ v
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    mean_loss(model, tokens).backward()
+    operator @ v  # a gradient alone changes nothing
+    optimizer.step()
+    for use in (lambda: operator @ v, lambda: operator.block_forms([[v]], [v]), operator.block_bytes):
+        with refused("the model's parameters have changed since this operator was made: make a new one"):
+            use()
+    assert (OPERATORS[kind](model, tokens) @ v).isfinite().all()
+    operator = OPERATORS[kind](model, tokens)
+    model.load_state_dict({name: p + 0.01 for name, p in model.state_dict().items()})
+    with refused("the model's parameters have changed"):
+        operator @ v
+    operator = OPERATORS[kind](model, tokens)
+    model.to(torch.float32 if dtype == torch.bfloat16 else torch.bfloat16)
+    with refused("the model's parameters have changed"):
+        operator @ v
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_named(value):
+    for name in ("transformer.h.0.mlp.c_fc.weight", "transformer.wte.weight"):
+        model = tiny("gpt2")
+        with torch.no_grad():
+            model.get_parameter(name)[0, 0] = value
+        for measure in (
+            hessian_operator,
+            lambda m, t: hessian_operator(m, t, kind="gauss_newton"),
+            spectral_signature,
+            published_signature,
+            lambda m, t: next(layerwise_signatures(m, t)),
+        ):
+            with refused(re.escape(f"weights of {name} are not finite")):
+                measure(model, frozen_blocks())
+
+
+def test_logits_that_overflow_are_named():
+    model = tiny("gpt2", torch.float32)
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(1e30)
+    with refused("the logits of GPT2LMHeadModel are not finite on the first block"):
+        hessian_operator(model, frozen_blocks())
+
+
+def test_numbers_of_steps_and_probes_are_checked_before_anything_runs(monkeypatch):
+    model, tokens = tiny("gpt2"), frozen_blocks()
+    monkeypatch.setattr(HessianOperator, "__init__", None)  # nothing is made
+    for options, message in (
+        ({"probes": 1}, r"one probe gives no standard error: set probes .* to 2 or more"),
+        ({"probes": 0}, "probes must be a whole number of 1 or more, not 0"),
+        ({"steps": 0}, "steps must be a whole number of 1 or more, not 0"),
+        ({"steps": 2.5}, "steps must be a whole number of 1 or more, not 2.5"),
+        ({"later_steps": 0}, "later_steps must be a whole number of 1 or more, not 0"),
+    ):
+        with refused(message):
+            spectral_signature(model, tokens, **options)
+
+
+class Adapted(torch.nn.Module):
+    """A linear map with a low-rank part beside it, as LoRA wraps one."""
+
+    def __init__(self, base: torch.nn.Linear, rank: int = 2):
+        super().__init__()
+        self.base, self.bias = base, None
+        self.down = torch.nn.Parameter(torch.randn(rank, base.in_features, dtype=base.weight.dtype))
+        self.up = torch.nn.Parameter(torch.randn(base.out_features, rank, dtype=base.weight.dtype))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.base(hidden) + hidden @ self.down.T @ self.up.T
+
+
+def test_a_head_with_an_adapter_is_refused_and_a_body_with_one_is_measured():
+    model, tokens = tiny("gpt2", tie_word_embeddings=False), frozen_blocks()
+    model.lm_head = Adapted(model.lm_head)
+    with refused("the output head of GPT2LMHeadModel is no plain linear map but a Adapted with more to it"):
+        hessian_operator(model, tokens)
+    model = tiny("llama")
+    layer = model.model.layers[0].self_attn
+    layer.q_proj = Adapted(layer.q_proj)
+    operator = hessian_operator(model, tokens)
+    assert "model.layers.0.self_attn.q_proj.up" in parameter_blocks(model)["layer 0 attention"]
+    flat, logits = as_function(model)
+    truth = torch.autograd.functional.hessian(lambda x: loss_of(logits(x, tokens), tokens), flat, vectorize=True)
+    v = vectors(operator.n, 1)[0]
+    assert relative_error(operator @ v, truth @ v) < 1e-6
+
+
+def test_a_wrapped_model_and_one_without_a_body_are_refused():
+    model, tokens = tiny("gpt2"), frozen_blocks()
+    for wrapped in (Logits(model), torch.nn.DataParallel(model)):
+        with refused(f"a {type(wrapped).__name__} is no model of transformers: pass the one that it wraps"):
+            hessian_operator(wrapped, tokens)
+    llama4 = foreign("llama4")
+    with refused("the base model of Llama4ForCausalLM cannot be told from its head"):
+        hessian_operator(llama4, tokens)
+
+
+class Changed(LlamaForCausalLM):
+    """A Llama whose logits or last hidden states something else changes, within rounding of half precision."""
+
+    change = staticmethod(lambda logits: logits)
+    before = staticmethod(lambda hidden: hidden)
+
+    def forward(self, input_ids=None, **options):
+        hidden = self.model(input_ids, **options).last_hidden_state
+        return CausalLMOutput(logits=self.change(self.lm_head(self.before(hidden))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("change", "before"),
+    [
+        (lambda x: 40 * torch.tanh(x / 40), lambda h: h),
+        (lambda x: x * 1.001, lambda h: h),
+        (lambda x: x + 1e-3, lambda h: h),
+        (lambda x: x, lambda h: h * 1.001),
+        (lambda x: x, lambda h: h + 1e-4 * h**3),
+    ],
+)
+def test_any_change_between_hidden_state_and_logits_is_noticed(dtype, change, before, monkeypatch):
+    model, tokens = tiny("llama", dtype, num_hidden_layers=1), frozen_blocks()
+    changed = Changed(model.config).to(dtype).eval()
+    changed.load_state_dict(model.state_dict())
+    assert hessian_operator(changed, tokens).n > 0
+    monkeypatch.setattr(Changed, "change", staticmethod(change))
+    monkeypatch.setattr(Changed, "before", staticmethod(before))
+    with refused("the logits of Changed are not its last hidden state times its output embeddings"):
+        hessian_operator(changed, tokens)
+
+
+def test_a_trainable_parameter_outside_of_body_and_head_is_refused():
+    model, tokens = tiny("gpt2"), frozen_blocks()
+    model.value_head = torch.nn.Linear(WIDTH, 1)
+    with refused("value_head.weight of GPT2LMHeadModel is in neither its base model nor its output matrix"):
+        hessian_operator(model, tokens)
+    model.value_head.requires_grad_(False)
+    assert hessian_operator(model, tokens).n == HessianOperator(tiny("gpt2"), tokens).n
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_that_cannot_be_measured_are_refused_in_one_sentence(dtype):
     tokens = frozen_blocks()
     small = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 12, "num_hidden_layers": 1}
     small |= {"num_attention_heads": 2, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 0}
@@ -416,13 +642,14 @@ def test_models_that_cannot_be_measured_are_refused_in_one_sentence():
     with refused("attention 'flash_attention_2' has no second derivative"):
         hessian_operator(flash, tokens)
     with refused("the output head of PhiForCausalLM has a bias"):
-        hessian_operator(PhiForCausalLM(PhiConfig(**small)), tokens)
+        hessian_operator(PhiForCausalLM(PhiConfig(**small)).to(dtype), tokens)
     for model in (
         GraniteForCausalLM(GraniteConfig(**small, logits_scaling=4.0)),
         CohereForCausalLM(CohereConfig(**small, logit_scale=0.25)),
+        foreign("gemma2"),  # a cap of 30 on logits of about 1
     ):
         with refused(f"the logits of {type(model).__name__} are not its last hidden state"):
-            hessian_operator(model.eval(), tokens)
+            hessian_operator(model.to(dtype).eval(), tokens)
     with refused("the model has no output head: load GPT2Model as"):
         hessian_operator(GPT2Model(tiny("gpt2").config), tokens)
     # The same classes pass where they leave their logits alone.
@@ -437,6 +664,8 @@ def test_unknown_kinds_and_parameters_are_refused_in_one_sentence():
         hessian_operator(model, tokens, parameters=["head"])
     with refused("no parameter"):
         hessian_operator(model, tokens, parameters=[])
+    with refused("parameter 'transformer.wte.weight' is named twice"):
+        hessian_operator(model, tokens, parameters=["transformer.wte.weight"] * 2)
     model.requires_grad_(False)
     with refused("no parameter"):
         hessian_operator(model, tokens)

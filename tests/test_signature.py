@@ -1,8 +1,10 @@
 """Signatures and their errors against dense spectra, simulation, an explicit jackknife, PyHessian and torchrun."""
 
 import dataclasses
+import inspect
 import json
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -16,11 +18,12 @@ import ranks
 import scipy.stats
 import torch
 from spectra import Logits, MeanOfBlocks, Rotated, frozen_blocks, signature_of, tiny, truths, vectors, without_largest
-from spectral_collapse import curvature
-from spectral_collapse.curvature import Estimate, HessianOperator, lanczos, spectral_signature
+from spectral_collapse import curvature, schema
+from spectral_collapse.curvature import Estimate, HessianOperator, lanczos, spectral, spectral_signature
 from spectral_collapse.curvature.krylov import probe_runs, rademacher
 from spectral_collapse.curvature.memory import WORKING_VECTORS, plan
 from spectral_collapse.curvature.spectral import _finished_probes, influences_of_blocks
+from spectral_collapse.provenance import write_text
 from spectral_collapse.seeding import generator
 
 OUTLIERS = np.array([20.0, 13.0, 9.0, -7.0, 5.0])
@@ -162,9 +165,7 @@ def test_a_basis_that_does_not_fit_changes_little_but_its_name(gpt2):
 def test_both_signatures_fit_into_one_record_of_plain_numbers(gpt2):
     model, tokens, _ = gpt2
     ours = spectral_signature(model, tokens, steps=8)
-    theirs = curvature.published_signature(
-        model, tokens, nodes=ours.nodes[0], weights=ours.weights[0], power_iterations=3
-    )
+    theirs = curvature.published_signature(model, tokens, signature=ours)
     first, second = curvature.as_result(ours), curvature.as_result(theirs)
     assert not first.keys() & second.keys()
     assert json.loads(json.dumps(first | second)) == first | second
@@ -172,6 +173,8 @@ def test_both_signatures_fit_into_one_record_of_plain_numbers(gpt2):
         estimate = getattr(ours, name)
         assert first[name] == estimate.value and first[f"{name}_interval"] == estimate.interval()
         assert first[f"{name}_standard_error"] == math.hypot(estimate.probe_error, estimate.batch_error)
+        assert first[f"{name}_errors_over"] == "probes and blocks"
+    assert first["spectral_entropy_errors_over"] == "probes"
 
 
 # ---- estimates from known spectra
@@ -196,12 +199,13 @@ def test_estimates_are_unbiased_and_their_errors_honest_and_intervals_cover(oper
             intervals = [estimate.interval(level) for level in (0.8, 0.95)]
             covered.setdefault(name, []).append([low <= truth <= high for low, high in intervals])
     for name, values in errors.items():
-        assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(repetitions), name
+        assert abs(np.mean(values)) < 5.5 * np.std(values) / math.sqrt(repetitions), name
         # With Student's t of 7 degrees of freedom the mean square is 7/5; few outliers' weights have heavier tails.
         assert 0.9 < np.mean(squares[name]) < 3, name
-        # Measured: 0.75 to 0.83 and 0.92 to 0.97; three standard errors of a share are 0.10 and 0.05.
+        # Measured: 0.75 to 0.83 and 0.92 to 0.97. The limits lie 4.9 standard errors of a share (0.04 and 0.02) from
+        # that: chance alone passes one with a probability below 1e-6.
         at_80, at_95 = np.mean(covered[name], axis=0)
-        assert 0.70 < at_80 < 0.90 and 0.90 < at_95 < 1, name
+        assert 0.56 < at_80 < 0.98 and at_95 > 0.82, name
 
 
 def test_at_full_order_the_only_errors_are_those_of_the_probes():
@@ -331,10 +335,53 @@ def test_effective_rank_counts_equal_eigenvalues(rank):
 
 
 def test_fewer_than_two_probes_and_a_flat_loss_are_refused():
-    with pytest.raises(ValueError, match=r"^one probe gives no standard error: set lanczos_probes to 2 or more\.$"):
+    with pytest.raises(ValueError, match=r"^one probe gives no standard error: set probes .* to 2 or more\.$"):
         signature_of(outlying(), steps=5, probes=1, seed=0)
-    with pytest.raises(ValueError, match=r"^the spectrum without its 0 outliers has no width: is the loss flat\?$"):
+    with pytest.raises(ValueError, match=r"^all eigenvalues are zero: to second order the loss does not depend on"):
         signature_of(Rotated(np.zeros(40)), steps=5, probes=2, seed=0)
+
+
+# ---- what is not identified
+
+
+def test_a_spectrum_without_a_positive_eigenvalue_has_no_log_ratio():
+    eigenvalues = -1 - np.abs(np.random.default_rng(4).normal(size=60))
+    signature = signature_of(Rotated(eigenvalues), steps=10, probes=3, seed=0)
+    assert signature.lambda_max == pytest.approx(eigenvalues.max(), abs=signature.lambda_max_residual + 1e-5)
+    assert signature.bulk_sigma.value > 0 and signature.spectral_ratio < 0
+    assert math.isnan(signature.log_spectral_ratio.value)
+    assert np.isnan(signature.log_spectral_ratio.interval()).all()
+    (note,) = signature.notes
+    assert note.startswith("the log ratio is not defined: no eigenvalue is positive, the largest is -1.")
+
+
+@pytest.mark.parametrize(
+    "eigenvalues", [np.append(np.zeros(199), 3.0), np.full(50, 2.0), np.append(np.zeros(98), [4.0, -3.0])]
+)
+def test_a_bulk_whose_width_is_rounding_is_not_identified(eigenvalues):
+    for seed in range(5):
+        signature = signature_of(Rotated(eigenvalues, seed), steps=10, probes=3, seed=seed)
+        assert signature.lambda_max == pytest.approx(eigenvalues.max(), rel=1e-5)
+        assert math.isnan(signature.bulk_sigma.value) and math.isnan(signature.log_spectral_ratio.value)
+        assert math.isnan(signature.spectral_ratio)
+        assert signature.notes[0].startswith("the bulk's width is not identified: without ")
+        assert repr(signature.bulk_sigma) == "not identified"
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 10])
+def test_small_matrices_have_signatures_whose_variances_are_unbiased(n):
+    """Over 400 draws of two probes; an error of 5.5 standard errors has a probability below 1e-7."""
+    operator = Rotated(np.random.default_rng(n).normal(1, 2, size=n), seed=n)
+    found = [signature_of(operator, steps=n, probes=2, seed=seed) for seed in range(400)]
+    for signature in found:
+        assert signature.parameters == n and len(signature.outliers) <= n // 2
+        for estimate in (signature.mean_eigenvalue, signature.bulk_sigma):
+            low, high = estimate.interval()
+            assert math.isnan(low) == math.isnan(high) and low != high  # never a width of zero
+        assert bool(signature.notes) == math.isnan(signature.log_spectral_ratio.value)
+    variances = np.array([signature.spectral_variance.value for signature in found])
+    error = variances.std(ddof=1) / math.sqrt(len(variances))
+    assert abs(variances.mean() - operator.eigenvalues.var()) < 5.5 * error + 1e-5 * operator.eigenvalues.var() + 1e-9
 
 
 # ---- errors over probes and blocks
@@ -348,7 +395,65 @@ def test_an_interval_is_students_with_the_degrees_of_freedom_of_its_parts():
     assert both.standard_error == 5
     freedom = 5**4 / (3**4 / 2 + 4**4 / 4)
     assert both.interval() == pytest.approx([-5 * t(0.975, freedom), 5 * t(0.975, freedom)])
-    assert Estimate(1.0, 0.0, None, 2, 0).interval() == [1.0, 1.0]
+    assert (both.errors_over, Estimate(5.0, 2.0, None, 4, 0).errors_over) == ("probes and blocks", "probes")
+    # No spread is no certainty: two probes of few parameters may be equal.
+    assert np.isnan(Estimate(1.0, 0.0, None, 2, 0).interval()).all()
+
+
+def test_a_bound_widens_an_interval_by_itself():
+    free, bounded = Estimate(5.0, 2.0, None, 4, 0), Estimate(5.0, 2.0, None, 4, 0, bound=1.5)
+    assert free.standard_error == bounded.standard_error == 2
+    (low, high), (lower, higher) = free.interval(), bounded.interval()
+    assert (low - lower, higher - high) == pytest.approx((1.5, 1.5))
+    assert Estimate(5.0, 2.0, None, 4, 0, bound=math.inf).interval() == [-math.inf, math.inf]
+
+
+def test_the_residual_of_the_largest_eigenvalue_bounds_the_log_ratio():
+    crowded = Rotated(np.append(np.random.default_rng(0).normal(size=290), np.linspace(5, 5.4, 10)))
+    signature = signature_of(crowded, steps=6, probes=3, seed=0)
+    share = signature.lambda_max_residual / signature.lambda_max
+    assert share > 1e-3
+    ratio = signature.log_spectral_ratio
+    assert ratio.bound == pytest.approx(-math.log1p(-share))
+    # The residual is no part of it.
+    assert ratio.probe_error == pytest.approx(signature.bulk_sigma.probe_error / signature.bulk_sigma.value)
+
+
+@pytest.mark.parametrize(("probes", "blocks", "least"), [(3, 3, 0.92), (3, 40, 0.92), (4, 8, 0.93), (2, 40, 0.865)])
+def test_intervals_cover_what_their_docstring_says(probes, blocks, least):
+    """Exactly, for normal errors: the two variances are independent chi-squares, over whose quantiles the normal
+    probability inside the half-width is averaged, for every share of the probes in the variance."""
+    quantiles = (np.arange(48) + 0.5) / 48
+    chi_squares = [scipy.stats.chi2.ppf(quantiles, count - 1) / (count - 1) for count in (probes, blocks)]
+    covered = []
+    for share in (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98):
+        half = [
+            [
+                Estimate(0.0, math.sqrt(share * a), math.sqrt((1 - share) * b), probes, blocks).interval()[1]
+                for a in chi_squares[0]
+            ]
+            for b in chi_squares[1]
+        ]
+        covered.append(np.mean(2 * scipy.stats.norm.cdf(half) - 1))
+    assert least < min(covered) and max(covered) < 0.975
+
+
+def test_what_a_notebook_shows_of_a_result_is_short(gpt2):
+    model, tokens, _ = gpt2
+    signature = spectral_signature(model, tokens, steps=8)
+    published = curvature.published_signature(model, tokens, signature=signature)
+    operator = HessianOperator(model, tokens)
+    run = lanczos(operator.matvec, vectors(operator.n, 1)[0], steps=8)
+    for value, pattern in (
+        (signature, r"Signature\(\d+ parameters, 2 probes of 8 steps, λ_max [\d.]+ ± .*, log ratio .*\)"),
+        (signature.bulk_sigma, r"[\d.]+ ± [\d.]+ \(over probes and blocks\)"),
+        (published, r"PublishedSignature\(ratio .*: power iteration .*, IQR .*\)"),
+        (operator, r"HessianOperator\(GPT2LMHeadModel, n = \d+, 10 blocks of 7 tokens, float64\)"),
+        (run, r"Quadrature\(8 nodes from -[\d.]+ to [\d.]+\)"),
+        (curvature.Nodes.of(run, 500), r"Nodes\(8 from -[\d.]+ to [\d.]+\)"),
+    ):
+        assert re.fullmatch(pattern, repr(value)) and len(repr(value)) < 350, repr(value)
+    assert "np." not in repr(dataclasses.asdict(signature))
 
 
 SHARES = 120
@@ -381,11 +486,12 @@ def test_intervals_cover_the_population_that_probes_and_blocks_are_drawn_from(bl
         largest.append([signature.lambda_max, signature.lambda_max_batch_error])
     shares = {name: np.mean(values, axis=0) for name, values in covered.items()}
     for name, (at_80, at_95) in shares.items():
-        # Three standard errors of a share are 0.08 and 0.04. The two moments of the whole spectrum see three
-        # outliers through three or four skewed weights: measured 0.70 to 0.75 and 0.86 to 0.90.
+        # Measured 0.72 to 0.80 and 0.92 to 0.96; the two moments of the whole spectrum see three outliers through three
+        # or four skewed weights: 0.70 to 0.75 and 0.86 to 0.90. The limits lie 4.9 standard errors of a share from
+        # that (0.03 and 0.015 to 0.02): chance alone passes one with a probability below 1e-6.
         whole = name in ("mean_eigenvalue", "spectral_variance")
-        assert (0.65 if whole else 0.72) < at_80 < 0.88, (name, shares)
-        assert (0.82 if whole else 0.89) < at_95 < 0.99, (name, shares)
+        assert (0.55 if whole else 0.6) < at_80 < 0.95, (name, shares)
+        assert (0.75 if whole else 0.85) < at_95, (name, shares)
     values, errors = np.transpose(largest)
     assert np.sqrt(np.mean(errors**2)) == pytest.approx(values.std(ddof=1), rel=0.12)
 
@@ -516,24 +622,52 @@ def test_power_iteration_is_that_of_pyhessian_from_the_same_start(name, monkeypa
         with monkeypatch.context() as patch:
             patch.setattr(torch, "randn", lambda shape, pieces=pieces: next(pieces))
             (expected,), _ = peer.eigenvalues(maxIter=iterations, tol=tolerance)
-        found = curvature.power_iteration(operator, iterations, 4, tolerance)
+        found = curvature.power_iteration(operator, 4, iterations, tolerance)
         # PyHessian adds its 1e-6 twice to every norm.
-        assert found == pytest.approx(expected, rel=2e-5)
+        assert found.value == pytest.approx(expected, rel=2e-5)
+        assert found.iterations <= iterations and (found.converged or found.iterations == iterations)
 
 
-def test_published_signature_is_read_off_one_run_and_power_iteration(gpt2):
+def test_the_published_estimator_has_its_sources_settings_and_no_others():
+    options = inspect.signature(curvature.published_signature).parameters
+    assert set(options) == {"model", "batch", "signature", "steps", "seed", "memory_budget"}
+    defaults = inspect.signature(curvature.power_iteration).parameters
+    theirs = inspect.signature(pyhessian.hessian.eigenvalues).parameters
+    assert defaults["iterations"].default == theirs["maxIter"].default == 100
+    assert defaults["tolerance"].default == theirs["tol"].default == 1e-3
+    assert "published_power_iterations" not in schema.Params.model_fields
+
+
+def test_power_iteration_says_whether_it_converged():
+    operator = Rotated(np.concatenate([np.linspace(-1, 1, 60), [-9.0, 8.9]]))
+    operator.torch_dtype = torch.float64
+    short = curvature.power_iteration(operator, 0, iterations=2)
+    assert (short.iterations, short.converged) == (2, False)
+    mixture = curvature.power_iteration(operator, 0)  # the tolerance is met before the pair is told apart
+    assert mixture.converged and abs(mixture.value) < 8
+    alone = Rotated(np.concatenate([np.linspace(-1, 1, 60), [-9.0]]))
+    alone.torch_dtype = torch.float64
+    found = curvature.power_iteration(alone, 0)
+    assert found.converged and found.iterations < 20 and found.value == pytest.approx(-9, rel=1e-3)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_published_signature_is_one_run_and_power_iteration_beside_the_exact_eigenvalue(gpt2, given):
     model, tokens, eigenvalues = gpt2
+    exact = eigenvalues[np.abs(eigenvalues).argmax()]
+    ours = spectral_signature(model, tokens, steps=12, batch_errors=False) if given else None
     state = torch.get_rng_state()
-    found = curvature.published_signature(model, tokens, power_iterations=200, seed=4)
+    found = curvature.published_signature(model, tokens, signature=ours, seed=4)
     assert torch.equal(torch.get_rng_state(), state)
-    assert found.published_lambda_max == pytest.approx(eigenvalues[np.abs(eigenvalues).argmax()], rel=2e-2)
-    run = lanczos(HessianOperator(model, tokens).matvec, vectors(len(eigenvalues), 1)[0], steps=20)
-    given = curvature.published_signature(
-        model, tokens, nodes=run.nodes.tolist(), weights=run.weights.tolist(), power_iterations=200, seed=4
-    )
-    assert given.published_lambda_max == found.published_lambda_max
-    assert given.published_iqr == curvature.interpolated_iqr(run.nodes, run.weights) != found.published_iqr
-    assert given.published_ratio == given.published_lambda_max / given.published_iqr
+    power = curvature.power_iteration(HessianOperator(model, tokens), 4)
+    assert (found.published_lambda_max, found.published_iterations, found.published_converged) == power
+    assert abs(found.largest_eigenvalue - exact) <= found.largest_eigenvalue_residual + 1e-9
+    assert found.largest_eigenvalue == pytest.approx(exact, rel=1e-3)
+    assert abs(found.published_lambda_max) <= abs(exact) * (1 + 1e-9)
+    if given:
+        assert found.published_iqr == curvature.interpolated_iqr(np.array(ours.nodes[0]), np.array(ours.weights[0]))
+    assert found.published_ratio == found.published_lambda_max / found.published_iqr
+    assert found.published_ratio_exact == found.largest_eigenvalue / found.published_iqr
 
 
 # ---- several processes
@@ -565,11 +699,17 @@ def test_two_processes_find_what_one_finds(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["none", "identity", "digit", "truncated"])
-def test_finished_probes_are_taken_from_a_whole_state_only(tmp_path, damage):
+def test_finished_probes_are_taken_from_a_whole_state_only(tmp_path, damage, monkeypatch):
+    def interrupted(path, text):
+        write_text(path, text)
+        raise KeyboardInterrupt
+
     model, tokens, state = tiny("gpt2"), frozen_blocks(4), tmp_path / "state.json"
     options = {"steps": 4, "seed": 1, "state": state, "identity": "this", "batch_errors": False}
-    with pytest.raises(ValueError, match="one probe gives no standard error"):  # and leaves its state
-        spectral_signature(model, tokens, probes=1, **options)
+    with monkeypatch.context() as patch:  # an interruption after the first probe
+        patch.setattr(spectral, "write_text", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            spectral_signature(model, tokens, probes=2, **options)
     content = state.read_text()
     state.unlink()
     whole = spectral_signature(model, tokens, probes=2, **options)

@@ -79,12 +79,16 @@ def format_p(p: float) -> str:
     return "$<0.001$" if p < 0.001 else f"{p:.3f}"
 
 
-# ---- entries of a record, where infinity stands as null
+# ---- entries of a record, where null stands for what is not finite
+
+
+def _known(value: float | None, otherwise: float = math.nan) -> float:
+    return otherwise if value is None else value
 
 
 def number_of(value: float | None) -> str:
-    """A number of a record."""
-    return format_number(math.inf if value is None else value)
+    """A number of a record, `--` where it is not defined."""
+    return format_number(_known(value))
 
 
 def pair_of(result: dict, name: str, error: str) -> str:
@@ -93,11 +97,11 @@ def pair_of(result: dict, name: str, error: str) -> str:
 
 
 def bracket_of(result: dict, name: str) -> str:
-    """Both ends of a bracket."""
-    low, high = map(number_of, result[name])
-    return f"[{low}, {high}]"
+    """Both ends of a bracket, infinite where nothing bounds it."""
+    low, high = result[name]
+    return f"[{format_number(_known(low, -math.inf))}, {format_number(_known(high, math.inf))}]"
 
 
 def interval_of(result: dict, name: str) -> str:
     """A result with its interval."""
-    return format_interval(Interval(result[name], *result[f"{name}_interval"]))
+    return format_interval(Interval(*map(_known, (result[name], *result[f"{name}_interval"]))))

@@ -196,20 +196,15 @@ def _spectrum_options(run: View) -> dict[str, Any]:
 
 @stage()
 def curvature(run: View, generation: int) -> dict:
-    """Our spectral signature and the published one, of the Hessian on the frozen held-out blocks."""
+    """Our spectral signature and the published one, of the Hessian on the frozen held-out blocks.
+
+    The published width is read off the first of our runs: the estimators differ, not their data."""
     options = _spectrum_options(run)
     model, batch = loop.load(run, generation), run.real.held_out[: run.params.curvature_blocks]
     state = run.path(generation, "curvature_state.json")
     ours = curvature_package.spectral_signature(model, batch, **options, state=state, identity=run.identity())
-    # The published width is read off the first of the same runs: the estimators differ, not their data.
     published = curvature_package.published_signature(
-        model,
-        batch,
-        nodes=ours.nodes[0],
-        weights=ours.weights[0],
-        power_iterations=run.params.published_power_iterations,
-        seed=options["seed"],
-        memory_budget=options["memory_budget"],
+        model, batch, signature=ours, seed=options["seed"], memory_budget=options["memory_budget"]
     )
     state.unlink(missing_ok=True)
     return curvature_package.as_result(ours) | curvature_package.as_result(published)

@@ -8,10 +8,12 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from . import cli, figures, formatting, paths, provenance, series, tables
+from .curvature import published_ratio
 from .formatting import bracket_of, number_of, pair_of
 from .params import name_of
 from .runs import BASELINE
 from .schema import Params
+from .series import exact_lambda
 from .sigma import AIM
 
 Results = Iterable[tuple[str, int, int, dict]]
@@ -83,13 +85,19 @@ def spectrum_baseline(spectra: Results) -> pd.DataFrame:
             r"effective rank $(\mathrm{tr} H)^2/\mathrm{tr} H^2$ $\pm$ s.e.": pair_of(
                 result, "effective_rank", "standard_error"
             ),
-            r"spectral entropy in nats $\pm$ s.e.": pair_of(result, "spectral_entropy", "standard_error"),
+            r"spectral entropy in nats $\pm$ s.e.\ over probes alone": pair_of(
+                result, "spectral_entropy", "standard_error"
+            ),
             "number of outliers, bracket": bracket_of(result, "outlier_count_bracket"),
             r"outlier separation, in $\sigma_{\mathrm{bulk}}$": number_of(result["outlier_separation"]),
             "share of negative eigenvalues, bracket": bracket_of(result, "negative_mass_bracket"),
             "IQR, bracket": bracket_of(result, "iqr_bracket"),
             "IQR, published estimator": number_of(result["published_iqr"]),
-            r"$\lambda_{\max}/$IQR, published estimator": number_of(result["published_ratio"]),
+            r"$\lambda/$IQR, published estimator": number_of(
+                published_ratio(exact_lambda(result), result["published_iqr"])
+            ),
+            r"\quad its $\lambda$, of largest $|\lambda|$": number_of(exact_lambda(result)),
+            r"\quad the same by power iteration": number_of(result["published_lambda_max"]),
         }
 
     columns = {f"seed {seed}": cells(result) for _, seed, generation, result in spectra if generation == 0}

@@ -141,7 +141,6 @@ class Params(BaseModel):
     curvature_blocks: int = Field(ge=1, description="frozen held-out blocks of the loss whose Hessian is taken")
     lanczos_steps: int = Field(ge=4)
     lanczos_probes: int = Field(ge=2)
-    published_power_iterations: int = Field(ge=1, description="limit of the published estimator's power iteration")
     curvature_memory_gb: float = Field(
         gt=0, description="GiB that curvature may take; fixed, because what is kept in which type follows from it"
     )

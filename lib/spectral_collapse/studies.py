@@ -59,11 +59,13 @@ def _published_widths(result: dict) -> list[float]:
 def pretrained_table(result: dict) -> pd.DataFrame:
     """Both estimators on a pretrained model: the published one by probe, and what the probes say together."""
     widths = _published_widths(result)
-    ratios = [curvature.published_ratio(result["published_lambda_max"], width) for width in widths]
+    exact = series.exact_lambda(result)
+    ratios = [curvature.published_ratio(exact, width) for width in widths]
     rows = [
         ("IQR, published, by probe", ", ".join(map(number_of, widths))),
-        (r"$\lambda_{\max}/$IQR, published, by probe", ", ".join(map(number_of, ratios))),
-        (r"$\lambda_{\max}$, published: power iteration", number_of(result["published_lambda_max"])),
+        (r"$\lambda/$IQR, published, by probe", ", ".join(map(number_of, ratios))),
+        (r"$\lambda$ of largest $|\lambda|$", number_of(exact)),
+        (r"\quad by power iteration", number_of(result["published_lambda_max"])),
         ("IQR, bracket", bracket_of(result, "iqr_bracket")),
         (r"$\lambda_{\max}$ $\pm$ residual", pair_of(result, "lambda_max", "residual")),
         (r"$\lambda_{\max}$ $\pm$ s.e.\ over blocks", pair_of(result, "lambda_max", "batch_error")),
@@ -103,6 +105,37 @@ def pretrained_values(result: dict) -> dict[str, str]:
         "pretrained.iqr.bracket": bracket_of(result, "iqr_bracket"),
         "pretrained.log_spectral_ratio": interval_of(result, "log_spectral_ratio"),
     }
+
+
+# Committed records whose power iteration was stopped early, by the folders that hold them.
+POWER_ITERATIONS = {"tinystories": "tinystories", "ablations": "ablations*", "small": "small", "pretrained": PRETRAINED}
+
+
+def power_iteration_errors() -> dict[str, pd.DataFrame]:
+    """`series.power_iteration_errors` of all committed curvature records, by study."""
+    found = {}
+    for study, folders in POWER_ITERATIONS.items():
+        files = sorted(paths.COMMITTED.glob(f"{folders}/*/*/seed_*/generation_*/curvature.json"))
+        found[study] = series.power_iteration_errors(map(provenance.read_result, files))
+    return found
+
+
+def power_iteration_values(errors: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """power.<study>.{models,off,far,sign,median,worst.found,worst.exact}: models, those whose |λ| is below 0.99 and
+    0.8 of the exact one, those of the wrong sign, the median relative error of |λ|, and the worst model's λ."""
+    text = {}
+    for study, frame in errors.items():
+        worst = frame.loc[frame["share"].idxmin()]
+        text |= {
+            f"power.{study}.models": str(len(frame)),
+            f"power.{study}.off": str((frame["share"] < 0.99).sum()),
+            f"power.{study}.far": str((frame["share"] < 0.8).sum()),
+            f"power.{study}.sign": str((~frame["same_sign"]).sum()),
+            f"power.{study}.median": formatting.format_percent((frame["share"] - 1).abs().median()),
+            f"power.{study}.worst.found": number_of(worst["found"]),
+            f"power.{study}.worst.exact": number_of(worst["exact"]),
+        }
+    return text
 
 
 def pretrained_runs() -> pd.DataFrame:

@@ -44,7 +44,7 @@ LABELS = {
     "lambda_min": r"$\lambda_{\min}$",
     "bulk_sigma": r"$\sigma_{\mathrm{bulk}}$",
     "log_spectral_ratio": r"$\log(\lambda_{\max}/\sigma_{\mathrm{bulk}})$",
-    "log_published_ratio": r"$\log(\lambda_{\max}/\mathrm{IQR})$, published",
+    "log_published_ratio": r"$\log(|\lambda|/\mathrm{IQR})$, published",
     "published_iqr": "IQR, published estimator",
     "published_iqr_pooled": "IQR, published, pooled",
     "spectral_sigma": r"$\sigma$ of the spectrum",

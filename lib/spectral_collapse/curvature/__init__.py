@@ -2,16 +2,20 @@
 
     from spectral_collapse.curvature import hessian_operator, lanczos, spectral_density, spectral_signature
 
-operators: products with the Hessian and with Gauss–Newton's matrix; head: the output head in closed form.
+operators: products with the Hessian and with Gauss–Newton's matrix; model: what can be measured; head: the output
+head in closed form; parts: the parameters by part of the network.
 krylov: the Lanczos iteration on a `basis`, its `quadrature`; memory: what fits.
 signature: figures and errors from Lanczos runs; spectral: the same of a model; published: the published estimator.
 """
 
 from .krylov import joint_ritz, lanczos, spectral_density
-from .operators import GaussNewtonOperator, HessianOperator, hessian_operator, mean_loss, parameter_blocks
+from .operators import GaussNewtonOperator, HessianOperator, hessian_operator, mean_loss
+from .parts import parameter_blocks
 from .published import (
+    PowerIteration,
     PublishedSignature,
     interpolated_iqr,
+    largest_eigenvalue,
     power_iteration,
     published_ratio,
     published_signature,
@@ -25,6 +29,7 @@ __all__ = [
     "GaussNewtonOperator",
     "HessianOperator",
     "Nodes",
+    "PowerIteration",
     "PublishedSignature",
     "Quadrature",
     "Signature",
@@ -34,6 +39,7 @@ __all__ = [
     "interpolated_iqr",
     "joint_ritz",
     "lanczos",
+    "largest_eigenvalue",
     "layerwise_signatures",
     "mean_loss",
     "parameter_blocks",

@@ -17,6 +17,13 @@ Matvec = Callable[[torch.Tensor], torch.Tensor]
 ONCE = 1e-2
 
 
+def at_least(least: int, **numbers: int) -> None:
+    """Raises ValueError naming a number that is not whole, or below `least`."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
+            raise ValueError(f"{name} must be a whole number of {least} or more, not {number!r}.")
+
+
 def rademacher(n: int, *seed_parts: str | int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Probe with independent entries ±1, float32, shape (n,), the same on every device."""
     signs = generator(*seed_parts).integers(0, 2, size=n, dtype=np.int8)
@@ -34,8 +41,11 @@ def recurrence(
 
     So that whoever drives it chooses whether several runs share a pass over the operator.
     """
+    length = math.sqrt(dot(start, start))
+    if not 0 < length < math.inf:
+        raise ValueError(f"the start vector of Lanczos has no direction: its length is {length}.")
     basis = Basis(steps, start, storage) if storage else None
-    vector = start / math.sqrt(dot(start, start))
+    vector = start / length
     previous = None
     alphas, betas = [], []
     for step in range(steps):
@@ -137,6 +147,7 @@ def lanczos(matvec: Matvec, start: torch.Tensor, steps: int, *, storage: Kept = 
     appear, which share that eigenvalue's weight (`merged` joins them). Reductions accumulate in float64.
     Stops early when the Krylov space is exhausted. Source: Golub & Meurant 2010, ch. 4; Paige 1976.
     """
+    at_least(1, steps=steps)
     storage = _at_hand(start) if storage == "full" else storage
     return drive(matvec, recurrence(start, min(steps, len(start)), storage))[0]
 
@@ -155,6 +166,7 @@ def probe_runs(
     The first `done` of them are left out; those after the very first take `later_steps`, if given. On an accelerator
     all runs go in step and their bases are kept together.
     """
+    at_least(1, steps=steps, probes=probes)
     n = operator.shape[0]
     runs = []
     for probe in range(done, probes):

@@ -1,23 +1,25 @@
 """Products with the Hessian and with the Gauss–Newton matrix of a causal language model's mean loss."""
 
-import contextlib
-import re
-from collections.abc import Iterator
-from typing import Literal
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse.linalg
 import torch
 from torch import distributed
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from .basis import dot
 from .head import HeadGradient, head_curvature, probabilities, rows_at_a_time
 from .memory import available_memory, fitting_blocks
+from .model import checked_blocks, differentiable, measured, require_measurable
 
 # A batch needs its saved tensors and, while a product runs, about half as much again.
 WORKING_SHARE = 1.5
+# The model's logits and hᵀW, both in float32 or better, may differ by this part of the largest.
+SAME_LOGITS = 1e-4
 
 
 def mean_loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
@@ -26,41 +28,22 @@ def mean_loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
-def parameter_blocks(model: PreTrainedModel) -> dict[str, list[str]]:
-    """Names of the trainable parameters by part of the network: embedding, each layer's attention and MLP, head.
+def _at_work(method: Callable) -> Callable:
+    """A method that differentiates: of a model that is still as it was, in torch modes of its own."""
 
-    A norm belongs to what reads it, the final norm to the head. A tied output matrix is the embedding's.
-    """
-    blocks: dict[str, list[str]] = {}
-    for name, parameter in model.named_parameters():
-        layer = re.search(r"\.(?:layers|h)\.(\d+)\.(.+)", name)
-        if layer:
-            attention = "attn" in layer[2] or layer[2].startswith(("attention.", "input_layernorm.", "ln_1."))
-            part = f"layer {layer[1]} {'attention' if attention else 'mlp'}"
-        else:
-            part = "embedding" if re.search(r"embed|wte|wpe", name) else "head"
-        if parameter.requires_grad:
-            blocks.setdefault(part, []).append(name)
-    return blocks
+    @functools.wraps(method)
+    def guarded(self: "HessianOperator", *arguments: Any, **options: Any) -> Any:
+        if self._parameter_state() != self._made_of:
+            raise ValueError("the model's parameters have changed since this operator was made: make a new one.")
+        try:
+            with differentiable(self.device):
+                return method(self, *arguments, **options)
+        except RuntimeError as error:
+            if "derivative" in str(error) or "inplace operation" in str(error):
+                raise ValueError(f"{type(self.model).__name__} cannot be differentiated twice by torch.") from error
+            raise
 
-
-@contextlib.contextmanager
-def _measured(model: PreTrainedModel) -> Iterator[None]:
-    """The model as a function of its parameters alone: no dropout, every row of an embedding counts, and
-    attention that can be differentiated twice (of the fused kernels none can)."""
-    training = model.training
-    embeddings = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m.padding_idx is not None]
-    padding = [embedding.padding_idx for embedding in embeddings]
-    model.eval()
-    for embedding in embeddings:
-        embedding.padding_idx = None
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        for embedding, index in zip(embeddings, padding, strict=True):
-            embedding.padding_idx = index
-        model.train(training)
+    return guarded
 
 
 class HessianOperator(scipy.sparse.linalg.LinearOperator):
@@ -75,9 +58,13 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
     Under an initialised `torch.distributed` every rank passes the same blocks and works on its share; products
     are summed over ranks and equal on all of them. Budgets of memory are those of one rank.
 
-    Vectors are float tensors (n,) or numpy arrays: a `scipy.sparse.linalg.LinearOperator`, float64 for a
-    model of that type and else float32. `model` must end in a linear head without bias on its last hidden state.
-    Raises ValueError for blocks or models that cannot be measured. Source: Pearlmutter 1994.
+    Vectors are tensors (n,), matrices (n, j), or numpy arrays of these shapes, and `H @ v` is of v's kind: a
+    `scipy.sparse.linalg.LinearOperator`, float64 for a model of that type and else float32. `tokens`: blocks of token
+    ids (B, T), a tensor, an array or lists. `model` must end in a plain linear head without bias on its last hidden
+    state: its structure says so (`require_measurable`), and on the first block its own logits, in the operator's
+    type, are hᵀW with nothing before or after.
+    Raises ValueError for blocks, models and vectors that cannot be measured, and for a product after the model's
+    parameters have changed. Source: Pearlmutter 1994.
     """
 
     def __init__(
@@ -88,21 +75,30 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         parameters: list[str] | None = None,
         micro_batch: int | None = None,
     ):
+        require_measurable(model)
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        chosen = list(named) if parameters is None else parameters
+        chosen = list(named) if parameters is None else list(parameters)
         if not named or not chosen:
             raise ValueError("no parameter to differentiate in: none is trainable, or none was named.")
         if unknown := sorted(set(chosen) - set(named)):
             raise ValueError(
                 f"{unknown[0]!r} is no trainable parameter of this model; the first is {next(iter(named))!r}."
             )
+        if twice := [name for index, name in enumerate(chosen) if name in chosen[:index]]:
+            raise ValueError(f"parameter {twice[0]!r} is named twice.")
         double = any(p.dtype == torch.float64 for p in model.parameters())
         self.torch_dtype = torch.float64 if double else torch.float32
         self.model, self.head = model, model.get_output_embeddings()
         self.device = next(model.parameters()).device
-        tokens = _checked(tokens, model).to(self.device)
-        leaves = {id(p): p.detach().to(self.torch_dtype) for p in model.parameters()}
+        with torch.inference_mode(False):
+            tokens = checked_blocks(tokens, model).to(self.device)
+        with torch.no_grad(), measured(model):  # RWKV rescales its own weights at its first pass in evaluation mode
+            model(input_ids=tokens[:1, :2], use_cache=False)
+        self._made_of = self._parameter_state()
+        with differentiable(self.device):
+            leaves = {id(p): p.detach().to(self.torch_dtype) for p in model.parameters()}
         self.leaves = [leaves[id(named[name])].requires_grad_() for name in chosen]
+        self._whole = {name: leaves[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
         self._base = {name: leaves[id(p)] for name, p in model.base_model.named_parameters(remove_duplicate=False)}
         self._weight = leaves[id(self.head.weight)]
         self.sizes = [leaf.numel() for leaf in self.leaves]
@@ -127,22 +123,49 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
 
     def _hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         """Last hidden states of the T − 1 predicting positions, (B(T−1), d)."""
-        with _measured(self.model):
+        with measured(self.model):
             out = torch.func.functional_call(
                 self.model.base_model, self._base, kwargs={"input_ids": tokens, "use_cache": False}
             )
         return out.last_hidden_state[:, :-1].flatten(0, 1).to(self.torch_dtype)
 
     def _require_linear_head(self, tokens: torch.Tensor) -> None:
-        with torch.no_grad(), _measured(self.model):
-            expected = self.model(input_ids=tokens, use_cache=False).logits[:, :-1].flatten(0, 1)
-            found = self._hidden(tokens).to(self._weight.dtype) @ self._weight.T
-        spread = 0.05 if expected.dtype in (torch.float16, torch.bfloat16) else 1e-3
-        if not torch.allclose(found, expected.to(found.dtype), rtol=spread, atol=spread * expected.abs().max().item()):
+        """The model's own forward pass hands its last hidden state as it is to the head, and hands on as it is what the
+        head makes of it; and the products here see the same logits."""
+        seen: dict[torch.nn.Module, tuple] = {}
+
+        def note(module: torch.nn.Module, given: tuple, output: Any) -> None:
+            seen[module] = given, output
+
+        hooks = [module.register_forward_hook(note) for module in (self.model.base_model, self.head)]
+        try:
+            with differentiable(self.device), torch.no_grad(), measured(self.model):
+                whole = torch.func.functional_call(
+                    self.model, self._whole, kwargs={"input_ids": tokens, "use_cache": False}
+                )
+                expected = whole.logits
+                found = self._hidden(tokens) @ self._weight.T
+        finally:
+            for hook in hooks:
+                hook.remove()
+        name = type(self.model).__name__
+        if not expected.isfinite().all():
+            raise ValueError(f"the logits of {name} are not finite on the first block: the model has diverged.")
+        plain = False
+        if self.head in seen and len(seen[self.head][0]) == 1:
+            (given,), output = seen[self.head]
+            hidden = seen[self.model.base_model][1].last_hidden_state
+            plain = torch.equal(given, hidden.to(given.dtype)) and torch.equal(expected, output.to(expected.dtype))
+        gap = (found - expected[:, :-1].flatten(0, 1)).abs().max() if plain else math.inf
+        if not gap <= SAME_LOGITS * expected.abs().max():
             raise ValueError(
-                f"the logits of {type(self.model).__name__} are not its last hidden state times its output "
-                "embeddings (a scaled, capped or biased head): it cannot be measured here."
+                f"the logits of {name} are not its last hidden state times its output embeddings (a scaled, capped "
+                "or biased head): it cannot be measured here."
             )
+
+    def _parameter_state(self) -> list[tuple[int, int]]:
+        """What changes with any parameter: its place in memory, and the count of changes made there."""
+        return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.model.parameters()]
 
     def _linearise(self, tokens: torch.Tensor) -> tuple:
         """The gradient of the summed loss with its graph, one tensor for each parameter."""
@@ -172,6 +195,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
 
     # ---- products
 
+    @_at_work
     def _sum(self, pieces: list[torch.Tensor], batched: bool = False) -> torch.Tensor:
         if self.micro_batch is None and len(self._tokens):
             if self._kept is None:
@@ -188,15 +212,37 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             distributed.all_reduce(total)
         return total
 
+    def _fitting(self, vectors: Any, dimensions: int | None = None) -> torch.Tensor | np.ndarray:
+        """A tensor, detached, or an array of the operator's type; of shape (n,) or (n, j)."""
+        if isinstance(vectors, torch.Tensor):
+            vectors, real = vectors.detach(), not vectors.is_complex()
+        else:
+            vectors = np.asarray(vectors)
+            real = vectors.dtype.kind in "fiub"
+        if not real:
+            raise ValueError(f"vectors must be real numbers, not {vectors.dtype}.")
+        if vectors.ndim not in (1, 2) or len(vectors) != self.n or dimensions not in (None, vectors.ndim):
+            shape = {None: "(n,) or (n, j)", 1: "(n,)", 2: "(n, j)"}[dimensions]
+            raise ValueError(f"vectors must be of shape {shape} with n = {self.n}, not {tuple(vectors.shape)}.")
+        return vectors if isinstance(vectors, torch.Tensor) else vectors.astype(self.dtype, copy=False)
+
+    def dot(self, x):
+        """H x for a vector (n,) or a matrix (n, j), also as `H @ x`: a tensor for a tensor, an array for an array."""
+        if isinstance(x, scipy.sparse.linalg.LinearOperator) or np.isscalar(x) or scipy.sparse.issparse(x):
+            return super().dot(x)
+        x = self._fitting(x)
+        return self.matvec(x) if x.ndim == 1 else self.matmat(x)
+
     def matvec(self, vector):
         """H v for a vector (n,): a tensor for a tensor, an array for an array."""
         if isinstance(vector, torch.Tensor):
-            return self._sum(self._pieces(vector))
-        return super().matvec(vector)
+            return self._sum(self._pieces(self._fitting(vector, 1)))
+        return super().matvec(self._fitting(vector))
 
     def matmat(self, vectors):
         """H V for the columns of V (n, j). An accelerator takes them in one pass over the graph, where small
         kernels would leave it idle; a CPU one by one, since there a pass costs more than its share."""
+        vectors = self._fitting(vectors, 2)
         if not isinstance(vectors, torch.Tensor):
             return super().matmat(vectors)
         if self.device.type == "cpu":
@@ -215,6 +261,16 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
     def _adjoint(self) -> "HessianOperator":
         return self
 
+    _transpose = _adjoint
+
+    def __repr__(self) -> str:
+        length = self._first.shape[1]
+        return (
+            f"{type(self).__name__}({type(self.model).__name__}, n = {self.n:,}, {self.blocks} blocks of {length} "
+            f"tokens, {self.dtype})"
+        )
+
+    @_at_work
     def block_forms(self, left: list[torch.Tensor], right: list[torch.Tensor]) -> np.ndarray:
         """ℓᵀ H_b r for every block b and every pair of one r with its ℓ's, (blocks, pairs): H_b the Hessian of
         the block's own mean loss, so that the mean over b is ℓᵀ H r. `left` is parallel to `right`, each entry
@@ -233,6 +289,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             forms = on_device.cpu()
         return forms.numpy()
 
+    @_at_work
     def block_bytes(self) -> int:
         """Bytes that one block takes at work: its retained graph, measured on the first block, and half as much."""
         sizes: dict[int, int] = {}
@@ -244,7 +301,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             graph = self._linearise(self._first)
-        for parameter in [*self._base.values(), self._weight]:
+        for parameter in self._whole.values():
             sizes.pop(parameter.untyped_storage().data_ptr(), None)
         del graph
         logits = min(self._rows, self._first[:, 1:].numel()) * len(self._weight) * self._weight.itemsize
@@ -303,26 +360,6 @@ class GaussNewtonOperator(HessianOperator):
         return torch.cat([piece.flatten() for piece in found])
 
 
-def _checked(tokens: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
-    """The blocks, if they can be measured with the model."""
-    if tokens.ndim != 2 or tokens.dtype.is_floating_point or len(tokens) == 0 or tokens.shape[1] < 2:
-        raise ValueError(
-            "blocks must be token ids, whole numbers of shape (B, T), B ≥ 1 and T ≥ 2, "
-            f"not {tokens.dtype} of shape {tuple(tokens.shape)}."
-        )
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if len(beyond := tokens[(tokens < 0) | (tokens >= vocabulary)]):
-        raise ValueError(f"token {int(beyond[0])} is beyond the model's vocabulary of {vocabulary}.")
-    if model.get_output_embeddings() is None:
-        raise ValueError(f"the model has no output head: load {type(model).__name__} as a causal language model.")
-    attention = getattr(model.config, "_attn_implementation", "eager")
-    if attention not in ("eager", "sdpa"):
-        raise ValueError(f"attention {attention!r} has no second derivative: load with attn_implementation='eager'.")
-    if model.get_output_embeddings().bias is not None:
-        raise ValueError(f"the output head of {type(model).__name__} has a bias: it cannot be measured here.")
-    return tokens.long()
-
-
 def operator_class(kind: str) -> type[HessianOperator]:
     """The operator called "hessian" or "gauss_newton"."""
     classes = {"hessian": HessianOperator, "gauss_newton": GaussNewtonOperator}
@@ -341,6 +378,7 @@ def hessian_operator(
 ) -> HessianOperator:
     """Hessian or Gauss–Newton operator of the mean loss on blocks of token ids (B, T).
 
+    batch: a tensor, an array or lists.
     parameters: names of those to differentiate in, one entry of `parameter_blocks` for instance; all if None.
     memory_budget: bytes for the graph, half of what is free if None. If the graph of the whole batch does not
     fit, as many blocks at a time as do; MemoryError where not even one does.

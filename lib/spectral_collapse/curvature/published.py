@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,15 +12,38 @@ from ..seeding import generator, stable_seed
 from .basis import dot
 from .krylov import probe_runs
 from .operators import HessianOperator, hessian_operator
+from .signature import Signature
+
+# PyHessian's defaults, which the study used.
+ITERATIONS = 100
+TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PublishedSignature:
-    """Figures of the published estimator, without error estimate, as published."""
+    """Figures of the published estimator, without error estimate, as published; beside them the exact eigenvalue.
+
+    `published_lambda_max` is what power iteration ends with, sign included: an eigenvalue of largest |λ| only where
+    the iteration has converged to one. `largest_eigenvalue` is that eigenvalue from Lanczos, an eigenvalue within
+    `largest_eigenvalue_residual`; `published_ratio_exact` is the published ratio with it.
+    """
 
     published_lambda_max: float
+    published_iterations: int
+    published_converged: bool
     published_iqr: float
     published_ratio: float
+    largest_eigenvalue: float
+    largest_eigenvalue_residual: float
+    published_ratio_exact: float
+
+    def __repr__(self) -> str:
+        word = "converged" if self.published_converged else "not converged"
+        return (
+            f"PublishedSignature(ratio {self.published_ratio:.4g}: power iteration {self.published_lambda_max:.4g}, "
+            f"{word} after {self.published_iterations}, IQR {self.published_iqr:.3g}; with the exact eigenvalue "
+            f"{self.largest_eigenvalue:.4g} it is {self.published_ratio_exact:.4g})"
+        )
 
 
 def interpolated_iqr(nodes: np.ndarray, weights: np.ndarray) -> float:
@@ -39,48 +63,81 @@ def published_ratio(lambda_max: float, width: float) -> float:
     return lambda_max / width if width > 1e-6 else 0.0
 
 
-def power_iteration(operator: HessianOperator, iterations: int, seed: int, tolerance: float = 1e-3) -> float:
+class PowerIteration(NamedTuple):
+    """Where power iteration ended: vᵀHv with its sign, the products it took, and whether it met its tolerance."""
+
+    value: float
+    iterations: int
+    converged: bool
+
+
+def power_iteration(
+    operator: HessianOperator, seed: int, iterations: int = ITERATIONS, tolerance: float = TOLERANCE
+) -> PowerIteration:
     """Eigenvalue of largest |λ| as the published pipeline finds it.
 
     From a Gaussian start, v ← Hv/(‖Hv‖ + 1e-6) until vᵀHv changes by less than `tolerance` of itself; the value
-    before that last change is the result.
+    before that last change is the result. Where eigenvalues of about one size have opposite signs, vᵀHv may settle
+    at a mixture of them: `converged` says that the tolerance was met, not that an eigenvalue was.
     Source: Yao et al. 2020 (PyHessian), whose constants these are.
     """
     draw = generator(seed, "power iteration").standard_normal(operator.n, dtype=np.float32)
     vector = torch.from_numpy(draw).to(operator.device, operator.torch_dtype)
     vector /= math.sqrt(dot(vector, vector)) + 1e-6
     found = math.nan
-    for _ in range(iterations):
+    for iteration in range(1, iterations + 1):
         product = operator.matvec(vector)
         value = dot(product, vector)
         if abs(value - found) / (abs(found) + 1e-6) < tolerance:
-            break
+            return PowerIteration(found, iteration, True)
         found = value
         vector = product / (math.sqrt(dot(product, product)) + 1e-6)
-    return found
+    return PowerIteration(found, iterations, False)
+
+
+def largest_eigenvalue(lambda_max: float, lambda_min: float) -> float:
+    """The one of both ends of a spectrum that is larger in absolute value, which power iteration seeks."""
+    return max(lambda_max, lambda_min, key=abs)
 
 
 def published_signature(
     model: PreTrainedModel,
     batch: torch.Tensor,
     *,
-    nodes: list[float] | None = None,
-    weights: list[float] | None = None,
+    signature: Signature | None = None,
     steps: int = 20,
-    power_iterations: int = 100,
     seed: int = 0,
     memory_budget: int | None = None,
 ) -> PublishedSignature:
     """The estimator of the Hessian study: power iteration, and the interpolated width of one quadrature.
 
-    The study takes the largest |λ| of three, which is the first, so one is sought. Its density comes from one
-    Rademacher probe of 20 or 30 steps: the given nodes and weights, or a run of `steps` if none are given.
-    PyHessian, which it used, gives the same numbers from the same start where its `density` still runs.
+    Its settings are its source's (100 iterations, tolerance 1e-3) and cannot be changed. The study takes the largest
+    |λ| of three that it seeks one after another; one is sought here, the first, and the exact value stands beside it:
+    none of three can be larger. The density comes from one Rademacher probe of 20 or 30 steps.
+    signature: ours of the same batch, if there is one: its first run is that density, its outermost eigenvalues are
+    the exact ones; otherwise a run of `steps` is made. PyHessian gives the same numbers from the same start where its
+    `density` still runs.
     """
     operator = hessian_operator(model, batch, memory_budget=memory_budget)
-    if nodes is None or weights is None:
+    if signature is None:
         ((run, _),) = probe_runs(operator, steps, 1, stable_seed(seed, "published"))
         nodes, weights = run.nodes, run.weights
-    lambda_max = power_iteration(operator, power_iterations, seed)
-    width = interpolated_iqr(np.asarray(nodes), np.asarray(weights))
-    return PublishedSignature(lambda_max, width, published_ratio(lambda_max, width))
+        ends = dict(zip(run.nodes[[0, -1]].tolist(), run.residuals[[0, -1]].tolist(), strict=True))
+    else:
+        nodes, weights = np.array(signature.nodes[0]), np.array(signature.weights[0])
+        ends = {
+            signature.lambda_min: signature.lambda_min_residual,
+            signature.lambda_max: signature.lambda_max_residual,
+        }
+    power = power_iteration(operator, seed)
+    width, exact = interpolated_iqr(nodes, weights), max(ends, key=abs)
+    return PublishedSignature(
+        published_lambda_max=power.value,
+        published_iterations=power.iterations,
+        published_converged=power.converged,
+        published_iqr=width,
+        published_ratio=published_ratio(power.value, width),
+        largest_eigenvalue=exact,
+        largest_eigenvalue_residual=ends[exact],
+        published_ratio_exact=published_ratio(exact, width),
+    )

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.linalg
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Quadrature:
     """The k-point Gauss quadrature that k Lanczos steps give of the spectrum seen by their start vector.
 
@@ -20,6 +20,9 @@ class Quadrature:
 
     alphas: np.ndarray
     betas: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"Quadrature({len(self.alphas)} nodes from {self.nodes[0]:.4g} to {self.nodes[-1]:.4g})"
 
     @functools.cached_property
     def _eigen(self) -> tuple[np.ndarray, np.ndarray]:

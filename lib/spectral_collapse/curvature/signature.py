@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from .published import PublishedSignature
 from .quadrature import Quadrature, cumulated_bounds, merged, quantile_bracket
 
 # A node is one eigenvalue if it has converged to this part of itself, and carries less than SINGLE/n of the
@@ -17,43 +16,65 @@ from .quadrature import Quadrature, cumulated_bounds, merged, quantile_bracket
 CONVERGED = 0.01
 SINGLE = 30
 MOST_OUTLIERS = 10
+# A bulk whose standard deviation is below this part of the spectrum's root mean square is rounding: every model of
+# transformers computes some of its steps in float32.
+ROUNDING = 1e-5
+ONE_PROBE = "one probe gives no standard error: set probes (in a profile lanczos_probes) to 2 or more."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
-    """A value with its standard errors: over probes at fixed blocks, and over blocks (None: not estimated)."""
+    """A value with its standard errors: over probes at fixed blocks, and over blocks (None: not estimated).
+
+    `bound`: how far the value may be off at fixed probes and blocks, at most (Lanczos' residual). It is no standard
+    error: nothing averages it out. A value of NaN is not identified.
+    """
 
     value: float
     probe_error: float
     batch_error: float | None
     probes: int
     blocks: int
+    bound: float = 0.0
 
     @property
     def standard_error(self) -> float:
-        """Both errors together; they are independent."""
+        """Of both errors, which are independent, or of that over probes alone: `errors_over` says which."""
         return math.hypot(self.probe_error, self.batch_error or 0.0)
 
-    def interval(self, level: float = 0.95) -> list[float]:
-        """[low, high] by Student's t, its degrees of freedom by Welch and Satterthwaite from the two errors'.
+    @property
+    def errors_over(self) -> str:
+        """What standard error and interval are over: "probes and blocks", or "probes"."""
+        return "probes" if self.batch_error is None else "probes and blocks"
 
-        For normal errors a level of 95 % holds to three points from three probes on; with two it may be 88 %.
+    def interval(self, level: float = 0.95) -> list[float]:
+        """[low, high] by Student's t, its degrees of freedom by Welch and Satterthwaite, made wider by `bound`.
+
+        For normal errors a level of 95 % holds to three points from three probes and three blocks on; with two of
+        either it may be 87 %. [NaN, NaN] where no error was seen: probes that agree by chance are no certainty.
         """
         parts = [(self.probe_error**2, self.probes - 1), ((self.batch_error or 0.0) ** 2, self.blocks - 1)]
         spread = sum(variance**2 / freedom for variance, freedom in parts if freedom > 0)
-        if spread == 0:
-            return [self.value, self.value]
+        if not spread > 0:
+            return [math.nan, math.nan]
         freedom = self.standard_error**4 / spread
-        half = float(scipy.stats.t.ppf(0.5 + level / 2, freedom)) * self.standard_error
+        half = float(scipy.stats.t.ppf(0.5 + level / 2, freedom)) * self.standard_error + self.bound
         return [self.value - half, self.value + half]
 
+    def __repr__(self) -> str:
+        if math.isnan(self.value):
+            return "not identified"
+        bound = f", bound {self.bound:.1g}" if self.bound else ""
+        return f"{self.value:.4g} ± {self.standard_error:.2g} (over {self.errors_over}{bound})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Signature:
     """Spectral signature of one Hessian or Gauss–Newton matrix; eigenvalues in nats per squared unit of θ.
 
     `…_residual` bounds the distance to an eigenvalue, a bracket [low, high] carries the quadrature's error,
     an `Estimate` those of probes and blocks. basis: the type Lanczos kept its vectors in, or "none".
+    notes: a sentence for everything that is not identified, and so is NaN, with the reason.
     """
 
     parameters: int
@@ -84,11 +105,21 @@ class Signature:
     iqr_bracket: list[float]
     nodes: list[list[float]]
     weights: list[list[float]]
+    notes: list[str]
+
+    def __repr__(self) -> str:
+        return (
+            f"Signature({self.parameters:,} parameters, {self.probes} probes of {self.steps} steps, "
+            f"λ_max {self.lambda_max:.4g} ± {self.lambda_max_residual:.1g}, "
+            f"λ_min {self.lambda_min:.4g} ± {self.lambda_min_residual:.1g}, "
+            f"{len(self.outliers)} outliers, σ_bulk {self.bulk_sigma}, log ratio {self.log_spectral_ratio})"
+        )
 
 
-def as_result(signature: Signature | PublishedSignature) -> dict[str, Any]:
-    """A signature as a flat dictionary for a record: `name`, and of an estimate `name_standard_error`,
-    `name_probe_error`, `name_batch_error` and `name_interval` (95 %)."""
+def as_result(signature: Any) -> dict[str, Any]:
+    """A `Signature` or `PublishedSignature` as a flat dictionary for a record: `name`, and of an estimate
+    `name_standard_error`, `name_errors_over`, `name_probe_error`, `name_batch_error`, `name_bound` and `name_interval`
+    (95 %)."""
     result: dict[str, Any] = {}
     for field in dataclasses.fields(signature):
         value = getattr(signature, field.name)
@@ -96,8 +127,10 @@ def as_result(signature: Signature | PublishedSignature) -> dict[str, Any]:
             result |= {
                 field.name: value.value,
                 f"{field.name}_standard_error": value.standard_error,
+                f"{field.name}_errors_over": value.errors_over,
                 f"{field.name}_probe_error": value.probe_error,
                 f"{field.name}_batch_error": value.batch_error,
+                f"{field.name}_bound": value.bound,
                 f"{field.name}_interval": value.interval(),
             }
         else:
@@ -108,7 +141,7 @@ def as_result(signature: Signature | PublishedSignature) -> dict[str, Any]:
 # ---- one run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Nodes:
     """Nodes, weights and residuals of one run, the largest |node| first."""
 
@@ -131,9 +164,13 @@ class Nodes:
         order = np.argsort(-np.abs(nodes))
         return cls(nodes[order], weights[order], residuals[order])
 
+    def __repr__(self) -> str:
+        return f"Nodes({len(self.nodes)} from {self.nodes.min():.4g} to {self.nodes.max():.4g})"
+
     def outliers(self, n: int) -> int:
-        """How many of the largest |θ|, at most ten, come before the first that is no single converged eigenvalue."""
-        head = slice(0, MOST_OUTLIERS)
+        """How many of the largest |θ| come before the first that is no single converged eigenvalue: at most ten, and at
+        most half of the eigenvalues, since the rest is to be a bulk."""
+        head = slice(0, min(MOST_OUTLIERS, n // 2))
         converged = self.residuals[head] <= CONVERGED * np.abs(self.nodes[head])
         single = self.weights[head] <= SINGLE / n
         return int(np.argmin(np.append(converged & single, False)))
@@ -166,11 +203,15 @@ class _Moment:
             by_block = sum(slope * moment.by_block for slope, moment in terms)
         return cls(value, sum(slope * moment.by_probe for slope, moment in terms), by_block)
 
-    def estimate(self, extra: float = 0.0) -> Estimate:
-        """Value and standard errors; `extra`: one more error at fixed blocks."""
+    def estimate(self, bound: float = 0.0) -> Estimate:
+        """Value and standard errors, and how far the value may be off at fixed probes and blocks."""
         probes, blocks = len(self.by_probe), len(self.by_block) if self.by_block is not None else 0
-        error = float(self.by_probe.std(ddof=1) / math.sqrt(probes))
-        return Estimate(float(self.value), math.hypot(error, extra), _batch_error(self.by_block), probes, blocks)
+        return Estimate(float(self.value), self.probe_error, _batch_error(self.by_block), probes, blocks, bound)
+
+    @property
+    def probe_error(self) -> float:
+        """√(Σ (x_i − x̄)² / (P(P − 1))) of what the probes give."""
+        return float(self.by_probe.std(ddof=1) / math.sqrt(len(self.by_probe)))
 
 
 class _Moments:
@@ -197,8 +238,9 @@ class _Moments:
 
 
 def _variance(first: _Moment, second: _Moment) -> _Moment:
-    """Second moment less the squared mean."""
-    return _Moment.of(second.value - first.value**2, (1.0, second), (-2 * first.value, first))
+    """Second moment less the squared mean, which products of two different probes estimate without bias."""
+    squared_mean = first.value**2 - first.probe_error**2
+    return _Moment.of(second.value - squared_mean, (1.0, second), (-2 * first.value, first))
 
 
 def signature_of_runs(
@@ -219,11 +261,13 @@ def signature_of_runs(
     and removes the variance they bring (deflation). Spectral ratio = λ_max / σ_bulk. The second moment of a
     probe is ‖Hv‖²/n, exact after one step. Outlier separation: from the smallest outlier's |λ| to the largest
     node that is none, in σ_bulk. Effective rank (tr H)²/tr H²; spectral entropy −Σ p log p of p = |λ|/Σ|λ|.
-    Raises ValueError for fewer than two probes, and where the bulk has no width.
+    What the spectrum does not have is NaN, with a sentence in `notes`: a bulk width that is rounding or comes out
+    negative, a log ratio without a positive eigenvalue.
+    Raises ValueError for fewer than two probes, and for a matrix of zeros.
     Source: Ubaru, Chen & Saad 2017 (SLQ); Hutchinson 1989.
     """
     if len(runs) < 2:
-        raise ValueError("one probe gives no standard error: set lanczos_probes to 2 or more.")
+        raise ValueError(ONE_PROBE)
     ranked = [Nodes.of(run, n, basis != "none") for run in runs]
     leading, leading_residuals = joint or (ranked[0].nodes, ranked[0].residuals)
     values = np.concatenate([*(run.nodes for run in runs), leading])
@@ -237,14 +281,25 @@ def signature_of_runs(
     deflated = {"leave_out": count, "scale": n / (n - count)}
     center = moments.average(np.positive, "bulk_center", **deflated)
     width = _variance(center, moments.average(np.square, "bulk_second", **deflated))
-    if not width.value > 0:
-        raise ValueError(f"the spectrum without its {count} outliers has no width: is the loss flat?")
-    sigma = _Moment.of(math.sqrt(width.value), (0.5 / math.sqrt(width.value), width))
+    if not second.value > 0:
+        raise ValueError("all eigenvalues are zero: to second order the loss does not depend on these parameters.")
+    notes, undefined = [], _Moment(math.nan, np.full(len(runs), math.nan), None)
     lambda_max, residual = float(values[top]), float(residuals[top])
     largest = moments.known(lambda_max, "lambda_max")
-    log_ratio = _Moment.of(
-        math.log(max(lambda_max, 1e-300) / sigma.value), (1 / lambda_max, largest), (-1 / sigma.value, sigma)
-    )
+    sigma = log_ratio = undefined
+    bound = 0.0
+    if width.value > ROUNDING**2 * second.value:
+        sigma = _Moment.of(math.sqrt(width.value), (0.5 / math.sqrt(width.value), width))
+    else:
+        notes.append(
+            f"the bulk's width is not identified: without {count} outliers the variance of {n - count} eigenvalues is "
+            f"{width.value:.2g}, rounding or noise of the probes beside a mean square of {second.value:.2g}."
+        )
+    if lambda_max <= 0:
+        notes.append(f"the log ratio is not defined: no eigenvalue is positive, the largest is {lambda_max:.4g}.")
+    elif sigma is not undefined:
+        log_ratio = _Moment.of(math.log(lambda_max / sigma.value), (1 / lambda_max, largest), (-1 / sigma.value, sigma))
+        bound = -math.log1p(-residual / lambda_max) if residual < lambda_max else math.inf
     m, s = mean.value, second.value
     rank = _Moment.of(n * m**2 / s, (2 * n * m / s, mean), (-n * m**2 / s**2, second))
     mass, logs = moments.average(np.abs), moments.average(lambda x: np.abs(x) * np.log(np.abs(x) + 1e-300))
@@ -277,16 +332,17 @@ def signature_of_runs(
         mean_eigenvalue=mean.estimate(),
         spectral_variance=_variance(mean, second).estimate(),
         outliers=np.sort(head.nodes[:count])[::-1].tolist(),
-        outlier_count_bracket=[float(count), max(float(count), n * (above[0] + 1 - below[1])) if count else 0.0],
+        outlier_count_bracket=[float(count), max(float(count), float(n * (above[0] + 1 - below[1]))) if count else 0.0],
         outlier_separation=float((smallest - edge) / sigma.value) if count else 0.0,
         bulk_center=center.estimate(),
         bulk_sigma=sigma.estimate(),
         spectral_ratio=lambda_max / sigma.value,
-        log_spectral_ratio=log_ratio.estimate(residual / abs(lambda_max)),
+        log_spectral_ratio=log_ratio.estimate(bound),
         effective_rank=rank.estimate(),
         spectral_entropy=entropy.estimate(),
         negative_mass_bracket=[float(below[2]), float(above[2])],
         iqr_bracket=[max(0.0, high[0] - low[1]), high[1] - low[0]],
         nodes=[run.nodes.tolist() for run in runs],
         weights=[run.weights.tolist() for run in runs],
+        notes=notes,
     )

@@ -12,11 +12,12 @@ from transformers import PreTrainedModel
 
 from ..provenance import canonical, text_hash, write_text
 from .basis import Basis
-from .krylov import joint_ritz, probe_runs
+from .krylov import at_least, joint_ritz, probe_runs
 from .memory import available_memory, plan
-from .operators import HessianOperator, operator_class, parameter_blocks
+from .operators import HessianOperator, operator_class
+from .parts import parameter_blocks
 from .quadrature import Quadrature
-from .signature import Nodes, Signature, signature_of_runs
+from .signature import ONE_PROBE, Nodes, Signature, signature_of_runs
 
 
 def influences_of_blocks(operator: HessianOperator, run: Quadrature, basis: Basis) -> dict[str, np.ndarray]:
@@ -90,6 +91,9 @@ def spectral_signature(
     finished probe gave, marked with `identity`; a later call with the same identity goes on with the next probe. The
     caller removes it in the end. Without either, and with all bases in full, eigenvalues are those of `joint_ritz`.
     """
+    at_least(1, steps=steps, later_steps=1 if later_steps is None else later_steps, probes=probes)
+    if probes < 2:
+        raise ValueError(ONE_PROBE)
     operator = operator_class(kind)(model, batch, parameters=parameters)
     together = 1 if operator.device.type == "cpu" else probes
     budgets = [int(0.8 * available_memory(device)) for device in (operator.device, "cpu")]

@@ -1,0 +1,104 @@
+"""What can be measured: a causal language model that ends in a plain linear head, and blocks of its tokens."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+
+
+@contextlib.contextmanager
+def measured(model: PreTrainedModel) -> Iterator[None]:
+    """The model as a function of its parameters alone: no dropout, every row of an embedding counts, and
+    attention that can be differentiated twice (of the fused kernels none can)."""
+    training = [(module, module.training) for module in model.modules()]
+    embeddings = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m.padding_idx is not None]
+    padding = [embedding.padding_idx for embedding in embeddings]
+    model.eval()
+    for embedding in embeddings:
+        embedding.padding_idx = None
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for embedding, index in zip(embeddings, padding, strict=True):
+            embedding.padding_idx = index
+        for module, mode in training:  # each its own: an owner may keep some in evaluation mode
+            module.training = mode
+
+
+@contextlib.contextmanager
+def differentiable(device: torch.device) -> Iterator[None]:
+    """Gradients on and autocast off, whatever the caller's modes are."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def longest(model: PreTrainedModel) -> int | None:
+    """Positions that the model has; None where their number has no limit."""
+    config = model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    return next((limit for limit in limits if limit), None)
+
+
+def checked_blocks(tokens: Any, model: PreTrainedModel) -> torch.Tensor:
+    """Blocks of token ids (B, T) as int64, if they can be measured with the model.
+
+    Raises ValueError for what is no array of whole numbers of that shape, and for tokens and positions beyond the
+    model's.
+    """
+    if not isinstance(tokens, torch.Tensor):
+        try:
+            tokens = torch.as_tensor(np.asarray(tokens))
+        except (ValueError, TypeError):
+            raise ValueError("blocks must be token ids, whole numbers in B rows of T each.") from None
+    kind, whole = tokens.dtype, not tokens.dtype.is_floating_point and not tokens.dtype.is_complex
+    if tokens.ndim != 2 or not whole or kind == torch.bool or len(tokens) == 0 or tokens.shape[1] < 2:
+        raise ValueError(
+            "blocks must be token ids, whole numbers of shape (B, T), B ≥ 1 and T ≥ 2, "
+            f"not {kind} of shape {tuple(tokens.shape)}."
+        )
+    tokens = tokens.long().clone()  # a clone is no inference tensor, and nobody else changes it
+    vocabulary = min(len(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()))
+    if len(beyond := tokens[(tokens < 0) | (tokens >= vocabulary)]):
+        raise ValueError(f"token {int(beyond[0])} is beyond the model's vocabulary of {vocabulary}.")
+    positions = longest(model)
+    if positions is not None and tokens.shape[1] > positions:
+        raise ValueError(f"blocks of {tokens.shape[1]} tokens are longer than the model's {positions} positions.")
+    return tokens
+
+
+def require_measurable(model: PreTrainedModel) -> None:
+    """Raises ValueError where a model's structure already says that its loss cannot be measured here: it is no
+    `PreTrainedModel` of a base model and a plain `torch.nn.Linear` without bias, has trainable parameters outside of
+    both, attention without a second derivative, or weights that are not finite."""
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"a {name} is no model of transformers: pass the one that it wraps, with its adapters merged.")
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"the model has no output head: load {name} as a causal language model.")
+    if type(head) is not torch.nn.Linear or all(head.weight is not p for p in model.parameters()):
+        raise ValueError(
+            f"the output head of {name} is no plain linear map but a {type(head).__name__} with more to it: merge "
+            "its adapters, or it cannot be measured here."
+        )
+    if head.bias is not None:
+        raise ValueError(f"the output head of {name} has a bias: it cannot be measured here.")
+    if model.base_model is model:
+        raise ValueError(f"the base model of {name} cannot be told from its head: it cannot be measured here.")
+    attention = getattr(model.config, "_attn_implementation", None)
+    if attention not in (None, "eager", "sdpa"):
+        raise ValueError(f"attention {attention!r} has no second derivative: load with attn_implementation='eager'.")
+    known = {id(p) for p in [*model.base_model.parameters(), head.weight]}
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in known:
+            raise ValueError(
+                f"{parameter_name} of {name} is in neither its base model nor its output matrix: it cannot be "
+                "measured here; freeze it (requires_grad_(False)) if the loss does not depend on it."
+            )
+        if not parameter.isfinite().all():
+            raise ValueError(f"weights of {parameter_name} are not finite: the model has diverged, or its file is bad.")
