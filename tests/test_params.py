@@ -232,6 +232,69 @@ def test_cells_that_are_no_plain_python_are_passed_over():
     assert params.collect(namespace) == params.load("smoke")
 
 
+# What papermill's -p, Snakemake's --config and `launch` make of a value, and what the schema wants.
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("conditions", "['recursive', 'fresh']", ["recursive", "fresh"]),
+        ("conditions", "[recursive, fresh]", ["recursive", "fresh"]),
+        ("seeds", "[11, 12]", [11, 12]),
+        ("seeds", ["11", "12"], [11, 12]),
+        ("steps", "null", None),
+        ("steps", "7", 7),
+        ("temperature", "1e-1", 0.1),
+        ("layerwise_spectra", "false", False),
+        ("data_path", "null", None),
+        ("data_path", "7", "7"),
+        ("schedule", "constant", "constant"),
+    ],
+)
+def test_text_of_a_command_line_is_read_as_the_schema_wants_it(key, text, value):
+    assert params.from_text(key, text) == params.from_text(key, value) == value
+    changed = {"corpus": "tinystories", "held_out_path": None} if key == "data_path" else {}
+    assert getattr(params.load("smoke", **changed, **{key: text}), key) == value
+    assert getattr(params.collect(notebook(TAGGED, injected(**changed, **{key: text}))), key) == value
+
+
+@pytest.mark.parametrize("text", ["recursive", "11", 11])
+def test_what_should_be_a_list_says_how_one_is_written(text):
+    with pytest.raises(ValueError, match=r"'seeds': input should be a valid list.*also as -y 'seeds: \[a, b\]'"):
+        params.collect(notebook(TAGGED, injected(seeds=text)))
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "!!int x", "{"])
+def test_what_is_no_yaml_is_named(text):
+    with pytest.raises(ValueError, match=r"^seeds: .* is not readable as YAML\.$"):
+        params.load("smoke", seeds=text)
+
+
+def test_a_file_of_ones_own_may_extend_a_profile():
+    own = params.collect(notebook(TAGGED, injected(profile="mine", extends="default", generations=2, seeds="[7]")))
+    assert own == params.load("default", generations=2, seeds=[7]).model_copy(update={"profile": "mine"})
+    with pytest.raises(ValueError, match=r"extends 'default' needs a name of its own: 'smoke' is smoke\.yaml"):
+        params.collect(notebook(TAGGED, injected(extends="default", generations=2)))
+    with pytest.raises(ValueError, match=r"defalt\.yaml is not in .* \(the nearest is 'default'\)"):
+        params.collect(notebook(TAGGED, injected(profile="mine", extends="defalt")))
+
+
+def test_a_wrong_profile_names_the_nearest():
+    with pytest.raises(ValueError, match=r"'smok' is no profile in .*, the nearest is 'smoke'") as caught:
+        params.collect(notebook(TAGGED, injected(profile="smok")))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+FACTOR = 'factor = "smoke"\ngrid = "ablations"\ndata_path = None'
+
+
+def test_parameters_of_the_ablations_are_checked():
+    assert params.collect_factor(notebook(FACTOR)) == {"name": "smoke", "grid": "ablations", "data_path": None}
+    assert params.collect_factor(notebook(FACTOR, injected(factor="samples")))["name"] == "samples"
+    with pytest.raises(ValueError, match="unknown parameter 'facto'; the nearest valid name is 'factor'"):
+        params.collect_factor(notebook(FACTOR, injected(facto="samples")))
+    with pytest.raises(ValueError, match=r"unknown factor of grid 'ablations' 'sample'; the nearest .* is 'samples'"):
+        params.collect_factor(notebook(FACTOR, injected(factor="sample")))
+
+
 @pytest.mark.parametrize("seed", ["1", 1.0, True, -1, None])
 def test_bad_seed_is_refused(seed):
     with pytest.raises(ValueError, match=f"parameter 'seed' must be a whole number from 0 on, not {seed!r}"):

@@ -1,7 +1,9 @@
 """The frame: pinned environment, workflow graph on one machine and on Slurm, and the PDF."""
 
+import itertools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -124,6 +126,90 @@ def test_wrong_parameter_stops_the_workflow_before_anything_runs(empty_results):
     done = snakemake("-n", "--config", "profile=smoke", "generatons=3")
     assert done.returncode != 0
     assert "unknown parameter 'generatons'; the nearest valid name is 'generations'" in done.stdout + done.stderr
+
+
+def test_a_wrong_profile_is_one_sentence():
+    done = snakemake("-n", "--quiet", "all", "--config", "profile=smok")
+    (sentence,) = [line for line in done.stderr.splitlines() if not line.startswith("Using workflow")]
+    assert done.returncode == 1 and "(the nearest is 'smoke')" in sentence
+
+
+def test_lists_and_numbers_behind_config_reach_the_notebooks_as_such(empty_results):
+    changes = ["seeds=[11, 12]", "conditions=[fresh, recursive]", "learning_rate=1e-05"]
+    done = snakemake("-n", "-p", "--config", "profile=smoke", *changes, "--", "results")
+    assert done.returncode == 0, done.stderr
+    commands = re.findall("-m papermill (notebooks/01_baseline.*)", done.stdout + done.stderr)
+    words = shlex.split(commands[0])
+    given = [yaml.safe_load(value) for option, value in itertools.pairwise(words) if option == "-y"]
+    assert given == [{"seeds": [11, 12]}, {"conditions": ["fresh", "recursive"]}, {"learning_rate": 1e-05}]
+
+
+# ---- make
+
+
+def make(*arguments: str, folder=paths.ROOT, **environment: str) -> subprocess.CompletedProcess:
+    """Never with the set-up, which would rebuild the environment that the tests run in."""
+    return subprocess.run(
+        ["make", "-o", "setup", "-o", "latex", *arguments],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_make_alone_lists_what_there_is_and_does_nothing():
+    bare, asked = make(), make("help")
+    assert bare.returncode == 0 and bare.stdout == asked.stdout
+    targets = re.findall(r"^([a-z]+):(?!=)", (paths.ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {line.split()[0] for line in bare.stdout.splitlines()[1:-1]} == set(targets) - {"known", "latex"}
+    assert all(f" {profile}" in bare.stdout for profile in params.profiles())
+    assert "ablations_hub" not in bare.stdout.splitlines()[-1]
+
+
+def test_make_results_runs_the_graph_without_the_pdf():
+    said = make("-n", "results", "PROFILE=small", "CONFIG=seeds=[11,12]").stdout
+    assert "--config profile=small seeds=[11,12] -- results" in said and "pdf" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["PROFILE=smok"], "params/smok.yaml is not there, the nearest name is smoke."),
+        (["GRID=ablation"], "params/ablation.yaml is not there, the nearest name is ablations."),
+    ],
+)
+def test_a_wrong_name_is_told_before_anything_is_installed(arguments, sentence):
+    done = make("known", *arguments)
+    assert done.returncode != 0 and done.stdout == sentence + "\n"
+
+
+def test_set_up_begins_with_the_name():
+    asked = ["make", "-n", "--what-if=requirements.lock", "setup", "PROFILE=ablations.samples.x0.5"]
+    said = subprocess.run(asked, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.index("is not there") < said.index("-m venv")
+    assert make("known", "PROFILE=ablations.samples.x0.5").returncode == 0
+
+
+def test_make_graph_without_graphviz_says_how_to_get_it(tmp_path):
+    for name in ("sh", "make", "id"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    done = make("graph", PATH=str(tmp_path), PYTHON=sys.executable)
+    assert done.returncode != 0 and "apt-get install graphviz" in done.stdout and done.stdout.count("\n") == 1
+
+
+def test_make_clean_works_outside_git_and_keeps_what_is_committed(tmp_path):
+    shutil.copy(paths.ROOT / "Makefile", tmp_path)
+    (tmp_path / "params").mkdir()
+    gone = ["paper/build/smoke/main.tex", "paper/smoke.pdf", "paper/generated/smoke/numbers.tex", ".snakemake/log"]
+    kept = ["paper/generated/tinystories/numbers.tex", "paper/main.tex", "results/smoke/record.json"]
+    for name in gone + kept:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    done = make("clean", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not any((tmp_path / name).exists() for name in gone) and all((tmp_path / name).exists() for name in kept)
 
 
 def test_every_source_is_an_input():
