@@ -126,6 +126,15 @@ def test_wrong_parameter_stops_the_workflow_before_anything_runs(empty_results):
     assert "unknown parameter 'generatons'; the nearest valid name is 'generations'" in done.stdout + done.stderr
 
 
+def test_overrides_make_runs_and_a_paper_of_their_own(empty_results):
+    done = snakemake("-n", "--config", "profile=default", "temperature=0.7", "--", "all")
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    name = "default+temperature=0.7"
+    assert f"paper/{name}.pdf" in said and f"generated/{name}/numbers.tex" in said and "paper/default.pdf" not in said
+    assert f"Variant of default (temperature 1.0 -> 0.7): its records are in {paths.results_root() / name}" in said
+
+
 def test_every_source_is_an_input():
     """An edit of a module, a parameter file, the prompts or a notebook must not leave nothing to be done."""
     listed = snakemake("-n", "-F", "--config", "profile=smoke", "--", "results")
