@@ -85,9 +85,13 @@ def holds(found: schema.Params) -> None:
     assert found.curvature_blocks <= found.held_out_blocks and found.landscape_points % 2 == 1
     assert 0 <= found.real_fraction <= 1 and 0 < found.top_p <= 1 and found.temperature > 0
     assert all(math.isfinite(value) for value in found.model_dump().values() if isinstance(value, float))
+    if found.profile != "smoke" and found.profile in {file.stem for file in paths.PARAMS.glob("*.yaml")}:
+        return  # another profile's name over these values; a grid's has no folder
+    name = params.name_of(found)
+    assert (name == "smoke") == (found.profile == "smoke" and not found.variant and not params.changes(found))
     for condition in found.conditions:
         root = paths.results_root()
-        folder = paths.generation_folder(paths.run_folder(found.profile, found.model, condition, found.seeds[0]), 1)
+        folder = paths.generation_folder(paths.run_folder(name, found.model, condition, found.seeds[0]), 1)
         assert folder.resolve().is_relative_to(root) and len(folder.relative_to(root).parts) == 5
 
 

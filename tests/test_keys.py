@@ -31,7 +31,7 @@ OTHER = {
     **{"precision": "bfloat16", "architecture": "gpt2", "baseline_sequence_tokens": 128, "landscape_points": 5},
     **{"estimator_steps": [4, 6], "real_fraction": 0.25, "warmup_fraction": 0.5, "hidden_size": 48, "dropout": 0.1},
     **{"writing_top_p": 0.5, "trust_memory": 0.5, "sigma_delta": 0.01, "track_two_tolerance": 1.0, "documents": 150},
-    **{"decay_fraction": 0.5, "rarity_exponent": 1.0, "block_tokens": 24, "held_out_blocks": 10},
+    **{"decay_fraction": 0.5, "rarity_exponent": 1.0, "block_tokens": 24, "held_out_blocks": 10, "story_tokens": 48},
 }  # fmt: skip
 # Values that take another profile than this one.
 ELSEWHERE = {"checkpoint", "revision", "tuning_blocks", "corpus"}
@@ -218,13 +218,15 @@ def test_a_property_of_the_parameters_is_noted_by_what_it_reads(made):
 def test_a_reader_that_is_asked_for_other_values_says_so(made):
     settings, _, _ = made
     assert len(list(series.results(settings, "curvature", ["recursive"]))) == 2
-    for name, stage in (("lanczos_steps", "curvature"), ("learning_rate", "curvature"), ("temperature", "evaluation")):
-        asked = params.check({**settings.model_dump(), name: other_value(settings, name)})
+    others = {"curvature": {"lanczos_steps": 9}, "anchors": {"learning_rate": 1e-3}, "evaluation": {"temperature": 0.7}}
+    for stage, changes in others.items():
+        asked = params.check({**settings.model_dump(), **changes})
+        (name,) = changes
         then, now = getattr(settings, name), getattr(asked, name)
         told = rf"{stage}\.json was made with {name} {then}, not {now}: run the notebook"
         with pytest.raises(ValueError, match=told):
             list(series.results(asked, stage, ["recursive"]))
-    more = settings.model_copy(update={"lanczos_steps": 7})
+    more = settings.model_copy(update={"lanczos_steps": 10})
     assert len(list(series.results(more, "anchors", ["recursive"]))) == 2  # which no Lanczos step is behind
 
 

@@ -224,16 +224,20 @@ def test_damage_is_mended_with_a_message_and_the_same_numbers(tiny, damage):
     assert (damage not in reasons and not said) or any(reasons.get(damage, "") in line for line in said)
 
 
-def test_a_changed_parameter_remakes_what_depends_on_it_and_no_more(tiny):
+def test_a_changed_parameter_remakes_what_depends_on_it_and_no_more(tiny, tmp_path, monkeypatch):
+    folders = runs.folders
     run = runs.Run(tiny, "fresh", 1, say=quiet)
     measure.generation(run, 1)
     stamps = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.json")}
     said: list[str] = []
-    changed = params.check({**tiny.model_dump(), "lanczos_probes": 4})
-    measure.generation(runs.Run(changed, "fresh", 1, real=run.real, say=said.append), 1)
-    touched = {path.name for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
-    assert touched == {"curvature.json"}
-    assert len(said) == 1 and "lanczos_probes 3 -> 4" in said[0]
+    changed = params.check({**tiny.model_dump(), "variant": "four", "lanczos_probes": 4})
+    monkeypatch.setattr(runs, "folders", lambda settings, root=None: [tmp_path / "four", *folders(tiny)])
+    computed, record = [], runs.Stage._record
+    monkeypatch.setattr(runs.Stage, "_record", lambda self, *where: computed.append(self.name) or record(self, *where))
+    again = runs.Run(changed, "fresh", 1, real=run.real, say=said.append)
+    measure.generation(again, 1)
+    assert computed == ["curvature"] and said == []
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
 def test_table_names_a_missing_file(tiny):
@@ -274,6 +278,38 @@ def test_any_checkpoint_goes_through_the_whole_loop(architecture, tiny_model, ti
     again = runs.Run(run.params, "recursive", 1, real=run.real, say=quiet)
     for name, tensor in loop.load(again, 1).state_dict().items():
         assert torch.equal(tensor, loop.load(run, 1).state_dict()[name])
+
+
+def test_a_checkpoint_is_taken_as_it_is_unless_the_profile_tunes_it(tiny, tiny_model, tmp_path):
+    """Whatever `baseline_blocks` says, which is for models from scratch."""
+    texts = [f"Once upon a time, {name} ran home. {name} was glad." for name in ("Tom", "Mia", "Ben")] * 40
+    tokenizer = models.train_tokenizer(texts, 290)
+    model = tiny_model("llama", len(tokenizer))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    as_it_is = params.check({**tiny.model_dump(), "checkpoint": str(tmp_path / "model"), "blocks_per_generation": 8})
+    assert as_it_is.baseline_blocks > 0 and "checkpoint=model" in params.name_of(as_it_is)
+    run = runs.Run(as_it_is, "fresh", 1, say=quiet)
+    found = loop.training(run, 0)
+    assert found["steps"] == 0 and math.isfinite(found["training_loss"])
+    for name, tensor in loop.load(run, 0).state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+    shuffled = run.real._shuffled(1)[0]
+    assert run.real.slice(1, 0).flatten().tolist() == shuffled[: 8 * as_it_is.block_tokens].tolist()
+
+    tuned = params.check({**as_it_is.model_dump(), "tuning_blocks": 16, "tuning_learning_rate": 0.01})
+    run = runs.Run(tuned, "fresh", 1, real=None, say=quiet)
+    assert loop.training(run, 0)["steps"] == 1
+    assert run.real.slice(1, 0).flatten().tolist() == shuffled[16 * 32 : 24 * 32].tolist()
+    with pytest.raises(ValueError, match="tuning_blocks: without a checkpoint there is none to tune"):
+        params.check({**tiny.model_dump(), "tuning_blocks": 16})
+
+    # Other weights in the same folder are another checkpoint: what was made of the old ones is not overwritten.
+    tiny_model("llama", len(tokenizer), seed=1).save_pretrained(tmp_path / "model")
+    with pytest.raises(
+        ValueError, match=r"training\.json was made with other settings: its inputs changed \(checkpoint\)"
+    ):
+        loop.training(runs.Run(as_it_is, "fresh", 1, say=quiet), 0)
 
 
 # ---- kill -9

@@ -148,9 +148,7 @@ def test_committed_records_are_read_and_never_written(run, declared, tmp_path, m
     before = {path: path.read_bytes() for path in paths.COMMITTED.rglob("*") if path.is_file()}
     here = run()
     assert here.folder == tmp_path / "results" / "work" / "own" / "llama-tiny" / "fresh" / "seed_1"
-    assert [result for *_, result in series.results(here.params, "counted", ["fresh"], generations=[1])] == [
-        stage(here, 1)
-    ]
+    assert [result for *_, result in series.results(here.params, "counted", ["fresh"], [1], [1])] == [stage(here, 1)]
     assert len(computed) == 1 and run.said == []
     (here.path(1, "counted.json")).unlink()
     stage.code_hash = "other"
@@ -170,7 +168,7 @@ def test_records_of_an_earlier_kind_of_key_are_read_and_made_again(run, declared
     record["parameters"] |= {"published_steps": 3, "seeds": [9], "lanczos_steps": 99}
     del record["sha256"]
     provenance.write_again(path, record)
-    assert list(series.results(run().params, "counted", ["fresh"], generations=[1]))
+    assert list(series.results(run().params, "counted", ["fresh"], [1], [1]))
     stage(run(), 1)
     assert len(computed) == 2
     assert run.said == [

@@ -128,6 +128,15 @@ def test_wrong_parameter_stops_the_workflow_before_anything_runs(empty_results):
     assert "unknown parameter 'generatons'; the nearest valid name is 'generations'" in done.stdout + done.stderr
 
 
+def test_overrides_make_runs_and_a_paper_of_their_own(empty_results):
+    done = snakemake("-n", "--config", "profile=default", "temperature=0.7", "--", "all")
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    name = "default+temperature=0.7"
+    assert f"paper/{name}.pdf" in said and f"generated/{name}/numbers.tex" in said and "paper/default.pdf" not in said
+    assert f"Variant of default (temperature 1.0 -> 0.7): its records are in {paths.results_root() / name}" in said
+
+
 def test_a_wrong_profile_is_one_sentence():
     done = snakemake("-n", "--quiet", "all", "--config", "profile=smok")
     (sentence,) = [line for line in done.stderr.splitlines() if not line.startswith("Using workflow")]

@@ -215,9 +215,8 @@ def _train_base(run: View, generation: int) -> dict:
     params = run.params
     blocks, epochs, rate = params.base_training
     model = parallel.place(models.initial_model(params, run.real.tokenizer, run.seed), run.device)
-    if blocks == 0:
-        nothing = torch.empty(0, params.block_tokens, dtype=torch.long)
-        return _fit(run, generation, model, nothing, _base_recipe(run, epochs=1))
+    if blocks == 0:  # without a step on the contexts, so that their loss is known
+        return _fit(run, generation, model, run.real.slice(run.seed, 0), _base_recipe(run, epochs=0))
     # As many tokens in a batch as with blocks of the usual length.
     batch = max(1, params.batch_size * params.block_tokens // params.baseline_sequence_tokens)
     recipe = _base_recipe(run, epochs=epochs, learning_rate=rate, batch_size=batch)

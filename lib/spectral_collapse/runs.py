@@ -433,7 +433,7 @@ def _readable(path: Path) -> dict[str, Any] | str | None:
 
 
 def _shown(path: Path) -> Path:
-    for root in paths.record_roots():
+    for root in reversed(paths.record_roots()):
         if path.is_relative_to(root):
             return path.relative_to(root)
     return path

@@ -179,6 +179,9 @@ class Params(BaseModel):
         for key in ("profile", "model", "prompt_bank", "variant"):
             if (value := getattr(self, key)) is not None:
                 paths.path_name(value)
+        for key, longest in (("profile", paths.LONGEST - 40), ("variant", 39)):
+            if len(getattr(self, key) or "") > longest:
+                refuse(key, f"{longest} characters at most, since both name a folder together.")
         for key in ("data_path", "held_out_path", "checkpoint"):
             if (value := getattr(self, key)) is not None and not _may_be_path(value):
                 refuse(key, f"{paths.shown(value)} is no path: it holds a NUL, or ~ and an unknown user.")

@@ -1,4 +1,4 @@
-"""SIGMA: how often the intervals for log det G hold the truth, measured once and kept in results/sigma_coverage.
+"""SIGMA: how often the intervals for log det G hold the truth, measured once and kept in <results>/sigma_coverage.
 
 python -m spectral_collapse.sigma_coverage TEXT    # half an hour of one core; TEXT: a file of real text
 """
