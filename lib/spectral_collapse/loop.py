@@ -25,9 +25,9 @@ def draw(
     stop_token: int | None = None,
 ) -> list[list[int]]:
     """Continuations by the model of a generation, with the profile's decoding."""
-    params = run.params
+    params, model = run.params, load(run, generation)
     return generate.sample(
-        load(run, generation),
+        model,
         prompts,
         seeds,
         new_tokens,
@@ -36,6 +36,7 @@ def draw(
         top_p=params.top_p,
         batch_size=params.sampling_batch,
         stop_token=stop_token,
+        suppress_tokens=models.tokens_without_text(model, run.real.tokenizer),
         description=f"{run.condition} {generation}: {what}",
     )
 
@@ -59,13 +60,15 @@ def write(run: View, writer: int) -> torch.Tensor:
         for candidate in range(params.candidates)
     ]
     prompts = [prompt for prompt in prompts for _ in range(params.candidates)]
+    model = load(run, writer)
     drawn = generate.sample(
-        load(run, writer),
+        model,
         prompts,
         seeds,
         params.block_tokens - kept,
         **interventions.decoding(params),
         batch_size=params.sampling_batch,
+        suppress_tokens=models.tokens_without_text(model, run.real.tokenizer),
         description=f"{run.condition} {writer}: writing",
     )
     written = torch.tensor([prompt[:kept] + block for prompt, block in zip(prompts, drawn, strict=True)])
@@ -85,24 +88,29 @@ def _compose(run: View, generation: int) -> dict[str, torch.Tensor]:
     if shift is not None and generation >= shift:
         other = interventions.other_domain(run, generation)
         return {"blocks": other, "synthetic": torch.zeros(count, dtype=torch.bool)}
-    if run.source == "fresh":
-        return {"blocks": run.real.slice(run.seed, generation), "synthetic": torch.zeros(count, dtype=torch.bool)}
     original = run.real.slice(run.seed, 0)
-    if run.source == "static":
-        return {"blocks": original, "synthetic": torch.zeros(count, dtype=torch.bool)}
-    written = write(run, generation - 1)
-    if run.source == "recursive":
-        return {"blocks": written, "synthetic": torch.ones(count, dtype=torch.bool)}
     order = seeding.generator(run.seed, run.source, generation)
-    if run.source == "mixed":
-        kept = torch.from_numpy(order.permutation(count)[: round(run.params.real_fraction * count)])
-        synthetic = torch.ones(count, dtype=torch.bool)
-        synthetic[kept] = False
-        return {"blocks": torch.where(synthetic[:, None], written, original), "synthetic": synthetic}
-    earlier = [load_file(text.artefact(run, each))["written"].long() for each in range(1, generation)]
-    everything = torch.cat([original, *earlier, written])
-    kept = torch.from_numpy(order.permutation(len(everything))[:count])
-    return {"blocks": everything[kept], "synthetic": kept >= count, "written": written}
+    match run.source:
+        case "fresh":
+            blocks, synthetic = run.real.slice(run.seed, generation), torch.zeros(count, dtype=torch.bool)
+        case "static":
+            blocks, synthetic = original, torch.zeros(count, dtype=torch.bool)
+        case "recursive":
+            blocks, synthetic = write(run, generation - 1), torch.ones(count, dtype=torch.bool)
+        case "mixed":
+            real = torch.from_numpy(order.permutation(count)[: round(run.params.real_fraction * count)])
+            synthetic = torch.ones(count, dtype=torch.bool)
+            synthetic[real] = False
+            blocks = torch.where(synthetic[:, None], write(run, generation - 1), original)
+        case "accumulate":
+            written = write(run, generation - 1)
+            earlier = [load_file(text.artefact(run, each))["written"].long() for each in range(1, generation)]
+            everything = torch.cat([original, *earlier, written])
+            kept = torch.from_numpy(order.permutation(len(everything))[:count])
+            return {"blocks": everything[kept], "synthetic": kept >= count, "written": written}
+        case unknown:
+            raise ValueError(f"no rule composes the text of source {unknown!r}: add one to loop._compose.")
+    return {"blocks": blocks, "synthetic": synthetic}
 
 
 @stage(file="text.safetensors")

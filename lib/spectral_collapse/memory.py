@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel
 
 from .curvature.memory import available_memory
 
@@ -81,26 +80,3 @@ def measured_batch(work: Callable[[int], Any], limit: int, device: torch.device,
         if min(2 * sequences, limit) * used.peak > room * sequences:
             return found
     return found
-
-
-def sampling_bytes(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> int:
-    """Bytes that drawing one sequence takes: its key-value cache, and the larger of its two passes.
-
-    The cache has 2 · layers · key-value heads · head size entries a token, and is copied layer by layer as it grows.
-    The pass over the prompt makes attention scores (heads, T, T) three times, and about four residual streams and three
-    inner vectors of the MLP a token; that over the last token sorts the vocabulary in float64, nine vectors in all.
-    """
-    config = model.config
-    heads, layers, width = config.num_attention_heads, config.num_hidden_layers, config.hidden_size
-    pairs = getattr(config, "num_key_value_heads", None) or heads
-    size = getattr(config, "head_dim", None) or width // heads
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * width
-    cache = 2 * pairs * size * (prompt_tokens + new_tokens)  # of a layer
-    prompt = 3 * heads * prompt_tokens**2 + (4 * width + 3 * inner) * prompt_tokens
-    return FLOAT * ((layers + 1) * cache + max(prompt, 18 * config.vocab_size))
-
-
-def sampling_batch(model: PreTrainedModel, limit: int, prompt_tokens: int, new_tokens: int) -> int:
-    """The largest of `halves(limit)` whose `sampling_bytes` fit, or 1."""
-    each, room = sampling_bytes(model, prompt_tokens, new_tokens), budget(model.device)
-    return max(size for size in halves(limit) if size == 1 or size * each <= room)

@@ -226,8 +226,8 @@ def initial_model(params: Params, tokenizer: PreTrainedTokenizerBase, seed: int)
         )
         if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
             raise _unusable(params, f"the weights {missing[0]} are missing")
-        if broken := [name for name, tensor in model.named_parameters() if not tensor.isfinite().all()]:
-            raise _unusable(params, f"the weights {broken[0]} are not finite")
+        if names := not_finite_weights(model):
+            raise _unusable(params, f"the weights {names} are not finite")
         entries, vocabulary = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
         if entries > vocabulary:
             raise ValueError(
@@ -239,6 +239,36 @@ def initial_model(params: Params, tokenizer: PreTrainedTokenizerBase, seed: int)
             torch.manual_seed(stable_seed(seed, "weights"))
             model = AutoModelForCausalLM.from_config(_config(params, tokenizer), attn_implementation="eager")
     return model.eval()
+
+
+def longest_sequence(model: PreTrainedModel) -> int | None:
+    """Positions that the model has, or None where its configuration names no limit, as of recurrent models."""
+    config = model.config.get_text_config()
+    names = ("max_position_embeddings", "max_seq_len", "n_positions")
+    return next((getattr(config, name) for name in names if getattr(config, name, None) is not None), None)
+
+
+def tokens_without_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of the model's vocabulary that the tokenizer does not have: rows that round its size up, as a rule."""
+    return sorted(set(range(model.config.get_text_config().vocab_size)) - set(tokenizer.get_vocab().values()))
+
+
+def not_finite_weights(model: torch.nn.Module) -> str:
+    """Names of the parameters that hold a NaN or an infinity, three at most, for a sentence; empty where none does."""
+    names = [name for name, tensor in model.named_parameters() if not tensor.isfinite().all()]
+    more = [f"{len(names) - 3} more"] if len(names) > 3 else []
+    return ", ".join(names[:3]) + "".join(f" and {rest}" for rest in more)
+
+
+def not_finite(model: PreTrainedModel, description: str) -> ValueError:
+    """The error of a model whose predictions are not finite, which names the weights that are not."""
+    if names := not_finite_weights(model):
+        return ValueError(f"{description}: the weights {names} are not finite: take an earlier checkpoint.")
+    kind = str(model.dtype).removeprefix("torch.")
+    return ValueError(
+        f"{description}: the model's predictions are not finite though its weights are, so that {kind} overflows: "
+        "take an earlier checkpoint, or float32."
+    )
 
 
 def parameter_count(model: torch.nn.Module) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from . import models
 from .text_metrics import Estimate, count_matrix, mean_over_texts
 
 RARE_QUANTILE = 0.25  # of the reference's token types, by frequency
@@ -24,7 +25,8 @@ def anchor_statistics(model: PreTrainedModel, blocks: torch.Tensor, batch_size: 
     """Predictive entropy (N,) and representation (N, d) of every anchor block (N, T).
 
     The entropy is −Σ_v p(v) log p(v) of the next token's distribution, in nats, without temperature or truncation,
-    averaged over the T positions; the representation is the last hidden state, averaged over them.
+    averaged over the T positions; the representation is the last hidden state, averaged over them. Raises ValueError
+    where they are not finite.
     """
     model.eval()
     entropies, representations = [], []
@@ -33,7 +35,10 @@ def anchor_statistics(model: PreTrainedModel, blocks: torch.Tensor, batch_size: 
         probabilities = output.logits.float().softmax(-1)  # (B, T, V)
         entropies.append(torch.special.entr(probabilities).sum(-1).mean(1))
         representations.append(output.hidden_states[-1].float().mean(1))
-    return torch.cat(entropies).cpu().double().numpy(), torch.cat(representations).cpu()
+    entropy, representation = torch.cat(entropies).cpu().double(), torch.cat(representations).cpu()
+    if not (entropy.isfinite().all() and representation.isfinite().all()):
+        raise models.not_finite(model, "anchor entropy")
+    return entropy.numpy(), representation
 
 
 def representation_drift(before: torch.Tensor, after: torch.Tensor) -> Estimate:

@@ -10,13 +10,14 @@ drawn.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .text_metrics import Estimate
+from .text_metrics import Estimate, words
 
 ZIPF_EXPONENT = 1.0
 REGIONS = 6
@@ -332,7 +333,7 @@ def parse_fillers(text: str) -> dict[str, str]:
     On a story of this grammar it returns exactly the fillers drawn; a slot that does not occur is absent.
     """
     found: dict[str, str] = {}
-    for word in re.findall(r"[a-z]+", text.lower()):
+    for word in itertools.chain(*(joined.split("'") for joined in words(text))):
         if word in _SLOT_OF_WORD:
             name, filler = _SLOT_OF_WORD[word]
             found.setdefault(name, filler)

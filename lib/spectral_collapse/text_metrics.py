@@ -1,23 +1,34 @@
 """Metrics of sampled text, each with its interval: diversity, repetition, agreement with references, coherence.
 
-Words are lower-cased runs of letters. A metric that a text cannot have (no word, one sentence, no reference) is NaN for
-that text, which then is left out of means; where no text has it, the metric is NaN.
+Every metric counts the words of `words` but BLEU, which has sacrebleu's own tokens, and those of sentence embeddings.
+A metric that a text cannot have (no word, one sentence, no reference) is NaN for that text, which then is left out of
+means; where no text has it, the metric is NaN.
 """
 
 import importlib.util
 import math
-import re
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import regex
 from sacrebleu.metrics import BLEU
 from scipy import sparse, special, stats
 
-WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+")
-SENTENCE = re.compile(r"[^.!?]+[.!?]*")
+_LETTER, _MARK = r"\p{WB=ALetter}\p{WB=Hebrew_Letter}", r"\p{WB=Extend}\p{WB=ZWJ}"
+_RUN = rf"[{_LETTER}][{_LETTER}{_MARK}]*+"
+WORD = regex.compile(
+    rf"{_RUN}(?:['·״]{_RUN})*+"  # don't, col·lecció, צה״ל
+    rf"|\p{{WB=Katakana}}[\p{{WB=Katakana}}{_MARK}]*+"
+    r"|\p{N}++"
+    r"|(?=\p{L})\X"
+)
+APOSTROPHES = str.maketrans(dict.fromkeys("‘’ʼ＇", "'"))
+FORMAT = regex.compile(r"\p{WB=Format}+")  # soft hyphens, marks of direction
+SENTENCE = regex.compile(r"\P{Sentence_Terminal}+\p{Sentence_Terminal}*")
 BLEU_ORDER = 4
 MAUVE_GROUPS = 10
 
@@ -67,13 +78,22 @@ def with_intervals(metrics: dict[str, Estimate]) -> dict[str, float | list[float
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words of a text, punctuation dropped."""
-    return WORD.findall(text.lower())
+    """Lower-case words of a text in NFC, punctuation and symbols dropped.
+
+    A word is a run of letters with their combining marks, joined by apostrophes, which are all written ', or a run of
+    digits: "Don’t stop_it 3rd" is don't, stop, it, 3, rd. Scripts written without spaces have no words without a
+    dictionary: of Chinese, Hiragana, Thai, Lao, Khmer and Burmese every character counts as one (a consonant with its
+    marks; Katakana stay together). Letters and marks as in Unicode's word boundaries, which would also join "fell.She",
+    "don't_stop" and "3rd". Source: Unicode Standard Annex 29, section 4; the package `regex`.
+    """
+    text = unicodedata.normalize("NFC", text).translate(APOSTROPHES)
+    return WORD.findall(unicodedata.normalize("NFC", FORMAT.sub("", text).lower()))
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of a text: runs that end with '.', '!' or '?', or with the text; those without a word are dropped."""
-    return [piece.strip() for piece in SENTENCE.findall(text) if WORD.search(piece)]
+    """Sentences of a text in NFC: runs that end with marks such as . ! ? 。 ！ ？ । ؟ (Unicode's Sentence_Terminal), or
+    with the text; those without a word are dropped."""
+    return [piece.strip() for piece in SENTENCE.findall(unicodedata.normalize("NFC", text)) if WORD.search(piece)]
 
 
 def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
@@ -118,7 +138,7 @@ def _additive(counts: sparse.coo_array, term: Callable[[np.ndarray], np.ndarray]
 
 
 def distinct_n(texts: Sequence[str], n: int) -> Estimate:
-    """distinct-n = unique n-grams / all n-grams, pooled over the texts; NaN without any.
+    """distinct-n = unique n-grams / all n-grams of words, pooled over the texts; NaN without any.
 
     Falls with the amount of text: compare equal numbers of texts only. Source: Li et al. 2016.
     """
@@ -129,7 +149,7 @@ def distinct_n(texts: Sequence[str], n: int) -> Estimate:
 
 
 def ngram_entropy(texts: Sequence[str], n: int) -> Estimate:
-    """Entropy −Σ p log p of the pooled n-grams' shares p, in nats; NaN without any.
+    """Entropy −Σ p log p of the pooled word n-grams' shares p, in nats; NaN without any.
 
     The plug-in estimate: low by about (distinct n-grams − 1) / 2N of N n-grams, so compare equal amounts of text.
     """
@@ -143,7 +163,7 @@ def ngram_entropy(texts: Sequence[str], n: int) -> Estimate:
 
 
 def hashed_ngram_hhi(texts: Sequence[str], n: int = 3, buckets: int = 2**16) -> Estimate:
-    """Herfindahl–Hirschman index Σ s_b² of the shares s_b of n-grams in hash buckets (CRC-32 modulo).
+    """Herfindahl–Hirschman index Σ s_b² of the shares s_b of word n-grams in hash buckets (CRC-32 modulo).
 
     1 / buckets at the least (even spread), 1 when one n-gram is all there is; NaN without any n-gram.
     Source: SIGMA (arXiv 2601.03385), appendix C.4.
@@ -157,7 +177,7 @@ def hashed_ngram_hhi(texts: Sequence[str], n: int = 3, buckets: int = 2**16) -> 
 
 
 def repetition_n(texts: Sequence[str], n: int) -> Estimate:
-    """rep-n = mean over texts of 1 − unique/all n-grams of the text; texts without an n-gram are left out.
+    """rep-n = mean over texts of 1 − unique/all word n-grams of the text; texts without an n-gram are left out.
 
     Source: Welleck et al. 2020.
     """
@@ -254,6 +274,8 @@ def surface_metrics(texts: Sequence[str]) -> dict[str, Estimate]:
 def bleu(texts: Sequence[str], references: Sequence[str]) -> Estimate:
     """Corpus BLEU of texts against one reference each, 0 to 100, by sacrebleu with its defaults; NaN without texts.
 
+    Of sacrebleu's own tokens, not of `words`: its tokeniser 13a, made for text with spaces, keeps case and punctuation,
+    takes ’ and ' for different, and a Chinese sentence for one token.
     Signature nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp. Sources: Papineni et al. 2002; Post 2018.
     """
     scorer = BLEU(effective_order=True)  # of single texts only their counts are used, which do not depend on it

@@ -16,16 +16,16 @@ from safetensors.torch import save_file
 from scipy import stats
 from transformers import PreTrainedModel
 
-from . import memory, parallel, processes, provenance, speed
+from . import memory, models, parallel, processes, provenance, speed
 from .seeding import generator, stable_seed
 
 
 class TrainingDiverged(ValueError):
-    """The loss stopped being finite; `losses` holds those of the steps before."""
+    """Loss or weights stopped being finite; `losses` holds those of the steps before."""
 
-    def __init__(self, step: int, losses: list[float]):
+    def __init__(self, step: int, losses: list[float], what: str = "the loss is"):
         super().__init__(
-            f"training stopped at step {step}: the loss is not finite; lower the learning rate. "
+            f"training stopped at step {step}: {what} not finite; lower the learning rate. "
             "Everything computed before is kept."
         )
         self.losses = losses
@@ -124,8 +124,11 @@ def _dropout(model: PreTrainedModel, rate: float) -> Iterator[None]:
 
 def _optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW, inside sharpness-aware minimization if the recipe asks for it. Norms' gains are vectors, not decayed."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("training: every parameter of the model is frozen: set requires_grad of some.")
+    matrices = [p for p in trained if p.ndim >= 2]
+    vectors = [p for p in trained if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     if recipe.sharpness_radius == 0:
         return torch.optim.AdamW(groups)
@@ -146,8 +149,11 @@ def _digest(note: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def _save_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, note: dict) -> None:
+    """Weights and moments of all parameters that have moved: neither the frozen ones nor those without a gradient."""
     tensors = {}
     for index, parameter in enumerate(model.parameters()):
+        if "exp_avg" not in optimizer.state.get(parameter, {}):
+            continue
         tensors[f"weight.{index}"] = parallel.whole(parameter.detach())
         for name in ("exp_avg", "exp_avg_sq", "step"):
             tensors[f"{name}.{index}"] = parallel.whole(optimizer.state[parameter][name])
@@ -168,11 +174,12 @@ def _load_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optim
             note = json.loads(text)
             if note["identity"] != identity:
                 return None
-            if file.metadata()["sha256"] != _digest(
-                text, ((name, file.get_tensor(name)) for name in sorted(file.keys()))
-            ):
+            names = sorted(file.keys())
+            if file.metadata()["sha256"] != _digest(text, ((name, file.get_tensor(name)) for name in names)):
                 return None
             for index, parameter in enumerate(model.parameters()):
+                if f"weight.{index}" not in names:
+                    continue
                 parameter.detach().copy_(parallel.cut_like(file.get_tensor(f"weight.{index}"), parameter))
                 # AdamW keeps its step counter on the CPU.
                 optimizer.state[parameter] = {
@@ -235,11 +242,12 @@ def fitting_batch(model: PreTrainedModel, blocks: torch.Tensor, recipe: Recipe) 
         _add_gradient(model, blocks[:1].expand(sequences, -1).to(model.device), recipe, sequences)
 
     # The gradient is there already, as from the second part of a batch on: what changes is of the sequences.
-    for parameter in model.parameters():
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     # AdamW's two moments and the vector of its step, and where SAM moved the weights from.
     vectors = 3 + (recipe.sharpness_radius > 0)
-    later = vectors * memory.FLOAT * sum(parameter.numel() for parameter in model.parameters())
+    later = vectors * memory.FLOAT * sum(parameter.numel() for parameter in trained)
     _learn(model, recipe)
     found = memory.measured_batch(work, min(recipe.batch_size, len(blocks)), model.device, later)
     model.eval()
@@ -263,15 +271,20 @@ def train(
 ) -> list[float]:
     """Trains `model` in place on blocks (N, T) of token ids; returns the loss of every step (nats per token).
 
+    Frozen parameters (`requires_grad` false) stay as they are.
+
     The order of the blocks depends on `seed_parts` and the epoch, dropout on `seed_parts` and the step. Every
     `state_steps` steps the state goes to the file `state`, marked with `identity`; a later call with the same
     identity goes on from there and ends with the same weights. The gradient of a batch is the sum of those of
     `micro_batch` sequences at a time (None: of all), and changes with it by rounding, and by the masks of dropout. A
     part that does not fit into an accelerator's memory is halved. Several processes (`parallel`) share the rows of
     every batch and end with the weights that one ends with, up to the rounding of sums and the masks of dropout; those
-    that share the model take all of their rows at once, since they must keep step. Raises TrainingDiverged on a loss
-    that is not finite, and MemoryError where the gradient does not fit, however it is divided.
+    that share the model take all of their rows at once, since they must keep step. Raises TrainingDiverged where loss
+    or weights stop being finite, ValueError where the weights are not to begin with, and MemoryError where the gradient
+    does not fit, however it is divided.
     """
+    if names := models.not_finite_weights(model):
+        raise ValueError(f"{description}: the weights {names} are not finite before it begins: load others.")
     per_epoch = -(-len(blocks) // recipe.batch_size)
     steps = recipe.epochs * per_epoch if recipe.steps is None else recipe.steps
     optimizer = _optimizer(model, recipe)
@@ -320,6 +333,8 @@ def train(
         if (step + 1) % state_steps == 0 and step + 1 < steps:
             note = {"identity": identity, "losses": losses, "micro_batch": micro_batch}
             _save_state(state, model, optimizer, note | {"seconds": earlier + time.perf_counter() - started})
+    if names := models.not_finite_weights(model):  # the last step's, which no later loss shows
+        raise TrainingDiverged(len(losses), losses, f"the weights {names} are")
     model.eval()
     speed.count("training", made, time.perf_counter() - started)
     return losses
@@ -342,10 +357,12 @@ def perplexity(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int) ->
     """Held-out perplexity exp(mean loss) over blocks (N, T), with its standard error and 95 % interval over blocks.
 
     The standard error follows from that of the mean of `block_losses` by the delta method, the interval is exp of the
-    t interval of that mean. Both carry the noise of the blocks, not that of training. Source: Jurafsky & Martin, Speech
-    and Language Processing, ch. 3.
+    t interval of that mean. Both carry the noise of the blocks, not that of training. Raises ValueError where a block's
+    loss is not finite. Source: Jurafsky & Martin, Speech and Language Processing, ch. 3.
     """
     per_block = block_losses(model, blocks, batch_size)
+    if not np.isfinite(per_block).all():
+        raise models.not_finite(model, "held-out perplexity")
     mean, error = float(per_block.mean()), float(per_block.std(ddof=1)) / math.sqrt(len(per_block))
     half = float(stats.t.ppf(0.975, len(per_block) - 1)) * error
     value, low, high = np.exp([mean, mean - half, mean + half]).tolist()
