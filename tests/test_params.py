@@ -391,7 +391,7 @@ def test_steps_and_seeds_of_the_studies():
     assert steps_of(loaded["llama100m"]) == 250 and steps_of(loaded["smollm2_ablations"]) == 1000
     phase_1 = loaded["llama100m"]
     assert phase_1.baseline_epochs * phase_1.baseline_blocks // phase_1.batch_size == 1000
-    assert params.read_yaml(paths.PARAMS / "qwen.yaml")["baseline_blocks"] // loaded["qwen"].batch_size == 2000
+    assert params.read_yaml(paths.PARAMS / "qwen.yaml")["tuning_blocks"] // loaded["qwen"].batch_size == 2000
 
 
 @pytest.mark.parametrize("profile", ["smollm2", "qwen", "gpt2", "llama100m", "smollm2_ablations"])
