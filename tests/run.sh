@@ -7,7 +7,10 @@ python=.venv/bin/python
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # Two workers with two threads each would spin on two cores.
-export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 SPECTRAL_COLLAPSE_RESULTS="$work/results" SPECTRAL_COLLAPSE_GENERATED="$work/generated"
+export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+# Kernels over IPC, without bars that nobody sees.
+export JUPYTER_DEFAULT_PROVISIONER_NAME=ipc TQDM_DISABLE=1
+export SPECTRAL_COLLAPSE_RESULTS="$work/results" SPECTRAL_COLLAPSE_GENERATED="$work/generated"
 
 echo "== The smoke profile, from corpus to numbers"
 $python -m snakemake --quiet all --config profile=smoke -- results
