@@ -165,7 +165,8 @@ def health_checks(
         )
         return found
     eigenvalues = np.linalg.eigvalsh(rows.T @ rows)
-    rank, different = int((eigenvalues > floor).sum()), len(np.unique(rows.astype(np.float32), axis=0))
+    rank = int((eigenvalues > floor).sum())
+    different = len(np.unique((rows / np.abs(rows).max()).astype(np.float32), axis=0))
     if rank < m:
         cause = "the responses repeat themselves" if different < m else "dead directions of the encoder (`live_space`)"
         found.append(
