@@ -12,7 +12,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from spectral_collapse import ablations, corpora, curvature, measure, params, paths, schema
+from spectral_collapse import ablations, corpora, curvature, measure, params, paths, schema, sigma
 from test_params import TAGGED, injected, notebook
 
 SMOKE = params.load("smoke").model_dump()
@@ -431,3 +431,74 @@ def test_text_that_papermill_injects_arrives_as_that_text(text):
     namespace = {"__builtins__": {}}
     exec(injected(data_path=text, nested={"a": [text]}), namespace)
     assert namespace["data_path"] == text and namespace["nested"] == {"a": [text]}
+
+
+# ---- embeddings
+
+
+def rows_of(seed: int, count: int, m: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows (count, m) that depend on each other within `groups` groups, and the groups' numbers."""
+    rng = np.random.default_rng(seed)
+    place = rng.integers(groups, size=count)
+    rows = rng.normal(size=(groups, m))[place] + rng.uniform(0, 1) * rng.normal(size=(count, m))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True), place
+
+
+def finite_or_refused(estimate) -> None:
+    """A finite estimate with an interval of some width around it, or one sentence."""
+    try:
+        found = estimate()
+    except ValueError as error:
+        assert "\n" not in str(error) and 20 < len(str(error)) < 500
+        assert type(error) in (ValueError, sigma.SingularGram)
+    else:
+        assert np.isfinite(found).all() and found.low < found.estimate < found.high
+        assert found.high - found.low > 1e-6
+
+
+@fuzzed(40)
+@given(
+    seed=st.integers(0, 2**31),
+    count=st.integers(0, 60),
+    m=st.integers(2, 12),
+    groups=st.integers(1, 30),
+    spoil=st.sampled_from(["nothing", "nan", "inf", "dead", "zero rows", "one row", "huge", "tiny"]),
+    delta=st.sampled_from([1e-9, 1e-3, 1.0, 1e6]),
+)
+@example(seed=0, count=0, m=3, groups=1, spoil="nothing", delta=1e-3)
+@example(seed=0, count=12, m=12, groups=30, spoil="nothing", delta=1e-3)
+@example(seed=0, count=60, m=4, groups=2, spoil="nothing", delta=1e-3)
+@example(seed=0, count=60, m=4, groups=30, spoil="dead", delta=1e-3)
+def test_embeddings_have_an_estimate_with_an_interval_or_one_sentence(seed, count, m, groups, spoil, delta):
+    """Dependent rows, too few of them, NaN, infinity, dead coordinates and scales: nothing else comes out."""
+    rows, place = rows_of(seed, count, m, groups)
+    if count:
+        match spoil:
+            case "nan" | "inf":
+                rows[seed % count, seed % m] = float(spoil)
+            case "dead":
+                rows[:, seed % m] = 1e-9 * np.random.default_rng(seed).normal(size=count)
+            case "zero rows":
+                rows[: count // 2] = 0
+            case "one row":
+                rows[1:] = rows[0]
+            case "huge" | "tiny":
+                rows *= 1e100 if spoil == "huge" else 1e-100
+    said = sigma.health_checks(rows, 1.0, delta, place)
+    assert all(message[-1] == "." and "\n" not in message for message in said)
+    if spoil in ("nan", "inf", "dead", "zero rows", "huge") and count > m:
+        assert said
+    finite_or_refused(lambda: sigma.grouped_logdet_estimate(rows, place, 1000))
+    for correction in ("none", "wishart", "leverage"):
+        finite_or_refused(
+            lambda correction=correction: sigma.logdet_estimate(
+                rows.T @ rows, count, 1000, correction, leverages=sigma.leverages(rows)
+            )
+        )
+    first = sigma.Observed(rows, place, np.arange(count))
+    try:
+        found = sigma.banded_drifts(first, first, sigma.Budget(10, 1.0, delta))
+    except ValueError as error:
+        assert "\n" not in str(error) and (spoil in ("nan", "inf") or not count)
+    else:
+        assert {name for name, drift in found.items() if drift["drift"] != 0} <= {"logdet"}  # 0, or NaN

@@ -90,18 +90,106 @@ def test_estimates_of_logdet_come_with_intervals_and_the_corrected_one_is_higher
         assert low < estimate < high
     assert result["logdet_plug_in"][0] < result["logdet_corrected"][0]
     nothing = {"logdet_plug_in": None, "logdet_corrected": None}
-    alike = np.tile(np.eye(4)[:2], (5, 1))  # collapsed: more blocks than dimensions, and two of them different
+    alike = np.tile(np.eye(4)[:2], (10, 1))  # collapsed: more blocks than dimensions, and two of them different
     for rows in (np.eye(4), alike):
-        assert encoded._logdet(rows, rows.T @ rows, 20) == nothing
+        observed = sigma.Observed(rows, np.arange(len(rows)), np.zeros(len(rows), dtype=int))
+        assert encoded._logdet(observed, 40) == nothing
 
 
 def test_drift_is_the_difference_of_the_tracks_with_a_band(run):
     first, last = encoded.sigma(run(), 0), encoded.sigma(run(), 1)
+    assert set(last["drifts"]) == set(sigma.TRACKS)
+    first_blocks, last_blocks = sigma.common(*(encoded.read_embeddings(run(), generation) for generation in (0, 1)))
+    budget = sigma.Budget(24, 1.0, 1e-3)
     for track, found in last["drifts"].items():
-        assert found["drift"] == pytest.approx(last[track] - first[track], abs=1e-9)
+        moved = [sigma.track_value(each, track, budget) for each in (first_blocks, last_blocks)]
+        assert found["drift"] == pytest.approx(moved[1] - moved[0], abs=1e-9)
         assert found["low"] < found["drift"] < found["high"] and 0 < found["p_value"] <= 1
+        if track != "logdet":
+            assert last[track] == pytest.approx(moved[1], rel=1e-10)
     assert {found["drift"] for found in first["drifts"].values()} == {0}
     assert set(last["bucket_drifts"]) == {line["bucket"] for line in measure.prompt_bank("stories")}
+
+
+def test_every_prompt_has_the_same_number_of_blocks_or_none(run, monkeypatch):
+    lines, found = measure.read_responses(run(), 1), encoded.read_embeddings(run(), 1)
+    assert run().params.response_blocks == 2
+    long = [index for index, line in enumerate(lines) if len(sigma.split_blocks(line["response"], 12)) >= 2]
+    assert found.prompts.tolist() == np.repeat(long, 2).tolist() and found.blocks.tolist() == [0, 1] * len(long)
+    assert encoded.embeddings(run(), 1)["short_responses"] == len(lines) - len(long)
+    result = encoded.sigma(run(), 1)
+    assert result["blocks_per_prompt"] == 2
+    assert result["observed_blocks"] == 2 * (200 - result["prompts_left_out"])
+
+
+def test_a_prompt_with_a_short_response_is_left_out_of_both_checkpoints_and_said(run, monkeypatch):
+    whole = encoded.read_embeddings
+
+    def shorter(one, generation):
+        found = whole(one, generation)
+        return found if generation == 0 else found.select(found.prompts >= 3)
+
+    before = encoded.sigma(run(), 1)
+    monkeypatch.setattr(encoded, "read_embeddings", shorter)
+    result = encoded.sigma.compute(run(), 1)
+    left_out = result["prompts_left_out"] - before["prompts_left_out"]
+    assert 1 <= left_out <= 3 and result["observed_blocks"] == before["observed_blocks"] - 2 * left_out
+    assert any("prompts are left out of generations 0 and 1" in message for message in result["health"])
+    # as many blocks at both: not the m log(n/n0) of the prompts that are missing
+    assert abs(result["drifts"]["track_one"]["drift"] - before["drifts"]["track_one"]["drift"]) < 0.05
+    monkeypatch.setattr(encoded, "read_embeddings", lambda *which: whole(*which).select(slice(0)))
+    with pytest.raises(ValueError, match="no prompt has a long enough response at generations 0 and 1"):
+        encoded.sigma.compute(run(), 1)
+
+
+def test_responses_are_drawn_until_they_have_all_blocks(run, monkeypatch):
+    drawn = []
+
+    def draw(one, generation, prompts, seeds, new_tokens, what):
+        drawn.append((len(prompts), len(set(seeds))))
+        return [[one.real.separator] * new_tokens for _ in prompts]  # no words: short for ever
+
+    monkeypatch.setattr(measure.loop, "draw", draw)
+    monkeypatch.setattr(measure, "_write_lines", lambda path, lines: str(len(lines)))
+    measure.responses.compute(run(), 1)
+    assert drawn == [(200, 200)] * measure.ROUNDS
+    lines = measure.read_responses(run(), 1)
+    words = [len(sigma.split_blocks(line["response"], 12)) for line in lines]
+    assert np.mean(np.array(words) >= 2) > 0.95  # exclusions are rare
+
+
+def test_drifts_of_older_records_are_put_right():
+    """Two results of Gaussian blocks of one covariance, 430 and 414 of them in 381 dimensions, and no band."""
+    m, found, recorded = 381, {}, []
+    for seed in range(6):
+        results = []
+        for count in (430, 414):
+            rows = np.random.default_rng([seed, count]).normal(size=(count, m)) / np.sqrt(m)
+            gram, total = rows.T @ rows, count + 384
+            corrected = sigma.logdet_estimate(gram, count, total, "wishart").estimate
+            results.append(
+                {
+                    "observed_blocks": count,
+                    "total_blocks": total,
+                    "live_dimensions": m,
+                    "track_two": sigma.track_two(gram, count, 1e-9),
+                    "track_one": sigma.track_one(gram, count, total, 1.0, 1e-9),
+                    "logdet_corrected": [corrected, 0, 0],
+                    "drifts": {"track_one": {"p_value": 0.01}},
+                }
+            )
+        for track, drift in series.track_drifts(*results).items():
+            assert np.isnan([drift[name] for name in ("low", "high", "standard_error", "p_value")]).all()
+            found.setdefault(track, []).append(drift["drift"])
+        recorded.append(results[1]["track_two"] - results[0]["track_two"])
+    # One has a standard deviation of 3.0 nats, √(2·2 log(n/(n − m))), the mean of six 1.25: within 7 of its expectation
+    # but for a chance of 3e-8. That of what is recorded is −20, of the number of blocks alone.
+    assert np.mean(recorded) < -10
+    assert set(found) == {"track_two", "logdet", "track_one"}
+    assert abs(np.mean(found["track_two"])) < 7 and abs(np.mean(found["logdet"])) < 7
+    assert np.abs(found["track_one"]).max() < 0.1
+    finding = series.count_finding([tuple(results)] * 2)
+    assert finding["drifts"] == finding["significant"] == "2"
 
 
 def test_generation_0_freezes_the_observed_set_and_every_checkpoint_is_checked(run):
@@ -156,8 +244,8 @@ def test_similarity_is_that_of_a_prompt_and_the_blocks_of_its_response(run, monk
     monkeypatch.setattr(text_metrics, "mauve_installed", lambda: False)
     embed, by_hand = WordEncoder(), []
     for line in measure.read_responses(run(), 1):
-        blocks = sigma.split_blocks(line["response"], run().params.response_block_words)
-        if blocks:
+        blocks = sigma.split_blocks(line["response"], run().params.response_block_words)[:2]
+        if len(blocks) == 2:
             mean, prompt = embed(blocks).sum(0).numpy(), embed([line["text"]])[0].numpy()
             by_hand.append(mean @ prompt / np.linalg.norm(mean) / np.linalg.norm(prompt))
     assert encoded.coherence(run(), 1)["prompt_similarity"] == pytest.approx(np.mean(by_hand), rel=1e-5)
@@ -181,9 +269,9 @@ def test_mauve_is_a_column_where_its_package_is_installed(run, monkeypatch):
 def test_series_have_drifts_bands_and_no_other_columns_of_the_tracks(tiny):
     table = series.table(tiny[0], stages=("evaluation", "sigma"))
     names = {name for name in table if "track" in name}
-    assert names == {"track_one_drift", "track_two_drift", "track_one_sharp_drift"}
+    assert names == {"track_one_drift", "track_two_drift", "track_one_sharp_drift"} and "logdet_drift" in table
     drifts = series.drifts(tiny[0])
-    assert len(drifts) == 3 * len(table) and np.isfinite(drifts[["drift", "low", "high"]]).all(None)
+    assert len(drifts) == 4 * len(table) and np.isfinite(drifts[["drift", "low", "high"]]).all(None)
     wide = drifts[drifts["track"] == "track_one_sharp"].set_index(["condition", "seed", "generation"])["drift"]
     expected = table.set_index(["condition", "seed", "generation"])["track_one_sharp_drift"]
     assert (wide.sort_index() == expected.sort_index()).all()

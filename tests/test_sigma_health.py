@@ -86,3 +86,38 @@ def test_each_unsound_input_has_its_message():
     [message] = health_checks(np.repeat(unit_rows(3, 8, 10), 5, axis=0), rho=1.0, delta=DELTA)
     assert message.startswith("40 embeddings, 8 of them different, span 8 of 10 dimensions: the responses repeat")
     assert "2 log delta = -13.8 is in the tracks" in message
+    [message] = health_checks(unit_rows(3, 19, 10), rho=1.0, delta=DELTA)
+    assert message.startswith("19 embeddings are fewer than 2 for each of 10 dimensions")
+    [message] = health_checks(unit_rows(3, 50, 10), rho=1.0, delta=1e6)
+    assert message.startswith("delta = 1e+06 is not below 10 of the 10 eigenvalues")
+    [message] = health_checks(unit_rows(3, 50, 10), rho=1.0, delta=DELTA, groups=["a", "b"] * 25)
+    assert message.startswith("50 embeddings come from 2 groups: rows of one group depend on each other")
+    assert health_checks(unit_rows(3, 50, 10), rho=1.0, delta=DELTA, groups=range(50)) == []
+
+
+def test_dead_directions_are_not_called_repetition():
+    live, turn = unit_rows(4, 50, 8), np.linalg.qr(np.random.default_rng(5).normal(size=(10, 10)))[0]
+    [message] = health_checks(np.insert(live, [2, 7], 1e-9, axis=1), rho=1.0, delta=DELTA)
+    assert message.startswith("2 of 10 coordinates are zero in all embeddings (2, 8): dead directions of the encoder")
+    assert "2 log delta = -13.8" in message and "repeat" not in message
+    [message] = health_checks(np.hstack([live, np.zeros((50, 2))]) @ turn, rho=1.0, delta=DELTA)
+    assert "span 8 of 10 dimensions: dead directions of the encoder" in message
+
+
+def test_what_is_no_embedding_has_its_message():
+    assert health_checks(np.zeros((0, 10)), 1.0, DELTA)[0].startswith("there is no embedding")
+    for bad in (math.nan, math.inf):
+        rows = unit_rows(6, 50, 10)
+        rows[3, 2] = rows[9, 1] = bad
+        [message] = health_checks(rows, 1.0, DELTA)
+        assert message.startswith("2 of 50 embeddings are not finite")
+        with pytest.raises(ValueError, match="2 of 50 embeddings are not finite, row 3 first"):
+            live_space(rows)
+    rows = unit_rows(6, 50, 10)
+    rows[::2] = 0
+    [message] = health_checks(rows, 1.0, DELTA)
+    assert message.startswith("25 of 50 embeddings are zero vectors")
+    [message] = health_checks(np.zeros((50, 10)), 1.0, DELTA)
+    assert message.startswith("50 of 50 embeddings are zero vectors")
+    with pytest.raises(ValueError, match=r"embeddings have shape \(10,\)"):
+        health_checks(np.zeros(10), 1.0, DELTA)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pyarrow.feather
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from spectral_collapse.sigma import GramAccumulator, scale
@@ -99,3 +100,52 @@ def test_two_workers_one_killed_give_the_same_result(tmp_path, monkeypatch):
 
 def test_no_partitions_are_an_empty_sum():
     assert scale.distributed_gram([], M, scheduler="tcp://nowhere:1").n == 0
+
+
+def stream_file(path: Path, table: pyarrow.Table) -> Path:
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    return path
+
+
+def test_formats_that_others_write(tmp_path):
+    rows = rows_of(0, 50)
+    lists = pyarrow.table({"text": ["a"] * 50, "embedding": list(rows)})
+    tensors = pyarrow.table({"embedding": pyarrow.FixedShapeTensorArray.from_numpy_ndarray(rows)})
+    wide = pyarrow.table({f"dim_{k}": rows[:, k] for k in range(M)})
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "state.json").write_text("{}")
+    stream_file(tmp_path / "dataset" / "data-00000-of-00002.arrow", lists.slice(0, 20))
+    stream_file(tmp_path / "dataset" / "data-00001-of-00002.arrow", lists.slice(20))
+    for name, table in (("upper.PARQUET", lists), ("tensors.parquet", tensors), ("wide.parquet", wide)):
+        pyarrow.parquet.write_table(table, tmp_path / name)
+    stream_file(tmp_path / "tensors.arrow", tensors)
+    np.save(tmp_path / "matrix.npy", rows)
+    for name in ("dataset", "upper.PARQUET", "tensors.parquet", "wide.parquet", "tensors.arrow", "matrix.npy"):
+        found = np.concatenate(list(scale.read_embeddings(tmp_path / name)))
+        np.testing.assert_array_equal(found, rows, err_msg=name)
+
+
+def test_what_holds_no_embeddings_is_one_sentence(tmp_path):
+    rows = rows_of(0, 50)
+    pyarrow.parquet.write_table(pyarrow.table({"embedding": rows[:, 0]}), tmp_path / "scalar.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"embedding": [["a"]]}), tmp_path / "words.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "x": [1.0]}), tmp_path / "other.parquet")
+    np.save(tmp_path / "vector.npy", rows[0])
+    for name in ("empty.npy", "empty.arrow"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "junk.arrow").write_bytes(b"this is no arrow file")
+    (tmp_path / "folder").mkdir()
+    for name, said in {
+        "scalar.parquet": "column 'embedding' holds float, not lists",
+        "words.parquet": "the lists of 'embedding' hold string",
+        "other.parquet": "has no column 'embedding'; it has text, x",
+        "vector.npy": "a matrix",
+        "empty.npy": "is no .npy file",
+        "empty.arrow": "is no arrow file",
+        "junk.arrow": "is no arrow file",
+        "folder": "is a folder without a file",
+    }.items():
+        with pytest.raises(ValueError, match=said) as refused:
+            list(scale.read_embeddings(tmp_path / name))
+        assert str(tmp_path / name) in str(refused.value), name

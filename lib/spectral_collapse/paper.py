@@ -112,8 +112,8 @@ def sigma_values(results: Results, drifts: pd.DataFrame) -> dict[str, str]:
     """Values of SIGMA's set-up, of the runs whose drift is not 0, and of what the number of blocks did.
 
     sigma.dimension, sigma.live, sigma.blocks.{least,most} of a checkpoint, sigma.aim, twice the live dimensions, and
-    sigma.below, the checkpoints with fewer blocks than that; sigma.checkpoints and sigma.warned, those with a message of
-    the health checks; moved.<track>.<condition>, "2 of 3" runs whose last drift has p < 0.05, for tracks with bands.
+    sigma.below, the checkpoints with fewer blocks than that; sigma.checkpoints and sigma.warned, those with a message
+    of the health checks; moved.<track>.<condition>, "2 of 3" runs whose last drift has p < 0.05, for tracks with bands.
     Where the counts changed, sigma.counts.{r2,drifts,significant,most} (`series.count_finding`).
     """
     found = {(owner if generation else BASELINE, seed, generation): r for owner, seed, generation, r in results}

@@ -264,7 +264,7 @@ def _tracks(drifts: pd.DataFrame) -> list[str]:
 
 
 def _over_runs(runs: pd.DataFrame) -> statistics.Interval:
-    """Mean drift of runs with its t interval; of a single run the drift with its own band over prompts, if it has one."""
+    """Mean drift of runs with its t interval; of a single run the drift with its own band, if it has one."""
     if len(runs) > 1:
         return statistics.mean_interval(runs["drift"])
     return statistics.Interval(*runs[["drift", "low", "high"]].iloc[0])

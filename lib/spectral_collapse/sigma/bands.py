@@ -7,8 +7,8 @@ exact to first order, those of the other tracks exact. The corrected log-determi
 prompt (`inference.leave_groups_out`).
 
 All drifts are of the blocks that both checkpoints have: log det(A + δI) − m log n_A grows by about
-log(n_A/(n_A − m)) − m/n_A a block, more than a nat where n_A is near m, and Track I falls by m/n, so that another number
-of blocks is a drift.
+log(n_A/(n_A − m)) − m/n_A a block, more than a nat where n_A is near m, and Track I falls by m/n, so that another
+number of blocks is a drift.
 """
 
 import math
@@ -20,12 +20,13 @@ import numpy as np
 
 from ..seeding import generator
 from .gram import SingularGram, finite_rows
-from .inference import GROUPS, leave_groups_out, least_rows
+from .inference import GROUPS, least_rows, leave_groups_out
 
 TRACKS = ("track_two", "logdet", "track_one", "track_one_sharp")
 UNSEEN = 1e12  # n ≫ n_A, where log det G − m log n is log det Σ
 LEVEL = 0.95
 RESAMPLES = 2000
+NO_BAND = dict.fromkeys(("low", "high", "standard_error", "p_value"), math.nan)
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,11 @@ def prompt_influences(observed: Observed, universe: np.ndarray, track: str, budg
     """A track's value, and how far each prompt of `universe` (P,) pulls it, by leaving out its blocks; shape (P,).
 
     The influences sum to zero, and the variance of their mean is the jackknife's. One factorisation serves all
-    prompts.
+    prompts. ValueError for fewer than two prompts.
     """
     size = len(universe)
+    if size < 2:
+        raise ValueError("without its one prompt a checkpoint has no track: influences need two prompts or more.")
     if track == "logdet":
         value, names, found_without = _logdet(observed)
         without = np.full(size, value)
@@ -143,10 +146,14 @@ def banded_drift(first: Observed, last: Observed, track: str, budget: Budget, se
     universe = np.unique(first.prompts)
     if not len(universe):
         raise ValueError("the two checkpoints have no block in common: there is no drift.")
+    count = len(universe)
+    if count < GROUPS:
+        moved = track_value(last, track, budget) - track_value(first, track, budget)
+        return {"drift": moved, **NO_BAND}
     (start, pull_first), (end, pull_last) = (prompt_influences(each, universe, track, budget) for each in (first, last))
-    moved, pull, count = end - start, pull_last - pull_first, len(universe)
-    if count < GROUPS or not math.isfinite(moved):
-        return {"drift": moved, "low": math.nan, "high": math.nan, "standard_error": math.nan, "p_value": math.nan}
+    moved, pull = end - start, pull_last - pull_first
+    if not math.isfinite(moved):
+        return {"drift": moved, **NO_BAND}
     weights = generator("bootstrap_drift", seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
     errors = np.abs(weights @ pull / count)
     half = float(np.quantile(errors, LEVEL))

@@ -105,9 +105,9 @@ def require_full_rank(gram: np.ndarray) -> None:
     rank = int((eigenvalues > RANK * eigenvalues[-1]).sum())
     if rank < len(matrix):
         raise SingularGram(
-            f"the Gram matrix has rank {rank} in {len(matrix)} dimensions (eigenvalues below {RANK:g} of the largest are "
-            "rounding): log det G is not finite; leave out the encoder's dead directions (`live_space`), or observe "
-            "more blocks that differ."
+            f"the Gram matrix has rank {rank} in {len(matrix)} dimensions (eigenvalues below {RANK:g} of the largest "
+            "are rounding): its log-determinant is not finite; leave out the encoder's dead directions (`live_space`), "
+            "or observe more blocks that differ."
         )
 
 

@@ -153,9 +153,9 @@ def health_checks(
     floor = DEAD * energy.sum() / m
     if (dead := np.flatnonzero((rows**2).sum(0) <= floor)).size:
         found.append(
-            f"{len(dead)} of {m} coordinates are zero in all embeddings ({_listed(dead)}): dead directions of the encoder, "
-            f"of which {len(dead)} log delta = {len(dead) * math.log(delta):.1f} is in the tracks; `live_space` leaves "
-            "them out."
+            f"{len(dead)} of {m} coordinates are zero in all embeddings ({_listed(dead)}): dead directions of the "
+            f"encoder, of which {len(dead)} log delta = {len(dead) * math.log(delta):.1f} is in the tracks; "
+            "`live_space` leaves them out."
         )
         rows, m = np.delete(rows, dead, axis=1), m - len(dead)
     if count < m:
@@ -165,12 +165,13 @@ def health_checks(
         )
         return found
     eigenvalues = np.linalg.eigvalsh(rows.T @ rows)
-    rank, different = int((eigenvalues > floor).sum()), len(np.unique(rows.astype(np.float32), axis=0))
+    rank = int((eigenvalues > floor).sum())
+    different = len(np.unique((rows / np.abs(rows).max()).astype(np.float32), axis=0))
     if rank < m:
         cause = "the responses repeat themselves" if different < m else "dead directions of the encoder (`live_space`)"
         found.append(
-            f"{count} embeddings, {different} of them different, span {rank} of {m} dimensions: {cause}; {m - rank} log "
-            f"delta = {(m - rank) * math.log(delta):.1f} is in the tracks, and log det G is not finite."
+            f"{count} embeddings, {different} of them different, span {rank} of {m} dimensions: {cause}; {m - rank} "
+            f"log delta = {(m - rank) * math.log(delta):.1f} is in the tracks, and log det G is not finite."
         )
     elif delta >= np.median(eigenvalues):
         found.append(
@@ -179,7 +180,7 @@ def health_checks(
         )
     if count < AIM * m:
         found.append(
-            f"{count} embeddings are fewer than {AIM} for each of {m} dimensions: the log-determinant is more bias than "
-            "signal, and drifts are noisy; observe more blocks."
+            f"{count} embeddings are fewer than {AIM} for each of {m} dimensions: the log-determinant is more bias "
+            "than signal, and drifts are noisy; observe more blocks."
         )
     return found

@@ -126,7 +126,8 @@ def _gaussian_odds(m: int, n_observed: int, mates: float = 0) -> np.ndarray:
     """Quantiles of h/(1 − h) for Gaussian columns, h ~ Beta(m/2, (n_A − m)/2), at 4,000 equal steps.
 
     For h the eigenvalues of the hat matrix's block of a group, in which a column has `mates` others on average, the
-    Beta distribution of their mean m/n_A and variance, m(n_A − m)/n_A² · (2/(n_A + 2) + mates · n_A/((n_A − 1)(n_A + 2))).
+    Beta distribution of their mean m/n_A and variance,
+    m(n_A − m)/n_A² · (2/(n_A + 2) + mates · n_A/((n_A − 1)(n_A + 2))).
     """
     mean = m / n_observed
     share = 2 / (n_observed + 2) + mates * n_observed / ((n_observed - 1) * (n_observed + 2))  # n_A/2 + 1 for no mates

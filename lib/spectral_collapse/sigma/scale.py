@@ -17,10 +17,11 @@ ROWS = 8192  # read at a time
 def read_embeddings(paths: Sequence[Path | str] | Path | str, column: str = "embedding") -> Iterator[np.ndarray]:
     """Chunks (≤ 8,192, m) of the embeddings in files, read one after the other in the memory of one chunk.
 
-    The format follows the suffix, in any case: .npy (a matrix, a row an embedding), .parquet, otherwise arrow (IPC file,
-    feather, or the stream that Dataset.save_to_disk writes, whose folder stands for its files). In a table they are a
-    `column` of equally long lists or of tensors of one axis, or else the table is wide: all its columns are numbers, one
-    for each dimension. ValueError, with the file, for anything else, a missing row and lists of unequal length.
+    The format follows the suffix, in any case: .npy (a matrix, a row an embedding), .parquet, otherwise arrow (IPC
+    file, feather, or the stream that Dataset.save_to_disk writes, whose folder stands for its files). In a table they
+    are a `column` of equally long lists or of tensors of one axis, or else the table is wide: all its columns are
+    numbers, one for each dimension. ValueError, with the file, for anything else, a missing row and lists of unequal
+    length.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     for path in map(Path, paths):
