@@ -40,7 +40,10 @@ def _at_work(method: Callable) -> Callable:
                 return method(self, *arguments, **options)
         except RuntimeError as error:
             if "derivative" in str(error) or "inplace operation" in str(error):
-                raise ValueError(f"{type(self.model).__name__} cannot be differentiated twice by torch.") from error
+                raise ValueError(
+                    f"{type(self.model).__name__} cannot be measured here: it changes tensors in place, or takes a "
+                    "step, that torch cannot differentiate twice."
+                ) from error
             raise
 
     return guarded

@@ -260,7 +260,8 @@ def signature_of_runs(
     E(uᵀv)² = 1 for every eigenvector u, leaving the outliers' nodes out subtracts them exactly in expectation
     and removes the variance they bring (deflation). Spectral ratio = λ_max / σ_bulk. The second moment of a
     probe is ‖Hv‖²/n, exact after one step. Outlier separation: from the smallest outlier's |λ| to the largest
-    node that is none, in σ_bulk. Effective rank (tr H)²/tr H²; spectral entropy −Σ p log p of p = |λ|/Σ|λ|.
+    node that is none, in σ_bulk. Effective rank (tr H)²/tr H²; spectral entropy −Σ p log p of p = |λ|/Σ|λ|,
+    as coarse as the quadrature, whose own error is not in its interval.
     What the spectrum does not have is NaN, with a sentence in `notes`: a bulk width that is rounding or comes out
     negative, a log ratio without a positive eigenvalue.
     Raises ValueError for fewer than two probes, and for a matrix of zeros.
