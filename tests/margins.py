@@ -1,0 +1,33 @@
+"""Tolerances of simulations: each check fails on a right result with a probability below 1e-6, whatever its seeds.
+
+Trials are independent; where runs share a control, the trial is the table of runs, not the run.
+"""
+
+import numpy as np
+from scipy import stats
+
+FALSE_FAILURE = 1e-6
+
+
+def rate_is(hits: np.ndarray, rate: float, slack: float = 0.0) -> None:
+    """Hits (n,), booleans, agree with the rate, or with one that is off by at most `slack`."""
+    count, n = int(np.sum(hits)), len(hits)
+    assert stats.binom.cdf(count, n, rate - slack) > FALSE_FAILURE / 2, f"{count} of {n} is less than {rate} allows"
+    assert stats.binom.sf(count - 1, n, rate + slack) > FALSE_FAILURE / 2, f"{count} of {n} is more than {rate} allows"
+
+
+def rate_at_most(hits: np.ndarray, rate: float) -> None:
+    """Hits (n,), booleans, do not exceed the rate."""
+    count, n = int(np.sum(hits)), len(hits)
+    assert stats.binom.sf(count - 1, n, rate) > FALSE_FAILURE, f"{count} of {n} is more than {rate} allows"
+
+
+def mean_is(draws: np.ndarray, mean: float, slack: float = 0.0) -> None:
+    """The mean of draws (n,), some hundred or more, agrees with the one expected, or one within `slack` of it."""
+    error = stats.norm.isf(FALSE_FAILURE / 2) * np.std(draws, ddof=1) / np.sqrt(len(draws))
+    assert abs(np.mean(draws) - mean) <= error + slack, f"{np.mean(draws)} is not {mean} ± {error}"
+
+
+def uniform(p: np.ndarray) -> None:
+    """p-values (n,) of a continuous test without an effect are uniform."""
+    assert stats.kstest(p, "uniform").pvalue > FALSE_FAILURE
