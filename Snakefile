@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from spectral_collapse import params, paths, pdf, schema
+from spectral_collapse import params, paths, pdf, schema, statistics
 
 try:
     overrides = {key: value for key, value in config.items() if key not in ("profile", "grid")}
@@ -230,8 +230,18 @@ rule sigma:
         EXECUTE + " -p seed {wildcards.seed}"
 
 
+def judged(wildcards):
+    """No file: what the statistics will need is checked, and what they will not judge said, before anything trains."""
+    try:
+        print(*statistics.limits(P), sep="\n", file=sys.stderr)
+    except ValueError as error:
+        raise WorkflowError(str(error)) from None
+    return []
+
+
 rule statistics:
     input:
+        judged,
         SOURCES,
         COMMITTED,
         RUNS,

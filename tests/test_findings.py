@@ -18,7 +18,7 @@ def test_values_hold_every_key_and_the_right_words():
     table = make_table(first).assign(lambda_max=lambda t: t[METRIC] * 2, empty=np.nan, model="llama_1m")
     text = findings.values(table)
     assert text["seeds"] == "3" and text["generations"] == "5" and text["model"] == r"llama\_1m"
-    assert text["detectable.d"] == "3.26"
+    assert (text["detectable.d"], text["detectable.tests"], text["detectable.single"]) == ("5.67", "3", "3.26")
     assert not any("empty" in key for key in text)
     words = [text[f"word.held_out_perplexity.{condition}"] for condition in ("recursive", "static", "mixed")]
     assert words == ["higher", "lower", "not distinguishable"]
@@ -28,7 +28,7 @@ def test_values_hold_every_key_and_the_right_words():
     assert text["held_out_perplexity.recursive.last"] == f"{mean:.1f} [{low:.1f}, {high:.1f}]"
     assert text["anova.lambda_max.interaction.df"] == "12, 24"
     assert text["rho.lambda_max.held_out_perplexity"] == "1.00 [1.00, 1.00]"
-    effect = statistics.cohen_d(2 * first[0, :, 5], 2 * first[1, :, 5]).d_av
+    effect = statistics.cohen_d(2 * first[0, :, 5], 2 * first[1, :, 5]).d_z
     assert text["d.lambda_max.recursive"] == formatting.format_interval(effect)
     for effect, figure in itertools.product(anova.EFFECTS, ("F", "p", "df", "eta")):
         assert f"anova.lambda_max.{effect}.{figure}" in text
@@ -63,6 +63,8 @@ def test_values_of_alarms_and_leads():
     assert text["alarm.lambda_max.detected"] == "6 of 6"
     assert text[f"lead.lambda_max.{METRIC}.median"] == "2"
     assert text[f"word.lead.lambda_max.{METRIC}"] == "earlier"
+    assert (text["lead.least.p"], text["lead.least.p_holm"], text["lead.possible"]) == ("0.016", "0.016", "yes")
+    assert "lead.impossible" not in text and text["lead.range.coverage"] == r"97\,\%"
     assert text[f"lead.{METRIC}.always"] == tables.label("lambda_max")
     assert {"slope.lambda_max.fresh", "slope_diff.lambda_max.recursive", "equal.lambda_max.recursive"} <= text.keys()
     assert early_warning.candidates(table) == ["lambda_max"]
@@ -76,3 +78,21 @@ def test_values_of_alarms_and_leads():
 def test_the_verdict_on_a_lead_follows_the_adjusted_p(p, p_holm, word):
     assert findings.lead_verdict(p, p_holm) == word
     assert findings.lead_verdict(0.2, 0.2) == findings.NO_LEAD
+
+
+def test_a_lead_that_no_data_could_show_is_said_to_be_impossible():
+    """Three runs: the sign test's least p is 1/8, and three metrics make 3/8 of it."""
+    rng = np.random.default_rng(2)
+    values = {name: rng.normal(20, 0.1, (2, 3, 4)) for name in (METRIC, "lambda_max", "bulk_sigma", "slot_kl")}
+    table = make_table(values[METRIC]).assign(**{n: make_table(v)[METRIC] for n, v in values.items() if n != METRIC})
+    text = findings.values(table)
+    assert (text["lead.least.p"], text["lead.least.p_holm"], text["lead.impossible"]) == ("0.125", "0.375", "yes")
+
+
+def test_a_condition_without_a_control_of_its_weights_has_no_word_of_comparison():
+    table = make_table(noise(1, (3, 3, 4)))
+    table["condition"] = table["condition"].replace("static", "recursive_carry")
+    text = findings.values(table)
+    assert text[f"word.{METRIC}.recursive_carry"] == text[f"equal.{METRIC}.recursive_carry"] == findings.UNMATCHED
+    assert f"d.{METRIC}.recursive_carry" not in text and f"slope_diff.{METRIC}.recursive_carry" not in text
+    assert f"diff.{METRIC}.recursive_carry" not in text and text["detectable.tests"] == "1"

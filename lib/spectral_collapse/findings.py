@@ -143,11 +143,13 @@ def values(table: pd.DataFrame) -> dict[str, str]:
         for condition, effect in effect_sizes(table, metric).items():
             text[f"d.{metric}.{condition}"] = format_interval(effect.d_z)
         for row in paired_tests(table, metric).itertuples():
+            if controls[row.condition] is None:
+                text[f"word.{metric}.{row.condition}"] = UNMATCHED
+                continue
             difference = Interval(row.difference, row.low, row.high)
             text[f"diff.{metric}.{row.condition}"] = format_interval(difference)
             word = "higher" if row.difference > 0 else "lower"
-            word = word if row.p_holm < 0.05 else "not distinguishable"
-            text[f"word.{metric}.{row.condition}"] = UNMATCHED if controls[row.condition] is None else word
+            text[f"word.{metric}.{row.condition}"] = word if row.p_holm < 0.05 else "not distinguishable"
         margin = margin_of(table, metric)
         for row in equivalence(table, metric, margin).itertuples() if margin > 0 else ():
             word = f"equal within {text['margin']}" if row.equivalent else NOT_EQUAL

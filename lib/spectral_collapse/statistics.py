@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pingouin
-from scipy import integrate, optimize, special, stats
+from scipy import optimize, special, stats
 from statsmodels.stats.weightstats import ttost_paired
 
 from . import forecast
-from .schema import split_condition
+from .schema import Params, split_condition
 
 DESIGN = ("condition", "seed", "generation")
 CONTROL, TREATMENT = "fresh", "recursive"
@@ -42,6 +42,36 @@ class EffectSize(NamedTuple):
 def metric_names(table: pd.DataFrame) -> list[str]:
     """Columns of the tidy table that hold a metric; one that is empty throughout was not measured."""
     return [name for name in table.columns if name not in ("model", "weights", *DESIGN) and table[name].notna().any()]
+
+
+def limits(params: Params) -> list[str]:
+    """What the statistics of a profile's runs will not judge, a sentence each; known before anything is trained.
+
+    ValueError where there is nothing to judge at all: fewer than two seeds, no treatment, or no control.
+    """
+    seeds, conditions = len(params.seeds), params.conditions
+    if seeds < 2:
+        raise ValueError(f"seeds: statistics over runs need at least two, and there is {seeds}: add one.")
+    for name in (TREATMENT, CONTROL):
+        if name not in conditions:
+            raise ValueError(f"conditions: statistics need {name!r}, and there is {', '.join(conditions)}: add it.")
+    weights = {"condition": conditions, "weights": [split_condition(name, params.weights)[1] for name in conditions]}
+    unmatched = [name for name, control in matched_controls(pd.DataFrame(weights)).items() if control is None]
+    found = []
+    if unmatched:
+        found.append(
+            f"{', '.join(unmatched)}: no control has the same weights ({CONTROL}_carry or {CONTROL}_restart), so that "
+            "nothing is compared."
+        )
+    if seeds < 3:
+        found.append("Two seeds: a band of one control run has no width, so that no alarm, lead or rescue is judged.")
+    if params.generations < 2:
+        found.append("One generation: there is no analysis of variance and no correlation over generations.")
+    least = least_p("sign", seeds)
+    if seeds > 2:
+        several = "" if least >= 0.05 else f" after Holm's correction over more than {int(0.05 / least)} metrics"
+        found.append(f"{seeds} seeds: the sign test gives p ≥ {least:.2g}: no lead can be called earlier{several}.")
+    return found
 
 
 def matched_controls(table: pd.DataFrame, control: str = CONTROL) -> dict[str, str | None]:
@@ -84,8 +114,9 @@ def require_complete(table: pd.DataFrame, metric: str, paired: bool = True) -> N
         runs = table[list(DESIGN[:2])].drop_duplicates().itertuples(index=False)
     cells = [(*run, generation) for run in runs for generation in table["generation"].unique()]
     infinite = table.loc[~np.isfinite(table[metric].astype(float)), list(DESIGN)]
+    known = set(counts.index)
     problems = {
-        "missing": [cell for cell in cells if cell not in counts.index],
+        "missing": [cell for cell in cells if cell not in known],
         "doubled": list(counts.index[counts > 1]),
         "not finite": list(infinite.itertuples(index=False)),
     }
@@ -334,13 +365,12 @@ def detectable_effect(n: int, tests: int = 1, alpha: float = 0.05, power: float 
     if n < 2:
         raise ValueError(f"A paired t-test needs at least two seeds, not {n}.")
     critical = stats.t.isf(alpha / tests / 2, n - 1)
+    nodes, weights = np.polynomial.legendre.leggauss(500)
+    bounds = critical * np.sqrt(stats.chi2.ppf((nodes + 1) / 2, n - 1) / (n - 1))
 
     def missing(d: float) -> float:
-        def rejects(quantile: float) -> float:
-            bound = critical * np.sqrt(stats.chi2.ppf(quantile, n - 1) / (n - 1))
-            return stats.norm.sf(bound - d * np.sqrt(n)) + stats.norm.cdf(-bound - d * np.sqrt(n))
-
-        return integrate.quad(rejects, 0, 1, limit=200)[0] - power
+        rejected = special.ndtr(d * np.sqrt(n) - bounds) + special.ndtr(-bounds - d * np.sqrt(n))
+        return float(rejected @ weights) / 2 - power
 
     return float(optimize.brentq(missing, 0, 2 * critical))
 
