@@ -21,6 +21,9 @@
 # - The **published** width is an interquartile range, interpolated between the nodes of one Lanczos run.
 # - **Ours** is $\sigma_{\mathrm{bulk}}$, the standard deviation of the spectrum without its converged outliers: two
 #   moments, which a quadrature has exactly after two steps, up to the noise of its probe.
+#
+# Both are of the Hessian of a batch, whose spectrum is wider than that of the expected loss: by how much, and what
+# the same blocks say of the expected loss, is in notebook 8.
 
 # %%
 from spectral_collapse import estimators, figures, params, runs

@@ -209,12 +209,16 @@ def _spectrum_options(run: Run) -> dict[str, Any]:
 
 @stage(parameters=(*_SPECTRUM, "published_power_iterations"), code=_SPECTRUM_CODE, inputs=_model_inputs)
 def curvature(run: Run, generation: int) -> dict:
-    """Our spectral signature and the published one, of the Hessian on the frozen held-out blocks."""
+    """Our spectral signature and the published one, both of the Hessian on the frozen held-out blocks, and what these
+    blocks say of the expected loss."""
     options = _spectrum_options(run)
     model, batch = loop.load(run, generation), run.real.held_out[: run.params.curvature_blocks]
     state = run.path(generation, "curvature_state.json")
     identity = provenance.text_hash(provenance.canonical([_model_inputs(run, generation), options, len(batch)]))
     ours = curvature_package.spectral_signature(model, batch, **options, state=state, identity=identity)
+    expected = curvature_package.population_signature(
+        model, batch, ours, seed=options["seed"], memory_budget=options["memory_budget"]
+    )
     # The published width is read off the first of the same runs: the estimators differ, not their data.
     published = curvature_package.published_signature(
         model,
@@ -226,7 +230,8 @@ def curvature(run: Run, generation: int) -> dict:
         memory_budget=options["memory_budget"],
     )
     state.unlink(missing_ok=True)
-    return curvature_package.as_result(ours) | curvature_package.as_result(published)
+    signatures = ours, expected, published
+    return {name: value for one in signatures for name, value in curvature_package.as_result(one).items()}
 
 
 @stage(parameters=_SPECTRUM, code=_SPECTRUM_CODE, inputs=_model_inputs)

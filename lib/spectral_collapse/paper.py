@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from . import figures, formatting, paths, provenance, tables
-from .formatting import bracket_of, number_of, pair_of
+from .formatting import bracket_of, interval_of, number_of, pair_of
 from .runs import BASELINE
 from .schema import Params
 
@@ -64,7 +64,21 @@ def design(params: Params) -> pd.DataFrame:
 
 
 def spectrum_baseline(spectra: Results) -> pd.DataFrame:
-    """Spectra of the base models, a column a seed: estimates with their error, and the bracket of the IQR."""
+    """Spectra of the base models, a column a seed: estimates with their error, and the bracket of the IQR. All are of
+    the batch but for those that say so, which records made before them lack."""
+
+    def expected(result: dict) -> dict[str, str]:
+        if "population_bulk_sigma" not in result:
+            return {}
+        return {
+            r"$\lambda_{\max}$ of the expected loss, bracket": bracket_of(result, "lambda_max_bracket"),
+            r"\quad 95\,\% interval": bracket_of(result, "lambda_max_interval"),
+            r"$\sigma_{\mathrm{bulk}}$ of the expected loss": interval_of(result, "population_bulk_sigma"),
+            r"$\log(\lambda_{\max}/\sigma_{\mathrm{bulk}})$ of the expected loss, bracket": bracket_of(
+                result, "population_log_ratio_bracket"
+            ),
+            "effective rank of the expected loss": interval_of(result, "population_effective_rank"),
+        }
 
     def cells(result: dict) -> dict[str, str]:
         return {
@@ -86,6 +100,7 @@ def spectrum_baseline(spectra: Results) -> pd.DataFrame:
             "IQR, bracket": bracket_of(result, "iqr_bracket"),
             "IQR, published estimator": number_of(result["published_iqr"]),
             r"$\lambda_{\max}/$IQR, published estimator": number_of(result["published_ratio"]),
+            **expected(result),
         }
 
     columns = {f"seed {seed}": cells(result) for _, seed, generation, result in spectra if generation == 0}
