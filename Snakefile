@@ -53,6 +53,7 @@ COMMITTED = [
     *(paths.COMMITTED / "estimators").rglob("*.json"),
     *(paths.COMMITTED / "smollm2_offline").rglob("*.json"),
     *(paths.COMMITTED / "sigma_coverage").iterdir(),
+    *(paths.COMMITTED / "batch_sizes").iterdir(),
     *(file for study in SIGMA_STUDIES for file in (paths.COMMITTED / study).rglob("sigma.json")),
     *(paths.COMMITTED / "mechanism").glob("*/mechanism/*.csv"),
     *(paths.COMMITTED / "ablations").glob("*/runs.csv"),

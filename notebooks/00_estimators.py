@@ -21,6 +21,9 @@
 # - **Ours** is $\sigma_{\mathrm{bulk}}$, the standard deviation of the spectrum without its converged outliers: two
 #   moments, which a quadrature has exactly after two steps, up to the noise of its probe.
 #
+# Both are of the Hessian of a batch, whose spectrum is wider than that of the expected loss: by how much, and what
+# the same blocks say of the expected loss, is in notebook 8.
+#
 # *In the repository the outputs below are those of the profile `smoke`, a toy run of a minute that tests the code: they
 # say nothing about collapse. The study of this question is shown in notebook 8.*
 

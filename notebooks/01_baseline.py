@@ -79,7 +79,8 @@ pd.DataFrame(rows, index=names, columns=["value", "95 %, low", "high"]).style.fo
 #
 # The Hessian of the loss on the frozen held-out blocks, by Lanczos quadrature. Each quantity comes with the error it
 # really has: an eigenvalue with a residual bound, a moment with its standard error over probes and over blocks of
-# text, a share or a quantile with a bracket.
+# text, a share or a quantile with a bracket. All are of this batch: the errors say how far another batch of as many
+# blocks would differ, not how far the expected loss does.
 
 # %%
 spectrum = baseline["curvature"]
@@ -97,6 +98,24 @@ for name in ("lambda_max", "lambda_min"):
     print(f"{name}: an eigenvalue lies within {spectrum[f'{name}_residual']:.2g} of {spectrum[name]:.5g}")
 count = spectrum["outlier_count_bracket"]
 print(f"outliers: {count[0]:.0f} to {count[1]:.0f}, {spectrum['outlier_separation']:.2g} bulk widths from the rest")
+
+# %% [markdown]
+# ## The expected loss
+#
+# Of few blocks the Hessian is wider than that of the expected loss, because it holds the blocks' own noise. Products of
+# different blocks are free of it; the largest eigenvalue lies between a quotient on held-out blocks and the batch's.
+# Where so few blocks do not suffice, there is a sentence instead of a number.
+
+# %%
+names = ["mean_eigenvalue", "bulk_sigma", "log_ratio", "effective_rank"]
+rows = [[spectrum[f"population_{name}"], *spectrum[f"population_{name}_interval"]] for name in names]
+expected = pd.DataFrame(rows, index=names, columns=["expected loss", "95 %, low", "high"], dtype=float)
+expected.style.format(precision=5, na_rep="–")
+
+# %%
+low, high = (np.nan if end is None else end for end in spectrum["lambda_max_bracket"])
+print(f"lambda_max: {low:.4g} on held-out blocks, {high:.4g} of the batch")
+print(spectrum["population_note"] or f"from {spectrum['population_blocks']} blocks")
 
 # %% [markdown]
 # ## What is not identified

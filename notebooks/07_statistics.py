@@ -70,6 +70,7 @@ output.figure("headline_series", figures.series(table, headline, columns=2))
 
 # %%
 curvature = ["lambda_max", "lambda_min", "bulk_sigma", "log_spectral_ratio", "spectral_variance", "effective_rank"]
+curvature += ["held_out_lambda_max", "population_bulk_sigma", "population_log_ratio"]  # of the expected loss
 output.figure("curvature_series", figures.series(table, curvature))
 
 # %% [markdown]

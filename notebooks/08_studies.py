@@ -32,6 +32,7 @@ settings = params.collect(globals())
 import pandas as pd
 from spectral_collapse import (
     ablations,
+    batch_sizes,
     estimators,
     figures,
     mechanism,
@@ -54,6 +55,17 @@ output = paper.Output(settings)
 noise = studies.estimator_noise()
 output.table("estimators", tables.estimators(estimators.summary(noise)))
 output.figure("estimators", figures.estimators(noise))
+
+# %% [markdown]
+# ## A batch and the expected loss (`python -m spectral_collapse.batch_sizes CHECKPOINT TEXT`)
+#
+# The width of the bulk and the largest eigenvalue against the number of blocks, of two models: what a batch's own
+# Hessian has, and what the same blocks say of the expected loss.
+
+# %%
+sizes, pool = studies.batch_sizes()
+output.figure("batch_sizes", figures.batch_sizes(sizes))
+batch_sizes.coverage(sizes).style.format(precision=3)
 
 # %% [markdown]
 # ## Pretrained weights (`make results PROFILE=smollm2_offline`)
@@ -153,6 +165,7 @@ output.table("mechanism_mediation", report.mediation_table(along))
 # %%
 output.values(
     studies.noise_values(noise)
+    | studies.batch_sizes_values(sizes, pool)
     | studies.pretrained_values(spectrum)
     | studies.power_iteration_values(stopped)
     | studies.pretrained_runs_values(tuned)

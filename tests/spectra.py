@@ -140,8 +140,11 @@ class MeanOfBlocks:
     def matvec(self, vector: torch.Tensor) -> torch.Tensor:
         return self.mean @ vector
 
-    def block_forms(self, left: list[torch.Tensor], right: list[torch.Tensor]) -> np.ndarray:
-        forms = [torch.stack(list(vectors)) @ (self.matrices @ r).T for vectors, r in zip(left, right, strict=True)]
+    def block_forms(self, left: list[torch.Tensor], right: list[torch.Tensor], *, squares: bool = False) -> np.ndarray:
+        forms = []
+        for vectors, r in zip(left, right, strict=True):
+            products = self.matrices @ r
+            forms += [torch.stack(list(vectors)) @ products.T, *([products.square().sum(1)[None]] if squares else [])]
         return torch.cat(forms).T.numpy()
 
 

@@ -322,8 +322,9 @@ def test_suffix_of_a_condition_fixes_its_weights(weights):
 
 def test_a_profile_takes_the_rest_from_the_one_it_extends():
     parent, child = params.load("default"), params.load("estimators")
-    assert child.model_dump(exclude={"profile", "seeds"}) == parent.model_dump(exclude={"profile", "seeds"})
-    assert (child.profile, child.seeds) == ("estimators", [1])
+    own = {"profile", "seeds", "curvature_blocks"}
+    assert child.model_dump(exclude=own) == parent.model_dump(exclude=own)
+    assert (child.profile, child.seeds, child.curvature_blocks) == ("estimators", [1], 8)
     assert [file.stem for file in params.profile_files("estimators")] == ["default", "estimators"]
     namespace = {"In": ["profile = 'x'"], **params.read_yaml(paths.PARAMS / "estimators.yaml")}
     assert params.collect(namespace | {"profile": "estimators"}) == child

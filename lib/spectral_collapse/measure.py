@@ -196,18 +196,21 @@ def _spectrum_options(run: View) -> dict[str, Any]:
 
 @stage()
 def curvature(run: View, generation: int) -> dict:
-    """Our spectral signature and the published one, of the Hessian on the frozen held-out blocks.
-
-    The published width is read off the first of our runs: the estimators differ, not their data."""
+    """Our spectral signature and the published one, both of the Hessian on the frozen held-out blocks, and what these
+    blocks say of the expected loss. The published width is read off the first of our runs."""
     options = _spectrum_options(run)
     model, batch = loop.load(run, generation), run.real.held_out[: run.params.curvature_blocks]
     state = run.path(generation, "curvature_state.json")
     ours = curvature_package.spectral_signature(model, batch, **options, state=state, identity=run.identity())
+    expected = curvature_package.population_signature(
+        model, batch, ours, seed=options["seed"], memory_budget=options["memory_budget"]
+    )
     published = curvature_package.published_signature(
         model, batch, signature=ours, seed=options["seed"], memory_budget=options["memory_budget"]
     )
     state.unlink(missing_ok=True)
-    return curvature_package.as_result(ours) | curvature_package.as_result(published)
+    signatures = ours, expected, published
+    return {name: value for one in signatures for name, value in curvature_package.as_result(one).items()}
 
 
 @stage()

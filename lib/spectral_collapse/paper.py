@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from . import cli, figures, formatting, paths, provenance, series, tables
 from .curvature import published_ratio
-from .formatting import bracket_of, number_of, pair_of
+from .formatting import bracket_of, interval_of, number_of, pair_of
 from .params import name_of
 from .runs import BASELINE
 from .schema import Params
@@ -70,7 +70,21 @@ def design(params: Params) -> pd.DataFrame:
 
 
 def spectrum_baseline(spectra: Results) -> pd.DataFrame:
-    """Spectra of the base models, a column a seed: estimates with their error, and the bracket of the IQR."""
+    """Spectra of the base models, a column a seed: estimates with their error, and the bracket of the IQR. All are of
+    the batch but for those that say so, which records made before them lack."""
+
+    def expected(result: dict) -> dict[str, str]:
+        if "population_bulk_sigma" not in result:
+            return {}
+        return {
+            r"$\lambda_{\max}$ of the expected loss, bracket": bracket_of(result, "lambda_max_bracket"),
+            r"\quad 95\,\% interval": bracket_of(result, "lambda_max_interval"),
+            r"$\sigma_{\mathrm{bulk}}$ of the expected loss": interval_of(result, "population_bulk_sigma"),
+            r"$\log(\lambda_{\max}/\sigma_{\mathrm{bulk}})$ of the expected loss, bracket": bracket_of(
+                result, "population_log_ratio_bracket"
+            ),
+            "effective rank of the expected loss": interval_of(result, "population_effective_rank"),
+        }
 
     def cells(result: dict) -> dict[str, str]:
         return {
@@ -98,6 +112,7 @@ def spectrum_baseline(spectra: Results) -> pd.DataFrame:
             ),
             r"\quad its $\lambda$, of largest $|\lambda|$": number_of(exact_lambda(result)),
             r"\quad the same by power iteration": number_of(result["published_lambda_max"]),
+            **expected(result),
         }
 
     columns = {f"seed {seed}": cells(result) for _, seed, generation, result in spectra if generation == 0}

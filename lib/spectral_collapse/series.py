@@ -1,6 +1,7 @@
 """From records to the tidy table: one row for each model, condition, seed and generation."""
 
 import itertools
+import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -36,10 +37,15 @@ _COLUMNS = {
             "effective_rank",
         ),
         *("published_iqr",),
+        *("held_out_lambda_max", "held_out_lambda_min"),
+        *("population_bulk_sigma", "population_log_ratio"),
+        *("population_spectral_variance", "population_effective_rank"),
     ),
     "sigma": ("hashed_ngram_hhi", "response_distinct_2"),
     "coherence": ("coherence", "prompt_similarity", "mauve"),
 }
+
+log = logging.getLogger(__name__)
 
 
 def results(
@@ -237,8 +243,9 @@ def table(
     metrics of the stages.
 
     A metric that there is not (storyworld's tails on other text, MAUVE without its package, the corrected
-    log-determinant where a checkpoint has too few blocks for it) has no column. Drifts are
-    differences to generation 0 of the same seed, by `track_drifts`.
+    log-determinant where a checkpoint has too few blocks for it) has no column, and neither has one of the expected
+    loss (`curvature.PopulationSignature`) that so few blocks leave undefined for some model. Drifts are differences to
+    generation 0 of the same seed, by `track_drifts`.
     """
     rows: dict[tuple[str, int, int], dict] = {}
     start: dict = {}
@@ -269,7 +276,11 @@ def table(
         frame = frame.drop(columns="logdet_drift")
     metrics = [name for name in frame if name not in ("model", "condition", "weights", "seed", "generation")]
     # JSON has no NaN: an undefined value arrives as None.
-    return frame.astype(dict.fromkeys(metrics, float))
+    frame = frame.astype(dict.fromkeys(metrics, float))
+    of_loss = [name for name in metrics if name.startswith(("population_", "held_out_lambda_"))]
+    if undefined := [name for name in of_loss if frame[name].isna().any()]:
+        log.warning("%s: undefined for some model, and left out: raise curvature_blocks.", ", ".join(undefined))
+    return frame.drop(columns=undefined)
 
 
 def drifts(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from . import batch_sizes as sizes
 from . import curvature, estimators, formatting, paths, provenance, series, statistics, tables
 from .formatting import bracket_of, interval_of, number_of, pair_of
 from .params import load, profiles
@@ -46,6 +47,30 @@ def estimator_noise() -> pd.DataFrame:
     params = load("estimators")
     results = committed("estimators", *(f"estimators_{batch}" for batch in range(params.estimator_batches)))
     return estimators.values(results, params.estimator_steps)
+
+
+def batch_sizes() -> tuple[pd.DataFrame, dict]:
+    """The committed study of the number of blocks (`batch_sizes`): a row a model and batch, and its record.
+
+    ValueError where it is missing, or its table is not the one that its record describes.
+    """
+    result, found = provenance.read_study(paths.COMMITTED / "batch_sizes", ["batches"])
+    return found["batches"], result
+
+
+def batch_sizes_values(found: pd.DataFrame, study: Mapping) -> dict[str, str]:
+    """sizes.{pool,tokens}, of the study; sizes.<model>.parameters; sizes.<model>.<quantity>.{batch,expected}, "2 of 24"
+    batches whose interval holds what all blocks say, of those that have one; sizes.<model>.{batch,expected}.<blocks>,
+    mean σ_bulk over batches of so many blocks."""
+    text = {"sizes.pool": str(study["pool"]), "sizes.tokens": str(study["block_tokens"])}
+    for (model, quantity), row in sizes.coverage(found).iterrows():
+        text[f"sizes.{model}.{quantity}.batch"] = f"{row['batch']:.0f} of {row['batches']:.0f}"
+        text[f"sizes.{model}.{quantity}.expected"] = f"{row['expected']:.0f} of {row['defined']:.0f}"
+    for (model, blocks), batches in found.groupby(["model", "blocks"]):
+        text[f"sizes.{model}.batch.{blocks}"] = number_of(batches["bulk_sigma"].mean())
+        text[f"sizes.{model}.expected.{blocks}"] = number_of(batches["population_bulk_sigma"].mean())
+        text[f"sizes.{model}.parameters"] = f"{study[f'{model}_parameters']:,}"
+    return text
 
 
 def _published_widths(result: dict) -> list[float]:

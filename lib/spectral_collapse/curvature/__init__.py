@@ -5,12 +5,14 @@
 operators: products with the Hessian and with Gauss–Newton's matrix; model: what can be measured; head: the output
 head in closed form; parts: the parameters by part of the network.
 krylov: the Lanczos iteration on a `basis`, its `quadrature`; memory: what fits.
-signature: figures and errors from Lanczos runs; spectral: the same of a model; published: the published estimator.
+signature: figures and errors from Lanczos runs; spectral: the same of a model; population: of the expected loss, not
+the batch's; published: the published estimator.
 """
 
 from .krylov import joint_ritz, lanczos, spectral_density
 from .operators import GaussNewtonOperator, HessianOperator, hessian_operator, mean_loss
 from .parts import parameter_blocks
+from .population import PopulationSignature, population_of_operators, population_signature
 from .published import (
     PowerIteration,
     PublishedSignature,
@@ -29,6 +31,7 @@ __all__ = [
     "GaussNewtonOperator",
     "HessianOperator",
     "Nodes",
+    "PopulationSignature",
     "PowerIteration",
     "PublishedSignature",
     "Quadrature",
@@ -43,6 +46,8 @@ __all__ = [
     "layerwise_signatures",
     "mean_loss",
     "parameter_blocks",
+    "population_of_operators",
+    "population_signature",
     "power_iteration",
     "published_ratio",
     "published_signature",

@@ -274,18 +274,20 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         )
 
     @_at_work
-    def block_forms(self, left: list[torch.Tensor], right: list[torch.Tensor]) -> np.ndarray:
+    def block_forms(self, left: list[torch.Tensor], right: list[torch.Tensor], *, squares: bool = False) -> np.ndarray:
         """ℓᵀ H_b r for every block b and every pair of one r with its ℓ's, (blocks, pairs): H_b the Hessian of
         the block's own mean loss, so that the mean over b is ℓᵀ H r. `left` is parallel to `right`, each entry
-        a matrix (i, n). Costs a gradient and two more for every r, block by block with a graph of its own."""
-        pairs = sum(map(len, left))
+        a matrix (i, n). With `squares` ‖H_b r‖² follows the pairs of every r. Costs a gradient and two more for
+        every r, block by block with a graph of its own."""
+        pairs = sum(map(len, left)) + squares * len(right)
         forms = torch.zeros(self.blocks, pairs, dtype=torch.float64)
         for index, block in zip(self._own, self._tokens, strict=True):
             graph, found = self._linearise(block[None]), []
             for vectors, r in zip(left, right, strict=True):
                 product = self._apply(graph, self._pieces(r), keep=True)
-                found += [dot(vector, product) for vector in vectors]
-            forms[index] = torch.tensor(found, dtype=torch.float64) * (self.blocks / self._predictions)
+                product *= self.blocks / self._predictions
+                found += [dot(vector, product) for vector in [*vectors, *([product] if squares else [])]]
+            forms[index] = torch.tensor(found, dtype=torch.float64)
         if self._shared:
             on_device = forms.to(self.device)
             distributed.all_reduce(on_device)

@@ -72,9 +72,10 @@ class Estimate:
 class Signature:
     """Spectral signature of one Hessian or Gauss–Newton matrix; eigenvalues in nats per squared unit of θ.
 
-    `…_residual` bounds the distance to an eigenvalue, a bracket [low, high] carries the quadrature's error,
-    an `Estimate` those of probes and blocks. basis: the type Lanczos kept its vectors in, or "none".
-    notes: a sentence for everything that is not identified, and so is NaN, with the reason.
+    Of the mean loss on the given blocks: intervals over blocks are for batches of as many, not for the expected loss
+    (`PopulationSignature`). `…_residual` bounds the distance to an eigenvalue, a bracket [low, high] carries the
+    quadrature's error, an `Estimate` those of probes and blocks. basis: the type Lanczos kept its vectors in, or
+    "none". notes: a sentence for everything that is not identified, and so is NaN, with the reason.
     """
 
     parameters: int

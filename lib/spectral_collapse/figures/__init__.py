@@ -4,7 +4,7 @@ from .ablations import ablation, ablation_effects
 from .evidence import alarms, correlations, lagged_correlations
 from .mechanism import landscape, mechanism_layers, mechanism_parts, outlier_tracks
 from .runs import rescue, series, training_curves
-from .spectra import density, distribution, estimators, layers, published_estimator
+from .spectra import batch_sizes, density, distribution, estimators, layers, published_estimator
 from .style import colour, save
 from .tracks import sigma_buckets, sigma_overlay, sigma_published, sigma_tracks
 
@@ -12,6 +12,7 @@ __all__ = [
     "ablation",
     "ablation_effects",
     "alarms",
+    "batch_sizes",
     "colour",
     "correlations",
     "density",

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from ..curvature import cumulated_bounds, smoothed_density
 from ..tables import LABELS
@@ -81,6 +81,37 @@ def estimators(frame: pd.DataFrame) -> Figure:
         axes.set_xlabel("Lanczos steps")
         axes.grid(axis="x", visible=False)
     np.atleast_1d(panels)[0].set_ylabel(f"value / median at {steps[-1]} steps")
+    return figure
+
+
+@drawn
+def batch_sizes(found: pd.DataFrame) -> Figure:
+    """σ_bulk and λ_max against the number of blocks, a column a model (`batch_sizes.draws`): a mark a batch, lines
+    through the means; of the expected loss σ_bulk is an estimate and λ_max a bound from below."""
+    names = {
+        "bulk_sigma": ("bulk_sigma", "population_bulk_sigma"),
+        "lambda_max": ("lambda_max", "held_out_lambda_max"),
+    }
+    models = list(found["model"].unique())
+    figure, panels = plt.subplots(
+        2, len(models), figsize=(WIDTH, 4.0), sharex=True, squeeze=False, layout="constrained"
+    )
+    kinds = (("batch", "#D55E00", -1), ("expected loss (of the eigenvalue, a lower bound)", "#0072B2", 1))
+    for column, model in enumerate(models):
+        rows = found[found["model"] == model]
+        for axes, (quantity, columns) in zip(panels[:, column], names.items(), strict=True):
+            for name, (kind, shade, side) in zip(columns, kinds, strict=True):
+                shown = rows[rows[name] > 0]  # of few blocks a lower bound can be negative
+                axes.plot(shown["blocks"] * 1.04**side, shown[name], "o", color=shade, markersize=2.5, alpha=0.5)
+                means = shown.groupby("blocks")[name].mean()
+                axes.plot(means.index, means, color=shade, label=kind)
+            axes.set(xscale="log", yscale="log", ylabel=LABELS[quantity])
+        panels[0, column].set_title(model)
+        panels[1, column].set_xlabel("blocks in the batch")
+        sizes = sorted(rows["blocks"].unique())
+        panels[1, column].set_xticks(sizes, list(map(str, sizes)))
+        panels[1, column].xaxis.set_minor_locator(NullLocator())
+    legend_above(figure, panels[0, 0])
     return figure
 
 
