@@ -11,10 +11,9 @@ from pathlib import Path
 import pandas as pd
 import scipy.stats
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from . import cli, corpora, curvature, loop, models, params, paths, provenance, runs, seeding
+from . import cli, closure, corpora, curvature, loop, models, params, paths, processes, provenance, runs, seeding
 
 BLOCK_TOKENS = 32
 POOL = 256  # blocks in all: the largest batch
@@ -51,7 +50,7 @@ def draws(model: PreTrainedModel, blocks: torch.Tensor, seed: int = 0) -> pd.Dat
     disjoint, and drawn without replacement from all blocks."""
     rows = []
     batches = [(size, draw) for size, number in DRAWS.items() for draw in range(number)]
-    for size, draw in tqdm(batches, desc="batches", file=sys.stdout):
+    for size, draw in processes.steps(batches, "batches"):
         order = seeding.generator("batch_sizes", seed, size).permutation(len(blocks))
         chosen = torch.from_numpy(order[draw * size : (draw + 1) * size].copy())
         found = measured(model, blocks[chosen], seeding.stable_seed("batch_sizes", seed, size, draw))
@@ -109,7 +108,7 @@ def checkpoint_model(checkpoint: Path, text: Path) -> tuple[PreTrainedModel, tor
 def write_study(folder: Path, checkpoint: Path, text: Path) -> None:
     """Runs the study and writes batches.csv and its record study.json into `folder`."""
     started = time.perf_counter()
-    code = provenance.code_hash(curvature, sys.modules[__name__])  # before an hour in which the files may be edited
+    code = closure.code_hash(draws)  # before an hour in which the files may be edited
     made = {"storyworld": storyworld_model(), checkpoint.name: checkpoint_model(checkpoint, text)}
     tables = [draws(model, blocks).assign(model=name) for name, (model, blocks) in made.items()]
     sizes = {f"{name}_parameters": models.parameter_count(model) for name, (model, _) in made.items()}
