@@ -370,9 +370,9 @@ def test_a_bulk_whose_width_is_rounding_is_not_identified(eigenvalues):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 10])
 def test_small_matrices_have_signatures_whose_variances_are_unbiased(n):
-    """Over 400 draws of two probes; an error of 5.5 standard errors has a probability below 1e-7."""
+    """Over 150 draws of two probes; an error of 5.5 standard errors has a probability below 1e-7."""
     operator = Rotated(np.random.default_rng(n).normal(1, 2, size=n), seed=n)
-    found = [signature_of(operator, steps=n, probes=2, seed=seed) for seed in range(400)]
+    found = [signature_of(operator, steps=n, probes=2, seed=seed) for seed in range(150)]
     for signature in found:
         assert signature.parameters == n and len(signature.outliers) <= n // 2
         for estimate in (signature.mean_eigenvalue, signature.bulk_sigma):
@@ -423,10 +423,10 @@ def test_the_residual_of_the_largest_eigenvalue_bounds_the_log_ratio():
 def test_intervals_cover_what_their_docstring_says(probes, blocks, least):
     """Exactly, for normal errors: the two variances are independent chi-squares, over whose quantiles the normal
     probability inside the half-width is averaged, for every share of the probes in the variance."""
-    quantiles = (np.arange(48) + 0.5) / 48
+    quantiles = (np.arange(20) + 0.5) / 20
     chi_squares = [scipy.stats.chi2.ppf(quantiles, count - 1) / (count - 1) for count in (probes, blocks)]
     covered = []
-    for share in (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98):
+    for share in (0.02, 0.1, 0.3, 0.6, 0.9):
         half = [
             [
                 Estimate(0.0, math.sqrt(share * a), math.sqrt((1 - share) * b), probes, blocks).interval()[1]
@@ -644,7 +644,7 @@ def test_power_iteration_says_whether_it_converged():
     short = curvature.power_iteration(operator, 0, iterations=2)
     assert (short.iterations, short.converged) == (2, False)
     mixture = curvature.power_iteration(operator, 0)  # the tolerance is met before the pair is told apart
-    assert mixture.converged and abs(mixture.value) < 8
+    assert mixture.converged and abs(mixture.value + 9) > 5e-3 * 9
     alone = Rotated(np.concatenate([np.linspace(-1, 1, 60), [-9.0]]))
     alone.torch_dtype = torch.float64
     found = curvature.power_iteration(alone, 0)
