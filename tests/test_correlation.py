@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from margins import binomial_limits, mean_error
+from margins import mean_is, rate_at_least, rate_is
 from scipy import stats
 from spectral_collapse import correlation, statistics
 from test_statistics import METRIC, make_table, noise
@@ -71,8 +71,6 @@ def test_intervals_cover_as_little_as_documented(runs, least, boot):
         found.append(correlation.lagged_spearman(table, [METRIC], ["other"], lags=(0,)).iloc[0])
     # The mean ρ of n = 6 pairs of standard normal numbers correlated by r = 0.8 (Moran 1948).
     truth = 6 / (np.pi * 7) * (np.arcsin(0.8) + 4 * np.arcsin(0.4))
-    rhos = [row.rho for row in found]
-    assert np.mean(rhos) == pytest.approx(truth, abs=mean_error(rhos))
-    assert sum(row.low <= truth <= row.high for row in found) >= binomial_limits(60, least)[0]
-    fewest, most = binomial_limits(60, boot - 0.005, boot + 0.005)
-    assert fewest <= sum(row.boot_low <= truth <= row.boot_high for row in found) <= most
+    mean_is([row.rho for row in found], truth)
+    rate_at_least([row.low <= truth <= row.high for row in found], least)
+    rate_is([row.boot_low <= truth <= row.boot_high for row in found], boot, slack=0.005)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from margins import binomial_limits, mean_error
+from margins import mean_is, rate_at_most, rate_is
 from spectral_collapse import early_warning, tables
 
 
@@ -26,8 +26,7 @@ def test_band_holds_one_more_draw_at_its_level():
         draws = rng.normal(3, 2, size=(4000, n + 1))
         bands = np.array([early_warning.prediction_band(draw[:-1], level) for draw in draws])
         inside = (bands[:, 0] < draws[:, -1]) & (draws[:, -1] < bands[:, 1])
-        fewest, most = binomial_limits(4000, level)
-        assert fewest <= inside.sum() <= most
+        rate_is(inside, level)
     assert all(map(math.isnan, early_warning.prediction_band([1.0])))
 
 
@@ -63,7 +62,7 @@ def test_without_an_effect_alarms_come_at_the_stated_rate_in_control_and_treatme
         for name, runs in early_warning.icarus(table, "ratio", level=0.8).groupby("condition"):
             rises[name].append(runs["rise"].mean())
     for by_table in rises.values():  # runs of one table share their control
-        assert np.mean(by_table) == pytest.approx(0.1, abs=mean_error(by_table))
+        mean_is(by_table, 0.1)
 
 
 def test_two_control_runs_judge_nothing():
@@ -101,8 +100,7 @@ def test_without_an_effect_a_run_raises_an_alarm_at_the_stated_rate(seeds):
         for judged in changes:  # treated runs, and the control's own
             positions = early_warning.band_positions(judged, changes[1], level)
             by_table = (np.abs(positions) > 1).any(-1).mean(0)  # runs of one table share their control
-            error = mean_error(by_table)
-            assert least - error < by_table.mean() < 0.05 + error
+            mean_is(by_table, (least + 0.05) / 2, slack=(0.05 - least) / 2)
 
 
 def test_alarms_count_over_the_generations_as_their_level_says():
@@ -113,7 +111,7 @@ def test_alarms_count_over_the_generations_as_their_level_says():
         for name, alarm in early_warning.alarms(series(changes), "ratio", rate=0.3).groupby("condition")["alarm"]:
             found[name].append(np.isfinite(alarm).mean())
     for by_table in found.values():  # runs of one table share their control
-        assert np.mean(by_table) == pytest.approx(0.3, abs=mean_error(by_table))
+        mean_is(by_table, 0.3)
 
 
 def stepped(shifts: dict[str, int], size: float = 40.0, seeds: int = 6, last: int = 6) -> pd.DataFrame:
@@ -157,7 +155,7 @@ def test_the_sign_test_of_leads_without_a_lead_errs_at_its_level():
         tables = [series(walks(rng, 6)) for _ in range(2)]
         table = tables[0].assign(outcome=tables[1]["ratio"])
         ps.append(early_warning.lead_summary(table, ["ratio"], "outcome", rate=0.5).p[0])
-    assert np.sum(np.array(ps) < 0.05) <= binomial_limits(100, 0.05)[1]
+    rate_at_most(np.array(ps) < 0.05, 0.05)
 
 
 def test_a_metric_that_does_not_vary_never_alarms_and_two_seeds_judge_nothing():
