@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from spectral_collapse.forecast import fit_dynamics, score_forecast
 
+pytestmark = pytest.mark.numerics
+
 
 def test_a_relaxation_gives_its_rate_and_fixed_point():
     series = -150 + 150 * 0.7 ** np.arange(8)

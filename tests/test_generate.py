@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from draws import recomputed, settled
 from margins import FALSE_FAILURE
 from scipy import stats
 from spectral_collapse import generate as module
 from spectral_collapse.generate import sample, truncated_probabilities
-from spectral_collapse.seeding import stable_seed, uniforms
+from spectral_collapse.seeding import stable_seed
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+pytestmark = pytest.mark.numerics
 
 FULL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 DECODINGS = [
@@ -100,40 +103,27 @@ def test_truncated_draws_stay_within_the_nucleus(tiny_model):
     assert stats.chisquare(observed[kept], count * expected[kept]).pvalue > FALSE_FAILURE
 
 
-def recomputed(model, prompt, seed, new_tokens, temperature, top_k, top_p):
-    """The same draw with no cache, padding or batch: the model sees the whole sequence each time."""
-    sequence = list(prompt)
-    for uniform in uniforms([seed], new_tokens)[0]:
-        with torch.no_grad():
-            logits = model(torch.tensor([sequence])).logits[0, -1].double().numpy() / temperature
-        probabilities = np.exp(logits - logits.max())
-        order = np.argsort(-probabilities)[: top_k or None]
-        kept = probabilities[order] / probabilities[order].sum()
-        kept = kept[: 1 + np.searchsorted(kept.cumsum(), top_p)]
-        place = np.searchsorted(kept.cumsum(), uniform * kept.sum(), side="right")
-        sequence.append(int(order[place]))
-    return sequence[len(prompt) :]
-
-
 @pytest.mark.parametrize("decoding", [FULL, DECODINGS[3]])
 def test_cache_and_left_padding_change_nothing(tiny_model, architecture, decoding):
     model = tiny_model(architecture)
-    drawn = sample(model, PROMPTS, SEEDS, 15, **decoding, batch_size=len(PROMPTS))
-    assert drawn == [recomputed(model, *each, 15, **decoding) for each in zip(PROMPTS, SEEDS, strict=True)]
+    seeds = settled(model, PROMPTS, 15, **decoding)
+    drawn = sample(model, PROMPTS, seeds, 15, **decoding, batch_size=len(PROMPTS))
+    assert drawn == [recomputed(model, *each, 15, **decoding)[0] for each in zip(PROMPTS, seeds, strict=True)]
     assert len({tuple(each) for each in drawn}) == len(PROMPTS)
 
 
 @pytest.mark.parametrize("decoding", DECODINGS)
 def test_texts_do_not_depend_on_batch_or_order(tiny_model, architecture, decoding):
     model = tiny_model(architecture)
-    whole = sample(model, PROMPTS, SEEDS, 20, **decoding, batch_size=len(PROMPTS))
+    seeds = settled(model, PROMPTS, 20, **decoding)
+    whole = sample(model, PROMPTS, seeds, 20, **decoding, batch_size=len(PROMPTS))
     for batch_size in (1, 3, 5):
-        assert sample(model, PROMPTS, SEEDS, 20, **decoding, batch_size=batch_size) == whole
+        assert sample(model, PROMPTS, seeds, 20, **decoding, batch_size=batch_size) == whole
     order = [5, 0, 7, 2, 6, 1, 4, 3]
-    prompts, seeds = ([each[i] for i in order] for each in (PROMPTS, SEEDS))
-    shuffled = sample(model, prompts, seeds, 20, **decoding, batch_size=3)
+    prompts, others = ([each[i] for i in order] for each in (PROMPTS, seeds))
+    shuffled = sample(model, prompts, others, 20, **decoding, batch_size=3)
     assert shuffled == [whole[i] for i in order]
-    alone = sample(model, PROMPTS[2:3], SEEDS[2:3], 9, **decoding, batch_size=8)
+    alone = sample(model, PROMPTS[2:3], seeds[2:3], 9, **decoding, batch_size=8)
     assert alone == [whole[2][:9]]
 
 
@@ -153,7 +143,8 @@ def test_texts_depend_on_seeds_and_not_on_global_random_numbers(tiny_model):
 
 def test_stop_token_ends_a_text_and_is_left_out(tiny_model):
     model = tiny_model("llama", vocabulary=12)
-    prompts, seeds = [[3]] * 40, [stable_seed("stop", i) for i in range(40)]
+    prompts = [[3]] * 40
+    seeds = settled(model, prompts, 25, **FULL)
     endless = sample(model, prompts, seeds, 25, **FULL, batch_size=40)
     stopped = sample(model, prompts, seeds, 25, **FULL, batch_size=7, stop_token=5)
     assert stopped == [text[: text.index(5)] if 5 in text else text for text in endless]
@@ -190,9 +181,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_draws_the_same(tiny_model, monk
             raise torch.OutOfMemoryError("no room")
         return real(model, prompts, *rest)
 
-    prompts, seeds = [[2 + i] for i in range(8)], list(range(8))
-    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    whole = sample(model, prompts, seeds, 5, batch_size=8, **options)
+    prompts = [[2 + i] for i in range(8)]
+    seeds = settled(model, prompts, 5, **FULL)
+    whole = sample(model, prompts, seeds, 5, batch_size=8, **FULL)
     monkeypatch.setattr(module, "_sample_batch", cramped)
-    assert sample(model, prompts, seeds, 5, batch_size=8, **options) == whole
+    assert sample(model, prompts, seeds, 5, batch_size=8, **FULL) == whole
     assert sizes == [8, 4, 2, 2, 2, 2]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from margins import binomial_limits
+from margins import rate_is
 from spectral_collapse import encoded, interventions, loop, measure, params, runs, seeding, series, storyworld, train
 from tiny import TINY
 
@@ -73,8 +73,7 @@ def test_rare_samples_follow_their_weights():
     drawn = interventions.rare_sample(blocks, 1.0, 1, 2)
     assert drawn.shape == blocks.shape and set(drawn.flatten().tolist()) == {0, 1}
     # Weighed by the inverse of their frequency both kinds are as likely.
-    fewest, most = binomial_limits(1000, 0.5)
-    assert fewest <= int((drawn[:, 0] == 1).sum()) <= most
+    rate_is(drawn[:, 0] == 1, 0.5)
     assert torch.equal(drawn, interventions.rare_sample(blocks, 1.0, 1, 2))
     assert not torch.equal(drawn, interventions.rare_sample(blocks, 1.0, 1, 3))
 
@@ -107,13 +106,17 @@ def test_of_a_copy_and_something_new_the_new_is_chosen():
 
 
 def test_candidates_hold_the_text_of_a_single_one_first(run, monkeypatch):
-    """With an encoder that prefers the first candidate nothing changes; with any, one of them is kept."""
+    """With an encoder that prefers the first candidate nothing changes; with any, one of them is kept.
+
+    Batches of three times the size move a probability in its seventh digit, and a draw where two are as close turns the
+    rest of its row: about one in a hundred, and hardly ever six.
+    """
     monkeypatch.setattr(encoded, "embedded", lambda texts: np.tile(np.eye(3)[0] * [[1], [0.1], [0.1]], (24, 1)))
     plain = loop.write(run(), 0)
-    assert torch.equal(loop.write(run("three", candidates=3), 0), plain)
+    assert (loop.write(run("three", candidates=3), 0) == plain).all(1).sum() >= 18
     monkeypatch.setattr(encoded, "embedded", lambda texts: np.tile(np.eye(3)[0] * [[0.1], [0.1], [1]], (24, 1)))
     third = loop.write(run("three", candidates=3), 0)
-    assert third.shape == plain.shape and not torch.equal(third, plain)
+    assert third.shape == plain.shape and (third == plain).all(1).sum() < len(plain) / 2
 
 
 def test_backwards_keeps_every_sentence():

@@ -7,6 +7,8 @@ from spectra import Rotated
 from spectral_collapse.curvature.basis import Storage
 from spectral_collapse.curvature.krylov import joint_ritz, probe_runs, rademacher
 
+pytestmark = pytest.mark.numerics
+
 # Two close pairs at the ends: one start vector needs many steps to tell them apart.
 SPECTRUM = np.concatenate([np.random.default_rng(0).normal(0, 1, 196), [10.0, 9.9, -8.0, -7.9]])
 

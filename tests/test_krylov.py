@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from margins import rate_is
 from numpy.polynomial import chebyshev
 from scipy.integrate import trapezoid
 from scipy.stats import wasserstein_distance
@@ -26,6 +27,8 @@ from spectral_collapse.curvature.quadrature import (
     quantile_bracket,
     smoothed_density,
 )
+
+pytestmark = pytest.mark.numerics
 
 HALF = Storage("cpu", torch.float16)
 
@@ -53,10 +56,10 @@ def test_probes_are_signs_that_depend_on_all_parts_of_their_seed():
     probe = rademacher(10_000, 1, "probe", 0)
     assert probe.dtype == torch.float32
     assert set(probe.tolist()) == {-1.0, 1.0}
-    assert abs(probe.mean().item()) < 0.05
+    rate_is(probe > 0, 0.5)
     assert torch.equal(probe, rademacher(10_000, 1, "probe", 0))
     for other in ((2, "probe", 0), (1, "probe", 1)):
-        assert abs((probe * rademacher(10_000, *other)).mean().item()) < 0.05
+        rate_is(probe == rademacher(10_000, *other), 0.5)
 
 
 # ---- known spectra
@@ -208,8 +211,9 @@ def test_without_a_basis_extremes_and_moments_are_right_and_copies_share_their_e
     nodes, weights = merged(run.nodes, run.weights, 1e-4)
     measure = operator.measure(start)
     for eigenvalue, weight in zip(operator.eigenvalues[-5:], measure[-5:], strict=True):
-        (index,) = np.flatnonzero(np.abs(nodes - eigenvalue) < 1e-3 * eigenvalue)
-        assert weights[index] == pytest.approx(weight, rel=1e-3)
+        close = np.abs(nodes - eigenvalue) < 1e-3 * eigenvalue
+        assert 1 <= close.sum() <= 2  # where rounding leaves a copy on its way, it stands apart with next to no weight
+        assert weights[close].sum() == pytest.approx(weight, rel=1e-3)
     assert weights.sum() == pytest.approx(1)
 
 
@@ -231,7 +235,7 @@ def test_without_a_basis_a_signature_finds_the_same_outliers_and_bulk():
         assert 5 <= len(found.outliers) <= 10
         np.testing.assert_allclose(found.leading_eigenvalues[:5], [20, 13, 9, -7, 5], rtol=1e-4)
         bulk = without_largest(eigenvalues, len(found.outliers))
-        assert abs(found.bulk_sigma.value - bulk.std()) < 4 * found.bulk_sigma.probe_error
+        assert found.bulk_sigma.value == pytest.approx(bulk.std(), rel=0.1)  # four probes: 1.8 % is a standard error
 
 
 def test_merging_joins_what_is_close_and_keeps_weight_and_mean():

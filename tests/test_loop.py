@@ -335,7 +335,7 @@ def start(root: Path, overrides: dict) -> subprocess.Popen:
 
 def kill_when(process: subprocess.Popen, root: Path, pattern: str) -> str:
     """kill -9 as soon as a file of the pattern exists; what the process had said."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list(root.rglob(pattern)):
         assert process.poll() is None, f"ended before {pattern} was there"
         assert time.monotonic() < deadline

@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from margins import mean_error, spread_error
+from margins import mean_is, spread_is
 from spectra import Rotated
 from spectral_collapse import curvature
 from spectral_collapse.mechanism import activations, drift, eigenvectors, gradients, landscape, outputs, vectors
 from spectral_collapse.mechanism.eigenvectors import squared_overlaps, subspace_overlap, sunk
 from spectral_collapse.mechanism.tracking import Spectrum, follow, partners
+
+pytestmark = pytest.mark.numerics
 
 
 def rows(seed: int, *shape: int) -> torch.Tensor:
@@ -81,11 +83,9 @@ def test_noise_scale_of_a_linear_model_is_known_unbiased_and_its_error_right():
         found.append(gradients.noise_scale((g**2).sum(1), g @ g.sum(0)))
     values = np.array([one.value for one in found])
     for quantity, truth in (("trace", 4.5), ("squared_norm", 4)):
-        estimates = [getattr(one, quantity) for one in found]
-        assert np.mean(estimates) == pytest.approx(truth, abs=mean_error(estimates))
-    assert values.mean() == pytest.approx(1.125, abs=mean_error(values) + 0.01)  # a ratio of the two: a small bias
-    errors = [one.standard_error for one in found]
-    assert np.mean(errors) == pytest.approx(values.std(), rel=spread_error(400))
+        mean_is([getattr(one, quantity) for one in found], truth)
+    mean_is(values, 1.125, slack=0.01)  # a ratio of the two: a small bias
+    spread_is(values, np.mean([one.standard_error for one in found]))
 
 
 def test_noise_scale_is_that_of_the_two_batch_sizes():
@@ -122,8 +122,7 @@ def test_drift_by_part_and_its_alignment():
 def test_a_random_drift_has_its_share_by_chance():
     q, _ = torch.linalg.qr(rows(0, 400, 20))
     found = [drift.alignment(rows(seed, 400), q.T.contiguous()) for seed in range(1, 400)]
-    shares = [one.share for one in found]
-    assert np.mean(shares) == pytest.approx(found[0].by_chance, abs=mean_error(shares))
+    mean_is([one.share for one in found], found[0].by_chance)
 
 
 # ---- activations
@@ -157,7 +156,7 @@ def test_debiased_cka_is_1_for_rotations_0_for_strangers_and_agrees_with_gram_ma
     turn, _ = torch.linalg.qr(rows(2, 20, 20))
     assert activations.debiased_cka(X, 3 * X @ turn + 7) == pytest.approx(1)
     strangers = [activations.debiased_cka(rows(s, 60, 20), rows(s + 500, 60, 25)) for s in range(60)]
-    assert np.mean(strangers) == pytest.approx(0, abs=mean_error(strangers))
+    mean_is(strangers, 0)
     # Song et al. 2012, eq. 5, with both matrices.
     n, ones = 60, torch.ones(60, dtype=torch.float64)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from draws import settled
 from spectral_collapse import generate, memory, train
 from spectral_collapse.curvature.memory import available_memory
 
@@ -131,8 +132,10 @@ def test_texts_do_not_depend_on_the_memory(tiny_model, architecture, room, monke
 
     monkeypatch.setattr(generate, "_sample_batch", counted)
     prompts = [[2 + i] * (1 + i % 3) for i in range(8)]
-    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "batch_size": 8}
-    whole = generate.sample(model, prompts, list(range(8)), 6, **options)
+    decoding = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    seeds = settled(model, prompts, 6, **decoding)
+    whole = generate.sample(model, prompts, seeds, 6, **decoding, batch_size=8)
+    sizes.clear()
     room(3 * memory.sampling_bytes(model, 3, 6))
-    assert generate.sample(model, prompts, list(range(8)), 6, **options) == whole
-    assert sizes == [8, 2, 2, 2, 2]
+    assert generate.sample(model, prompts, seeds, 6, **decoding, batch_size=8) == whole
+    assert sizes == [2, 2, 2, 2]

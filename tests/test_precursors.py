@@ -7,6 +7,8 @@ import pytest
 import torch
 from spectral_collapse.precursors import anchor_statistics, rare_token_coverage, representation_drift
 
+pytestmark = pytest.mark.numerics
+
 BLOCKS = torch.randint(0, 61, (7, 12), generator=torch.Generator().manual_seed(2))
 
 

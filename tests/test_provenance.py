@@ -266,7 +266,7 @@ def test_second_process_waits_and_a_kill_frees_the_lock(tmp_path):
             processes.callback(process.kill)
             return process
 
-        holder = hold(60)
+        holder = hold(3600)  # until it is killed
         assert holder.stdout.readline() == "held\n"
         waiter = hold(0)
         assert waiter.stdout.readline() == "run: another process works here; waiting for it.\n"

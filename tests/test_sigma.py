@@ -11,6 +11,8 @@ from spectral_collapse import sigma
 from spectral_collapse.sigma import GramAccumulator, regularized_logdet
 from spectral_collapse.text_metrics import words
 
+pytestmark = pytest.mark.numerics
+
 PUBLISHED = Path(__file__).parents[1] / "results" / "published"
 M = 384  # dimension of the published embeddings
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from margins import mean_is, rate_at_least, rate_at_most, rate_is
 from spectral_collapse import sigma
 from spectral_collapse.sigma import Budget, Observed, banded_drift, prompt_influences
 
@@ -99,15 +99,15 @@ def test_bands_hold_the_true_drift_and_the_test_keeps_its_level():
         rows = (np.repeat(shared, 4, axis=0) + rng.normal(size=(4 * prompts, m))) * scales * factor
         return Observed(rows, np.repeat(np.arange(prompts), 4), np.tile(np.arange(4), prompts))
 
-    held = rejected = 0
+    held, rejected = [], []
     for _ in range(200):
         shared = rng.normal(size=(prompts, m))
         first, same, moved = draw(shared, 1.0), draw(shared, 1.0), draw(shared, 0.9)
         found = banded_drift(first, moved, "track_two", Budget(0, 1.0, 1e-9))
-        held += found["low"] <= 2 * m * math.log(0.9) <= found["high"]
-        rejected += banded_drift(first, same, "track_two", Budget(0, 1.0, 1e-9))["p_value"] < 0.05
-    assert binomtest(held, 200, 0.95).pvalue > 1e-3
-    assert binomtest(rejected, 200, 0.05).pvalue > 1e-3
+        held.append(found["low"] <= 2 * m * math.log(0.9) <= found["high"])
+        rejected.append(banded_drift(first, same, "track_two", Budget(0, 1.0, 1e-9))["p_value"] < 0.05)
+    rate_is(held, 0.95, slack=0.02)
+    rate_is(rejected, 0.05, slack=0.02)
 
 
 def test_nothing_moves_from_a_checkpoint_to_itself():
@@ -177,12 +177,12 @@ def test_bands_of_dependent_blocks_cover_and_the_test_holds_its_level(contractio
     found = [banded_drift(*responses(seed, 12, contraction=contraction), "track_two", BUDGET) for seed in range(200)]
     drifts, low, high, p = (np.array([each[name] for each in found]) for name in ("drift", "low", "high", "p_value"))
     truth = 2 * np.log(np.linspace(1, contraction, 12)).sum()
-    assert drifts.mean() == pytest.approx(truth, abs=0.15)
-    assert 0.9 <= np.mean((low <= truth) & (truth <= high)) <= 0.99
+    mean_is(drifts, truth, slack=0.02)
+    rate_is((low <= truth) & (truth <= high), 0.95, slack=0.02)
     if contraction == 1:
-        assert np.mean(p < 0.05) < 0.09
+        rate_at_most(p < 0.05, 0.07)
     else:
-        assert np.mean(p < 0.05) > 0.95
+        rate_at_least(p < 0.05, 0.99)
 
 
 def test_pairing_narrows_the_band():

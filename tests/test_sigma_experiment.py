@@ -5,8 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from margins import FALSE_FAILURE
-from scipy import stats
+from margins import standard_errors
 from spectral_collapse import encoded, measure, params, paths, runs, seeding, series, sigma, sigma_experiment
 from spectral_collapse.sigma import Budget
 from test_loop import TINY, quiet
@@ -134,7 +133,7 @@ def test_domains_share_no_seed():
 def test_two_observed_sets_of_one_model_drift_by_noise_alone():
     whole = checkpoint(0, prompts=60)
     noise = sigma_experiment.noise_floor(whole, BUDGET, splits=40)
-    error = stats.t.isf(FALSE_FAILURE / 2, 39) * noise["sd"] / np.sqrt(40)
+    error = standard_errors(40) * noise["sd"] / np.sqrt(40)
     assert (noise["mean"].abs() < error).all() and (noise["q95"] > noise["sd"]).all()
     assert sigma_experiment.size_ablation(whole, whole, BUDGET).empty  # 180 blocks are fewer than 500
 

@@ -7,6 +7,8 @@ import pytest
 from spectral_collapse import sigma
 from spectral_collapse.sigma import ObservedSet, health_checks, live_space
 
+pytestmark = pytest.mark.numerics
+
 DELTA = 1e-3
 
 

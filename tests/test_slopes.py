@@ -9,6 +9,8 @@ from spectral_collapse import slopes
 from statsmodels.regression.mixed_linear_model import MixedLM
 from test_statistics import METRIC, make_table
 
+pytestmark = pytest.mark.numerics
+
 
 def trends(seed: int, runs: int = 5, spread: float = 1.0, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
     """(conditions, seeds, generations): slopes that vary between runs by `spread`, treated ones `shift` higher."""

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from margins import FALSE_FAILURE, mean_error
+from margins import FALSE_FAILURE, standard_errors
 from scipy import stats
 from spectral_collapse import storyworld
 from spectral_collapse.storyworld import SLOTS, generate_stories, parse_fillers
@@ -162,7 +162,7 @@ def test_negative_arguments_are_refused(count, seed):
 def test_true_stories_score_as_true(stories):
     samples = [tail_metrics(stories[start : start + 500]) for start in range(0, 20_000, 500)]
     mean = {key: np.mean([sample[key] for sample in samples]) for key in samples[0]}
-    error = {key: mean_error([sample[key] for sample in samples]) for key in samples[0]}
+    error = {key: standard_errors(40) * stats.sem([sample[key] for sample in samples]) for key in samples[0]}
     assert abs(mean["tail_mass_ratio"] - 1) < error["tail_mass_ratio"] < 0.06
     assert abs(mean["tail_coverage"] - 1) < error["tail_coverage"] < 0.03
     assert mean["slots_read"] == 1
