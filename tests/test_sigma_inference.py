@@ -196,10 +196,9 @@ def test_leverages_near_one_are_refused():
 
 
 def test_the_leverage_interval_covers_at_the_fewest_rows_that_it_takes():
-    """150 Gaussian samples at n_A = 40, m = 32: covered 92 to 94 % in larger simulations; 112 or fewer of 150 have a
-    probability below 1e-6 at 90 %."""
-    found = coverage(lambda rng, count, m: rng.normal(size=(count, m)), 32, inference.least_rows(32), 150)
-    assert found["leverage"][1] > 112 / 150
+    """150 Gaussian samples at n_A = 40, m = 32: covered 92 to 94 % in larger simulations."""
+    found = intervals(lambda rng, count, m: rng.normal(size=(count, m)), 32, inference.least_rows(32), 150)
+    rate_is(found["leverage"][1], 0.93, slack=0.01)
 
 
 # Rows that depend on each other
