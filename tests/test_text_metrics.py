@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+from margins import rate_at_least
 from sacrebleu.metrics import BLEU
 from scipy import stats
 from spectral_collapse import precursors, storyworld, text_metrics
@@ -264,8 +265,8 @@ COVERED = (
 )
 
 
-def coverage(texts: int, draws: int) -> dict[str, tuple[float, float]]:
-    """Share of intervals that hold the mean over all draws, and mean standard error over the true spread."""
+def coverage(texts: int, draws: int) -> dict[str, tuple[np.ndarray, float]]:
+    """Whether intervals hold the mean over all draws, and mean standard error over the true spread."""
     found: dict[str, list] = {}
     for start in range(draws):
         stories = storyworld.generate_stories(texts, seed=1000 + start)
@@ -280,11 +281,11 @@ def coverage(texts: int, draws: int) -> dict[str, tuple[float, float]]:
         value, low, high = np.array(rows).T
         centre = value.mean()
         width = (high - low).mean() / 2 / 1.96
-        result[name] = (np.mean((low <= centre) & (centre <= high)), width / value.std(ddof=1))
+        result[name] = ((low <= centre) & (centre <= high), width / value.std(ddof=1))
     return result
 
 
 def test_intervals_cover_what_more_draws_would_give():
-    for name, (share, ratio) in coverage(texts=40, draws=60).items():
-        assert share >= 0.88, name
-        assert 0.85 < ratio < 1.6, name
+    for name, (held, ratio) in coverage(texts=40, draws=60).items():
+        rate_at_least(held, 0.92)
+        assert 0.65 < ratio < 2, name  # about 1 to 1.4; the spread of 60 draws is known to 45 %, 4.9 standard errors
