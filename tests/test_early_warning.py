@@ -187,7 +187,7 @@ def test_alarms_and_leads_are_in_the_generations_of_the_table():
 
 @pytest.mark.parametrize("mean", [0.3, 1.0, 4.0])
 def test_a_metric_that_counts_raises_false_alarms_no_more_often_than_stated(mean):
-    """With three control seeds a band rests on two runs, which tie often where a metric counts: the band has no width."""
+    """With three control seeds a band rests on two runs, which often tie where a metric counts: it has no width."""
     rng = np.random.default_rng(int(10 * mean))
     alarms = []
     for _ in range(150):
