@@ -304,7 +304,7 @@ def test_claims_about_ablations_read_the_studies(studies):
         "factor": "one", "metric": "log_perplexity", "level": "b_c", "against": "a",
     })  # fmt: skip
     evidence = claims.Evidence(studies["one"].runs, pd.DataFrame(), studies)
-    assert claims.judge(claim, evidence).estimate == pytest.approx(statistics.mean_interval([2, 3, 4]))
+    assert claims.judge(claim, evidence).estimate.interval == pytest.approx(statistics.mean_interval([2, 3, 4]))
     assert claims.judge(claim, evidence).verdict == "supported"
     without = claims.judge(claim, claims.Evidence(studies["one"].runs, pd.DataFrame()))
     assert (without.verdict, without.reason) == ("not tested", "no study of one")

@@ -7,7 +7,7 @@ import shutil
 import faults
 import pandas as pd
 import pytest
-from spectral_collapse import ablations, mechanism, params, paths, pdf, series, studies
+from spectral_collapse import ablations, formatting, mechanism, params, paths, pdf, series, statistics, studies
 
 
 def test_the_noise_study_has_every_probe_batch_and_number_of_steps():
@@ -79,7 +79,8 @@ def test_the_settings_of_sigma_are_whole_and_contract_on_all_prompts():
     table = studies.settings_table(by_bank)
     assert list(table["Runs"]) == [3, 3, 1, 1, 1, 1] and list(table["Setting"]) == ["S1", "S2"] * 3
     values = studies.settings_values(by_bank["stories"])
-    assert values["settings.track_two.word"] in ("deeper", "shallower", "not distinguishable")
+    gap = studies.settings_differences(by_bank["stories"], "track_two")
+    assert values["settings.track_two.difference"] == formatting.format_interval(statistics.mean_interval(gap))
 
 
 def test_the_study_of_the_mechanism_has_every_run_and_generation():

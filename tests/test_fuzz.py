@@ -6,13 +6,32 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import spectra
 import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from spectral_collapse import ablations, corpora, curvature, measure, params, paths, schema, sigma
+from spectral_collapse import (
+    ablations,
+    anova,
+    claims,
+    corpora,
+    correlation,
+    curvature,
+    detection,
+    early_warning,
+    findings,
+    measure,
+    params,
+    paths,
+    rescue,
+    schema,
+    sigma,
+    slopes,
+    statistics,
+)
 from test_params import TAGGED, injected, notebook
 
 SMOKE = params.load("smoke").model_dump()
@@ -414,6 +433,82 @@ def test_any_spectrum_has_a_signature_or_a_reason(eigenvalues, steps, probes, se
     for name, value in curvature.as_result(found).items():
         if name.endswith("_interval"):
             assert math.isnan(value[0]) or value[0] < value[1]
+
+
+# ---- tables of runs
+
+
+@st.composite
+def tables(draw):
+    """Tables of one to four seeds of conditions over any generations; values vary, count, tie, or are missing."""
+    names = ["recursive", "fresh", "static", "recursive_carry", "fresh_carry"]
+    conditions = draw(st.lists(st.sampled_from(names), min_size=1, max_size=4, unique=True))
+    seeds, generations = draw(st.integers(1, 4)), draw(st.sets(st.integers(0, 7), min_size=1, max_size=5))
+    rng, kind = np.random.default_rng(draw(st.integers(0, 99))), draw(st.sampled_from([*KINDS]))
+    rows = [
+        (condition, seed, generation, KINDS[kind](rng, generation), rng.normal())
+        for condition in conditions
+        for seed in range(seeds)
+        for generation in sorted(generations)
+    ]
+    table = pd.DataFrame(rows, columns=["condition", "seed", "generation", "held_out_perplexity", "lambda_max"])
+    if draw(st.integers(0, 4)) == 0:
+        table = table.drop(index=draw(st.integers(0, len(table) - 1)))
+    if len(table) and draw(st.integers(0, 9)) == 0:
+        table.loc[table.index[0], "held_out_perplexity"] = draw(st.sampled_from([math.nan, math.inf]))
+    return table.assign(model="llama")
+
+
+KINDS = {
+    "normal": lambda rng, generation: rng.normal(),
+    "counts": lambda rng, generation: float(rng.poisson(1)),
+    "constant": lambda rng, generation: 3.0,
+    "exact": lambda rng, generation: float(generation),
+    "huge": lambda rng, generation: 1e9 + 1e-3 * rng.normal(),
+}
+COVERAGE = pd.DataFrame(
+    {"correction": ["none"], "n_observed": 40, "dimensions": 8, "population": "gaussian", "m": 8}
+    | {"coverage": 0.5, "coverage_low": 0.4, "coverage_high": 0.6}
+)
+PERPLEXITY = "held_out_perplexity"
+ANALYSES = [
+    lambda table: anova.repeated_measures_anova(table, PERPLEXITY, 9),
+    lambda table: anova.mixed_anova(table, PERPLEXITY, 9),
+    lambda table: statistics.paired_tests(table, PERPLEXITY),
+    lambda table: statistics.equivalence(table, PERPLEXITY, 1.0),
+    lambda table: statistics.effect_sizes(table, PERPLEXITY),
+    lambda table: statistics.forecasts(table, "lambda_max"),
+    lambda table: slopes.slope_tests(table, PERPLEXITY),
+    lambda table: slopes.mixed_model(table, PERPLEXITY),
+    lambda table: early_warning.icarus_counts(table, PERPLEXITY),
+    lambda table: early_warning.lead_summary(table, ["lambda_max"], PERPLEXITY),
+    lambda table: detection.detection(table, [PERPLEXITY, "lambda_max"]),
+    lambda table: correlation.lagged_spearman(table, ["lambda_max"], [PERPLEXITY]),
+    lambda table: rescue.reversibility(table, table[table["generation"] > 0][[*statistics.DESIGN, "lambda_max"]]),
+    lambda table: claims.verdicts(claims.Evidence(table, COVERAGE)),
+    findings.values,
+]
+
+
+@fuzzed(40)
+@given(tables())
+def test_any_table_of_runs_is_analysed_or_refused_in_one_sentence(table):
+    for analyse in ANALYSES:
+        try:
+            analyse(table)
+        except ValueError as error:
+            sentence(error)
+
+
+@pytest.mark.parametrize("generations", [(0, 1), (0, 1, 2), (0, 1, 2, 3), (0, 2, 5)])
+def test_two_seeds_over_few_generations_are_analysed_throughout(generations):
+    """What `smoke` with three generations gives: no analysis may end a notebook after all the runs."""
+    rng = np.random.default_rng(0)
+    for conditions in (["recursive", "fresh"], ["recursive", "fresh", "static"]):
+        rows = [(c, s, g, *rng.normal(20, 1, 2)) for c in conditions for s in (1, 2) for g in generations]
+        names = ["condition", "seed", "generation", PERPLEXITY, "lambda_max"]
+        for analyse in ANALYSES:
+            analyse(pd.DataFrame(rows, columns=names).assign(model="llama"))
 
 
 # ---- papermill

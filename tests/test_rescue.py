@@ -45,23 +45,47 @@ def test_reversible_is_what_returns_into_the_control_band_and_the_turning_point_
     assert (found["high"] > 0).all()
 
 
-def test_a_metric_that_follows_the_damage_separates_and_a_constant_one_does_not():
+@pytest.fixture
+def directions(monkeypatch):
+    """The columns of `series`, the first of which is said to fall in a collapsing model."""
+    monkeypatch.setattr(rescue, "COLLAPSE", {"follows": -1, "constant": 1})
+
+
+def test_a_metric_that_follows_the_damage_separates_and_a_constant_one_does_not(directions):
     table = series([10.0, 11.0, 12.0, 14.0], slope=-1.0)
     found = rescue.reversibility(table, after([10.0, 10.1, 13.0]))
     result = rescue.separation(table, found, ["follows", "constant"]).set_index("metric")
     assert result.loc["follows", "auc"] == 1.0 and -4 < result.loc["follows", "threshold"] < -2
-    assert result.loc["follows", "threshold_low"] <= result.loc["follows", "threshold"]
     assert result.loc["constant", "auc"] == 0.5
+    assert result.loc["follows", ["models", "runs"]].tolist() == [15, 5]
 
 
-def test_without_both_kinds_there_is_no_threshold():
+def test_a_metric_that_moves_to_the_other_side_has_an_auc_below_a_half(directions):
+    """The direction is fixed beforehand: what separates well the other way round is not turned over in sample."""
+    table = series([10.0, 11.0, 12.0, 14.0], slope=1.0)
+    found = rescue.reversibility(table, after([10.0, 10.1, 13.0]))
+    assert rescue.separation(table, found, ["follows"])["auc"][0] == 0.0
+    with pytest.raises(ValueError, match="No direction is fixed for slot_kl"):
+        rescue.separation(table, found, ["slot_kl"])
+
+
+def test_a_condition_without_a_control_of_its_weights_is_not_judged(directions):
+    table = series([10.0, 11.0, 12.0, 14.0]).replace({"condition": {"recursive": "recursive_carry"}})
+    rescued = after([10.0, 10.1, 13.0]).replace({"condition": {"recursive": "recursive_carry"}})
+    found = rescue.reversibility(table, rescued)
+    assert found["reversible"].isna().all() and found["after"].notna().all()
+    assert rescue.values(found) == {"rescue.unjudged.recursive_carry": "15"}
+    assert rescue.separation(table, found, ["follows"], "recursive_carry")["auc"].isna().all()
+
+
+def test_without_both_kinds_there_is_no_threshold(directions):
     table = series([10.0, 11.0, 12.0], slope=1.0)
     found = rescue.reversibility(table, after([10.0, 10.0]))
     assert rescue.turning_point(found) == dict.fromkeys(range(1, 6), math.inf)
     assert rescue.separation(table, found, ["follows"]).filter(regex="auc|threshold").isna().all().all()
 
 
-def test_with_two_seeds_nothing_is_judged():
+def test_with_two_seeds_nothing_is_judged(directions):
     table = series([10.0, 11.0, 12.0], seeds=2)
     found = rescue.reversibility(table, after([10.0, 20.0], seeds=2))
     assert found["reversible"].isna().all() and rescue.turning_point(found) == {}

@@ -41,7 +41,8 @@ def _row(df1: int, df2: int, effect: float, error: float, subjects: float, epsil
     that involve subjects."""
     f = effect / df1 / (error / df2) if error > 0 else np.nan
     ps = stats.f.sf(f, df1, df2), stats.f.sf(f, epsilon * df1, epsilon * df2)
-    return [df1, df2, f, float(ps[0]), epsilon, float(ps[1]), effect / (effect + subjects)]
+    eta = effect / (effect + subjects) if effect + subjects > 0 else np.nan
+    return [df1, df2, f, float(ps[0]), epsilon, float(ps[1]), eta]
 
 
 def _permutation_p(ratios: np.ndarray) -> float:

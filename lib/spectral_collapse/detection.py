@@ -9,7 +9,7 @@ import pingouin
 from scipy import optimize, stats
 
 from .early_warning import RATE, alarms, band_positions
-from .statistics import CONTROL, TREATMENT, Interval, changes, matched_controls
+from .statistics import CONTROL, TREATMENT, Interval, changes, control_of
 
 EXACT_SEEDS = 12  # up to here all 2^seeds exchanges of the permutation test are made
 
@@ -57,7 +57,7 @@ def separation(
     separated conditions just as well, so that p is hardly below `least_p("exchange", seeds)`: 0.25 at three seeds, 0.06
     at five. NaN below three seeds and without a matched control; p is NaN beyond `EXACT_SEEDS`.
     """
-    moved, matched = changes(table, metric), matched_controls(table, control)[condition]
+    moved, matched = changes(table, metric), control_of(table, condition, control)
     if matched is None:
         return Interval(math.nan, math.nan, math.nan), math.nan
     pair = np.stack([moved.loc[name].to_numpy(float) for name in (condition, matched)])  # (2, seeds, generations)
@@ -96,7 +96,7 @@ def detection(
     """
     if not metrics:
         raise ValueError("There is no metric to try: give at least one.")
-    matched = matched_controls(table, control)[condition]
+    matched = control_of(table, condition, control)
     rows = []
     for metric in metrics:
         found = {}

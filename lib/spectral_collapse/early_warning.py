@@ -13,7 +13,7 @@ import pandas as pd
 import pingouin
 from scipy import stats
 
-from .statistics import CONTROL, ROUNDING, TREATMENT, changes, matched_controls, metric_names
+from .statistics import CONTROL, ROUNDING, TREATMENT, changes, control_of, matched_controls, metric_names
 
 RATE = 0.05  # false alarms a run and metric, over all generations, in the long run
 OUTCOMES = ("held_out_perplexity", "training_loss")
@@ -118,7 +118,7 @@ def leads(
     low = G + 1 − alarm(metric), high = inf; outcome alone: low = −inf, high = alarm(outcome) − G − 1; neither: ∓inf.
     """
     last = table["generation"].max()
-    judged = table[table["condition"].isin([condition, matched_controls(table, control)[condition]])]
+    judged = table[table["condition"].isin([condition, control_of(table, condition, control)])]
     found = {name: alarms(judged, name, rate, control).set_index(["condition", "seed"]) for name in (metric, outcome)}
     first, second = (found[name].loc[condition, "alarm"] for name in (metric, outcome))
     frame = pd.DataFrame({"metric_alarm": first, "outcome_alarm": second})

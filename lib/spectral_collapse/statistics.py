@@ -135,6 +135,14 @@ def require_complete(table: pd.DataFrame, metric: str, paired: bool = True) -> N
         )
 
 
+def control_of(table: pd.DataFrame, condition: str, control: str = CONTROL) -> str | None:
+    """The condition's control by `matched_controls`. ValueError where the table lacks the condition or any control."""
+    controls = matched_controls(table, control)
+    if condition not in controls:
+        raise ValueError(f"Condition {condition!r} is not among {', '.join(controls)}.")
+    return controls[condition]
+
+
 def changes(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Changes of every run from its generation 0: rows (condition, seed), a column for every later generation.
 
@@ -219,7 +227,7 @@ def cohen_d(a: Sequence[float], b: Sequence[float]) -> EffectSize:
         ends = special.nctdtrinc(n - 1, [0.975, 0.025], d_z * np.sqrt(n)) / np.sqrt(n)
     half = (n - 1) / 2
     correction = np.exp(special.gammaln(half) - special.gammaln(half - 0.5)) / np.sqrt(half)
-    return EffectSize(Interval(d_z, *ends), d_av, float(correction * d_z))
+    return EffectSize(Interval(d_z, *ends), d_av, float(correction * d_z) if np.isfinite(d_z) else d_z)
 
 
 def _pairs(
