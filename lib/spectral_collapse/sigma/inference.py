@@ -197,7 +197,7 @@ def logdet_estimate(
         case _:
             raise ValueError(f"the correction is wishart, leverage or none, not {correction!r}.")
     error = math.sqrt(max(variance, 0))
-    half = norm.ppf((1 + level) / 2) * error
+    half = float(norm.ppf((1 + level) / 2)) * error
     return Estimate(base + mean, base + mean - half, base + mean + half, error)
 
 
