@@ -84,7 +84,7 @@ graph: setup  ## the workflow of PROFILE as a picture; needs Graphviz
 bench: setup  ## curvature against PyHessian and curvlinops
 	$(BIN)/python tests/bench.py
 
-# A small run is killed, starved, damaged and doubled (as root): what the README says of it.
+# A small run is killed, starved, damaged and doubled (as root): what docs/records.md says of it.
 faults: setup  ## a small run, broken in many ways; as root
 	$(BIN)/python tests/faults.py
 

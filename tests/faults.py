@@ -1,6 +1,6 @@
 """`make faults`: a small run is killed, starved of disk, damaged and doubled; it must end with the same records.
 
-What each fault did is printed and kept in results/faults/faults.json, from which the README's table is made
+What each fault did is printed and kept in results/faults/faults.json, from which the table of docs/records.md is made
 (`python tests/faults.py --table`). As root on Linux, for the disk of limited size; about ten minutes on one core.
 """
 
@@ -346,7 +346,7 @@ def kill_group(process: subprocess.Popen) -> None:
     process.wait()
 
 
-# ---- the file, and the README's table
+# ---- the file, and the table in docs/records.md
 
 ROWS = {
     "killed": (
@@ -371,7 +371,7 @@ ROWS = {
 
 
 def table(measured: dict[str, dict]) -> str:
-    """The README's table."""
+    """The table in docs/records.md."""
     lines = ["| fault | how often | ended with the same numbers |", "|---|---|---|"]
     lines += ["| " + " | ".join(text.format(**measured[name]) for text in row) + " |" for name, row in ROWS.items()]
     return "\n".join(lines) + "\n"

@@ -196,10 +196,10 @@ def test_a_missing_record_is_named(monkeypatch, tmp_path):
         studies.committed("smollm2_offline", "curvature")
 
 
-def test_the_readme_tells_of_the_faults_what_was_measured():
+def test_the_docs_tell_of_the_faults_what_was_measured():
     measured = json.loads((paths.COMMITTED / "faults" / "faults.json").read_text(encoding="utf-8"))
     assert measured.keys() == faults.PARTS.keys()
-    text = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    text = (paths.ROOT / "docs" / "records.md").read_text(encoding="utf-8")
     assert text.split("<!-- faults -->\n")[1].split("<!-- /faults -->")[0] == faults.table(measured)
     # Whatever happened, the run ended with the same records; a disk that was full was explained.
     killed, disk, twins = (measured[name] for name in ("killed", "disk_full", "twins"))
