@@ -106,10 +106,10 @@ def test_of_a_copy_and_something_new_the_new_is_chosen():
 
 def test_candidates_hold_the_text_of_a_single_one_first(run, monkeypatch):
     """With an encoder that prefers the first candidate nothing changes; with any, one of them is kept."""
-    monkeypatch.setattr(encoded, "embedded", lambda texts: np.tile(np.eye(3)[0] * [[1], [0.1], [0.1]], (24, 1)))
+    monkeypatch.setattr(encoded, "embedded", lambda _, texts: np.tile(np.eye(3)[0] * [[1], [0.1], [0.1]], (24, 1)))
     plain = loop.write(run(), 0)
     assert torch.equal(loop.write(run("three", candidates=3), 0), plain)
-    monkeypatch.setattr(encoded, "embedded", lambda texts: np.tile(np.eye(3)[0] * [[0.1], [0.1], [1]], (24, 1)))
+    monkeypatch.setattr(encoded, "embedded", lambda _, texts: np.tile(np.eye(3)[0] * [[0.1], [0.1], [1]], (24, 1)))
     third = loop.write(run("three", candidates=3), 0)
     assert third.shape == plain.shape and not torch.equal(third, plain)
 
