@@ -111,10 +111,10 @@ def test_candidates_hold_the_text_of_a_single_one_first(run, monkeypatch):
     Batches of three times the size move a probability in its seventh digit, and a draw where two are as close turns the
     rest of its row: about one in a hundred, and hardly ever six.
     """
-    monkeypatch.setattr(encoded, "embedded", lambda texts: np.tile(np.eye(3)[0] * [[1], [0.1], [0.1]], (24, 1)))
+    monkeypatch.setattr(encoded, "embedded", lambda _, texts: np.tile(np.eye(3)[0] * [[1], [0.1], [0.1]], (24, 1)))
     plain = loop.write(run(), 0)
     assert (loop.write(run("three", candidates=3), 0) == plain).all(1).sum() >= 18
-    monkeypatch.setattr(encoded, "embedded", lambda texts: np.tile(np.eye(3)[0] * [[0.1], [0.1], [1]], (24, 1)))
+    monkeypatch.setattr(encoded, "embedded", lambda _, texts: np.tile(np.eye(3)[0] * [[0.1], [0.1], [1]], (24, 1)))
     third = loop.write(run("three", candidates=3), 0)
     assert third.shape == plain.shape and (third == plain).all(1).sum() < len(plain) / 2
 

@@ -288,7 +288,7 @@ def test_a_checkpoint_is_taken_as_it_is_unless_the_profile_tunes_it(tiny, tiny_m
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     as_it_is = params.check({**tiny.model_dump(), "checkpoint": str(tmp_path / "model"), "blocks_per_generation": 8})
-    assert as_it_is.baseline_blocks > 0 and "checkpoint=model" in params.name_of(as_it_is)
+    assert as_it_is.baseline_blocks > 0 and "checkpoint" in params.changes(as_it_is)
     run = runs.Run(as_it_is, "fresh", 1, say=quiet)
     found = loop.training(run, 0)
     assert found["steps"] == 0 and math.isfinite(found["training_loss"])
