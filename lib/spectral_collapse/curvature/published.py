@@ -69,7 +69,7 @@ def published_signature(
     steps: int = 20,
     power_iterations: int = 100,
     seed: int = 0,
-    memory_budget: int | None = None,
+    memory_budget: float | None = None,
 ) -> PublishedSignature:
     """The estimator of the Hessian study: power iteration, and the interpolated width of one quadrature.
 
