@@ -49,6 +49,31 @@ def test_documents_are_separated(tmp_path, text, documents):
     assert read_documents(tmp_path / "text.txt") == documents
 
 
+def test_every_line_of_jsonl_is_a_document(tmp_path):
+    lines = ['{"text": " a\\n\\nb ", "id": 3}', "", '"c\\u2028d"', '{"text": ""}', '{"text": "naïve 🦊"}\r']
+    (tmp_path / "text.jsonl").write_bytes("\n".join(lines).encode())
+    assert read_documents(tmp_path / "text.jsonl") == ["a\n\nb", "c\u2028d", "naïve 🦊"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", '{"story": "a"}', "3", "null", '["a"]', '{"text": 3}', '{"text": "\\u0000"}', '"\\ud800"', "[" * 10**5],
+)
+def test_a_line_that_is_no_document_is_named(tmp_path, line):
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n\n' + line)
+    path = re.escape(str(tmp_path / "text.jsonl"))
+    with pytest.raises(ValueError, match=rf'^data file {path}, line 3: a document is a line of JSON, {{"text": "…"}}'):
+        read_documents(tmp_path / "text.jsonl")
+
+
+def test_a_relative_path_is_told_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^data file {re.escape(str(tmp_path / 'a' / 'stories.txt'))} does not exist"):
+        load_corpus(from_file(Path("a/stories.txt")))
+    (tmp_path / "stories.txt").write_text("\n\n".join(numbered(0, 20)))
+    assert load_corpus(from_file(Path("stories.txt"))).train == numbered(0, 18)
+
+
 def test_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "text.txt").write_text("a")

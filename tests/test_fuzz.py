@@ -4,10 +4,12 @@ import copy
 import functools
 import json
 import math
+import unicodedata
 
 import numpy as np
 import pandas as pd
 import pytest
+import regex
 import spectra
 import torch
 import yaml
@@ -23,14 +25,20 @@ from spectral_collapse import (
     detection,
     early_warning,
     findings,
+    generate,
     measure,
+    models,
     params,
     paths,
+    precursors,
     rescue,
     schema,
     sigma,
     slopes,
     statistics,
+    storyworld,
+    text_metrics,
+    train,
 )
 from test_params import TAGGED, injected, notebook
 
@@ -509,6 +517,116 @@ def test_two_seeds_over_few_generations_are_analysed_throughout(generations):
         names = ["condition", "seed", "generation", PERPLEXITY, "lambda_max"]
         for analyse in ANALYSES:
             analyse(pd.DataFrame(rows, columns=names).assign(model="llama"))
+
+
+@fuzzed(300)
+@given(
+    st.lists(st.one_of(st.text(max_size=12), scalars, st.dictionaries(st.just("text"), scalars)), max_size=4), st.data()
+)
+def test_jsonl_is_read_whole_or_the_line_is_named(folder, documents, data):
+    lines = [json.dumps(document, default=str).encode() for document in documents]
+    if lines and data.draw(st.booleans()):
+        lines[-1] = data.draw(mutated(lines[-1]))
+    path = folder / "text.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    try:
+        found = corpora.read_documents(path)
+        assert found and all(isinstance(each, str) and each.strip() == each != "" for each in found)
+        assert len(found) <= len(path.read_bytes().split(b"\n"))
+    except ValueError as error:
+        assert sentence(error).startswith(f"data file {path}")
+
+
+# ---- words
+
+# Letters with what may follow them, scripts with and without spaces, and marks that end a sentence.
+SCRIPTS = (
+    "abz ’'ʼ-_.!? 3½",
+    "äñéßŒ\u0301\u0308\u00ad",
+    "καλημέρα;ςΣ",
+    "привет ъй",
+    "שלום״׳\u05b8",
+    "مرحبا؟\u064e\u0651\u200f",
+    "नमस्ते।क्ष\u200d\u200c",
+    "தமிழ்",
+    "ไทยน้ำ",
+    "ភាសា",
+    "မြန်မာ။",
+    "汉字。！？々〇",
+    "ひらがなー、",
+    "カタカナ゛ﾊﾟ",
+    "한국어 \u1112\u1161\u11ab",
+    "😀👩\u200d👧🏽",
+)
+any_script = st.lists(st.one_of(*(st.text(characters, max_size=6) for characters in SCRIPTS), st.text(max_size=3)))
+texts = any_script.map("".join)
+
+
+@fuzzed(1500)
+@given(texts)
+@example("ﾊﾞ")
+@example("\u0301")
+@example("İI\u0307J\u030c")
+def test_words_hold_every_letter_in_any_script_and_form(text):
+    found = text_metrics.words(text)
+    for form in ("NFC", "NFD"):
+        assert text_metrics.words(unicodedata.normalize(form, text)) == found
+        assert text_metrics.sentences(unicodedata.normalize(form, text)) == text_metrics.sentences(text)
+    # Every letter and number stands in a word, in its order, and no word is without one.
+    known = unicodedata.normalize("NFC", text).translate(text_metrics.APOSTROPHES)
+    known = unicodedata.normalize("NFC", text_metrics.FORMAT.sub("", known).lower())
+    letters = regex.compile(r"[\p{L}\p{N}]")
+    assert letters.findall("".join(found)) == letters.findall(known)
+    assert all(letters.search(word) or regex.search(r"\p{Alphabetic}|\p{WB=Katakana}", word) for word in found)
+    assert not any(regex.search(r"\s|’", word) for word in found)
+    # Sentences lose nothing but space and what has no word.
+    assert [word for piece in text_metrics.sentences(text) for word in text_metrics.words(piece)] == found
+
+
+@fuzzed(200)
+@given(st.lists(texts, max_size=4), st.lists(texts, max_size=4))
+def test_metrics_of_any_text_lie_in_their_range_or_are_nan(some, others):
+    pairs = min(len(some), len(others))
+    found = {
+        **text_metrics.surface_metrics(some),
+        **storyworld.tail_metrics(some),
+        "hhi": text_metrics.hashed_ngram_hhi(some),
+        "rouge_l": text_metrics.rouge_l(some[:pairs], others[:pairs]),
+        "bleu": text_metrics.bleu(some[:pairs], others[:pairs]),
+    }
+    highest = {"self_bleu": 100, "bleu": 100} | dict.fromkeys(
+        ("ngram_entropy_2", "words_per_text", "slot_kl", "slot_entropy", "tail_mass_ratio", "tail_coverage"), math.inf
+    )
+    for name, estimate in found.items():
+        assert math.isnan(estimate.value) or -1e-9 <= estimate.value <= highest.get(name, 1) + 1e-9, name
+
+
+# ---- weights that are no numbers
+
+
+@fuzzed(60)
+@given(st.data(), st.sampled_from([math.nan, math.inf, -math.inf]))
+def test_a_weight_that_is_not_finite_is_named_or_changes_nothing(tiny_model, folder, data, value):
+    """A NaN goes through; an infinity may pass a gate or an embedding that is not read."""
+    model = tiny_model(data.draw(st.sampled_from(["llama", "qwen2", "opt", "gpt2"])))
+    name, parameter = data.draw(st.sampled_from(list(model.named_parameters())))
+    parameter.data.view(-1)[data.draw(st.integers(0, parameter.numel() - 1))] = value
+    blocks = torch.arange(2, 34).view(4, 8)
+    recipe = train.Recipe(1, 2, 1e-2, 0.0, 0.0, "constant")
+    assert models.not_finite_weights(model) == name
+    with pytest.raises(ValueError, match="are not finite before it begins"):
+        train.train(model, blocks, recipe, seed_parts=(1,), state=folder / "s", state_steps=9, identity="")
+    for use in (
+        lambda: generate.sample(
+            model, blocks[:, :3].tolist(), [1, 2, 3, 4], 3, temperature=1.0, top_k=0, top_p=0.9, batch_size=4
+        ),
+        lambda: train.perplexity(model, blocks, 4)["held_out_loss_nats"],
+        lambda: precursors.anchor_statistics(model, blocks, 4)[0],
+    ):
+        try:
+            assert np.isfinite(use()).all()
+        except ValueError as error:
+            assert f": the weights {name} are not finite: take an earlier checkpoint." in sentence(error)
 
 
 # ---- papermill

@@ -28,6 +28,7 @@ from spectral_collapse import (
     tables,
 )
 from tiny import TINY, described
+from transformers import AutoModelForCausalLM
 
 CHANGES = {**TINY, "response_tokens": 16, "conditions": ["recursive", "fresh", "mixed"]}
 
@@ -75,6 +76,39 @@ def test_sources_of_text(tiny):
     assert record["synthetic_blocks"] == 12 and int(is_real.sum()) == 12
     # Equal models write equal texts: at generation 1 both conditions are told by the base model.
     assert torch.equal(mixed[~is_real], recursive[~is_real])
+
+
+def test_every_source_has_a_rule_and_no_other_passes_for_one(tiny, monkeypatch):
+    run = runs.Run(tiny, "static", 1, say=quiet)
+    monkeypatch.setattr(loop, "write", lambda run, writer: run.real.slice(run.seed, 1 + writer))
+    shares = {}
+    for source in schema.SOURCES:
+        run.source = source
+        composed = loop._compose(run, 1)
+        assert composed["blocks"].shape == (tiny.blocks_per_generation, tiny.block_tokens)
+        shares[source] = float(composed["synthetic"].double().mean())
+    assert shares["recursive"] == 1 and shares["fresh"] == shares["static"] == 0
+    assert shares["mixed"] == 0.5 and 0 < shares["accumulate"] < 1
+    run.source = "sideways"
+    with pytest.raises(ValueError, match=r"^no rule composes the text of source 'sideways': add one to loop\._compose"):
+        loop._compose(run, 1)
+
+
+def test_tokens_without_text_are_not_written(tiny, tmp_path):
+    """Of a checkpoint whose vocabulary was rounded up to more than its tokenizer has."""
+    real = runs.Run(tiny, "recursive", 1, say=quiet).real
+    size = len(real.tokenizer)
+    config = models._config(tiny, real.tokenizer)
+    config.vocab_size = 2 * size
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    real.tokenizer.save_pretrained(tmp_path)
+    changes = {"checkpoint": str(tmp_path), "baseline_epochs": 0, "baseline_blocks": 0, "profile": "padded"}
+    run = runs.Run(params.check({**tiny.model_dump(), **changes}), "recursive", 1, say=quiet)
+    assert loop.load(run, 0).config.vocab_size == 2 * size
+    assert int(loop.write(run, 0).max()) < size
+    prompts = run.real.openings(1)
+    assert max(map(max, loop.draw(run, 0, prompts, list(range(len(prompts))), 8, "test"))) < size
 
 
 def test_mixed_at_its_ends_is_static_and_recursive(tiny):

@@ -1,9 +1,11 @@
 """Batches that fit: peaks against what is known to be there, and results that do not depend on the batch."""
 
+import numpy as np
 import pytest
 import torch
 from draws import settled
 from spectral_collapse import generate, memory, train
+from spectral_collapse.curvature import hessian_operator, spectral_signature
 from spectral_collapse.curvature.memory import available_memory
 
 BLOCKS = torch.randint(2, 61, (16, 48), generator=torch.Generator().manual_seed(0))
@@ -110,17 +112,25 @@ def test_a_batch_that_does_not_fit_after_all_is_not_taken(room):
 
 
 @pytest.mark.parametrize(("vocabulary", "prompt", "new"), [(4000, 8, 8), (61, 48, 16), (61, 4, 60)])
-def test_a_sequence_takes_what_the_closed_form_says(tiny_model, architecture, vocabulary, prompt, new):
-    model = tiny_model(architecture, vocabulary, num_hidden_layers=6)
+def test_the_batch_of_sampling_fits_and_is_at_most_so_much_too_small(
+    tiny_model, architecture, room, vocabulary, prompt, new
+):
+    """By the measured peaks of whole samplings. The batch is measured as if the prompt filled the text, which takes
+    more than a short prompt with a long continuation, up to four times as much here."""
+    model, options = tiny_model(architecture, vocabulary, num_hidden_layers=6), ((1.0, 0, 1.0), (), True)
 
     def drawing(count: int) -> int:
         with memory.PeakMemory() as used:
-            generate.sample(model, [[5] * prompt] * count, [1] * count, new, temperature=1.0, top_k=0, top_p=1.0,
-                            batch_size=count)  # fmt: skip
+            generate._sample_batch(model, [[5] * prompt] * count, np.zeros((count, new)), None, *options)
         return used.peak
 
-    each = (drawing(12) - drawing(4)) / 8
-    assert 0.9 * each < memory.sampling_bytes(model, prompt, new) < 2.5 * each
+    peaks = {size: drawing(size) for size in memory.halves(16)}
+    for free in (1.1 * peaks[1], 1.2 * peaks[4], 2.1 * peaks[8], 2**40):
+        room(free)
+        found = generate.fitting_batch(model, 16, prompt + new, True)
+        assert found == 1 or peaks[found] <= free
+        assert found == 16 or 8 * peaks[found] > free
+    assert found == 16
 
 
 def test_texts_do_not_depend_on_the_memory(tiny_model, architecture, room, monkeypatch):
@@ -130,12 +140,27 @@ def test_texts_do_not_depend_on_the_memory(tiny_model, architecture, room, monke
         sizes.append(len(prompts))
         return real(model, prompts, *rest)
 
-    monkeypatch.setattr(generate, "_sample_batch", counted)
     prompts = [[2 + i] * (1 + i % 3) for i in range(8)]
     decoding = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     seeds = settled(model, prompts, 6, **decoding)
     whole = generate.sample(model, prompts, seeds, 6, **decoding, batch_size=8)
-    sizes.clear()
-    room(3 * memory.sampling_bytes(model, 3, 6))
+    with memory.PeakMemory() as used:
+        real(model, [[0] * 7] * 2, np.zeros((2, 2)), None, (1.0, 0, 1.0), (), True)
+    room(1.1 * used.peak)
+    monkeypatch.setattr(generate, "_sample_batch", counted)
     assert generate.sample(model, prompts, seeds, 6, **decoding, batch_size=8) == whole
-    assert sizes == [2, 2, 2, 2]
+    assert sizes[-4:] == [2, 2, 2, 2] and sum(sizes[:-4]) <= 3  # measured with one, and perhaps two
+
+
+def test_a_budget_in_bytes_may_be_written_as_a_float(tiny_model):
+    """6e8 is one; the budgets here hold a few blocks at a time."""
+    model = tiny_model()
+    operator = hessian_operator(model, BLOCKS)
+    for blocks in (1.5, 3.5):
+        budget = round(blocks * operator.block_bytes())
+        whole, floating = (hessian_operator(model, BLOCKS, memory_budget=size) for size in (budget, float(budget)))
+        assert whole.micro_batch == floating.micro_batch == int(blocks) and type(floating.micro_batch) is int
+    options = {"steps": 4, "probes": 2}
+    budget = 12 * 4 * operator.n + round(2.5 * operator.block_bytes())
+    one, other = (spectral_signature(model, BLOCKS, memory_budget=size, **options) for size in (budget, float(budget)))
+    assert one == other

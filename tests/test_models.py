@@ -114,7 +114,7 @@ def test_pickled_weights_are_not_opened(checkpoint):
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", "a" * 39, "A" * 40, "a" * 40 + "\n"])
-@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "/no/such/folder"])
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "no_such_folder"])
 def test_hub_name_needs_a_full_commit_hash(name, revision):
     settings = params.load("smoke", checkpoint=name, revision=revision)
     for load in (models.load_tokenizer, lambda settings: models.initial_model(settings, None, 1)):
@@ -126,7 +126,31 @@ def test_hub_name_needs_a_full_commit_hash(name, revision):
         )
 
 
-@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "/no/such/folder"])
+@pytest.mark.parametrize("name", ["/no/such/folder", "./folder", "../folder", "~/folder", "tiny.gguf", "a/tiny.gguf"])
+@pytest.mark.parametrize("revision", [None, "a" * 40])
+def test_a_path_that_is_absent_is_not_taken_for_a_hub_name(name, revision, tmp_path, monkeypatch):
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    settings = params.load("smoke", checkpoint=name, revision=revision)
+    for load in (models.load_tokenizer, lambda settings: models.initial_model(settings, None, 1)):
+        with pytest.raises(ValueError) as caught:
+            load(settings)
+        assert str(caught.value) == (
+            f"checkpoint {name!r} could not be loaded (there is no {Path(name).expanduser().absolute()}): give a "
+            "folder with config.json, tokenizer files and model.safetensors, a .gguf file, or a hub name that this "
+            "machine can reach."
+        )
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(checkpoint):
+    settings = checkpoint()
+    file = f"{settings.checkpoint}/model.safetensors"
+    with pytest.raises(ValueError, match=r"could not be loaded \(model\.safetensors is no folder\): give a folder"):
+        models.load_tokenizer(settings.model_copy(update={"checkpoint": file}))
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "no_such_folder"])
 def test_hub_out_of_reach_is_explained_in_a_sentence(name):
     settings = params.load("smoke", checkpoint=name, revision="a" * 40)
     for load in (models.load_tokenizer, lambda settings: models.initial_model(settings, None, 1)):
@@ -196,6 +220,28 @@ def test_tokenizer_larger_than_the_vocabulary_is_refused(checkpoint, tokenizer, 
         f"checkpoint {settings.checkpoint!r}: its tokenizer has {size + 2} entries and its model a vocabulary of "
         f"{size}: give the folder the tokenizer that the model was trained with."
     )
+
+
+def test_tokens_that_the_tokenizer_does_not_have(checkpoint, tiny_model, tokenizer, architecture):
+    """A vocabulary rounded up, and one token that is missing in between."""
+    size = len(tokenizer)
+    model = tiny_model(architecture, size + 30)
+    assert models.tokens_without_text(model, tokenizer) == list(range(size, size + 30))
+    assert models.tokens_without_text(tiny_model(architecture, size), tokenizer) == []
+    holed = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 3}))
+    )
+    assert models.tokens_without_text(tiny_model(architecture, 6), holed) == [1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_all_weights_that_are_not_finite_are_counted(checkpoint, value):
+    settings = checkpoint()
+    weights(lambda tensors: [tensor.fill_(value) for name, tensor in tensors.items() if ".1." in name])(
+        Path(settings.checkpoint)
+    )
+    with pytest.raises(ValueError, match=r"the weights model\.layers\.1\.\S+, \S+, \S+ and \d more are not finite\)"):
+        models.initial_model(settings, models.load_tokenizer(settings), seed=1)
 
 
 def test_home_folder_is_expanded(checkpoint, monkeypatch):
@@ -383,6 +429,13 @@ def test_quantised_weights_of_a_package_are_read_into_floats(package):
     read = model.get_input_embeddings().weight.detach().numpy()
     assert np.abs(read - draw).max() < 0.3  # four bits a weight, blocks of 32
     assert np.isfinite(model(torch.tensor([[1, 2, 3]])).logits.detach().numpy()).all()
+
+
+def test_a_gguf_file_of_ones_own_is_read_as_that_of_a_package(package):
+    own = params.load("smollm2_offline", checkpoint=str(package), revision=None)
+    theirs = packaged(provenance.file_hash(package))
+    one, other = (models.initial_model(settings, models.load_tokenizer(settings), 0) for settings in (own, theirs))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_a_package_that_is_absent_other_or_unpinned_is_one_sentence(package):

@@ -224,3 +224,8 @@ def test_a_tail_that_is_empty_or_everything_is_refused(tail_mass):
 def test_one_string_is_refused():
     with pytest.raises(ValueError, match="list of texts"):
         tail_metrics("Lily was a dog.")
+
+
+def test_fillers_are_whole_words_in_any_alphabet():
+    assert parse_fillers("Lily's fox") == parse_fillers("Lily’s FOX") == parse_fillers("lily fox")
+    assert "name" in parse_fillers("Lily’s") and parse_fillers("éfox foxé fox́") == {}

@@ -1,6 +1,8 @@
 """Text metrics against values counted by hand and the reference packages, their intervals against simulation."""
 
 import math
+import re
+import unicodedata
 import zlib
 
 import numpy as np
@@ -28,6 +30,7 @@ from spectral_collapse.text_metrics import (
     words,
 )
 
+STORIES = storyworld.generate_stories(25, seed=3)
 CAT = "The cat sat. The cat ran!"  # the cat sat the cat ran
 
 
@@ -36,6 +39,47 @@ def test_words_are_lower_case_runs_of_letters():
         "tom's", "café", "3", "foxes", "don't", "stop", "quoted",
     ]  # fmt: skip
     assert words("") == words("... !?") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("I don’t, I donʼt, I don‘t, I don＇t", ["i", "don't"] * 4),
+        ("‘Quoted’ rock’n’roll’s", ["quoted", "rock'n'roll's"]),
+        (
+            "cafe\u0301 CAFÉ naïve co\u00adop \u200ffell.She 3rd",
+            ["café", "café", "naïve", "coop", "fell", "she", "3", "rd"],
+        ),
+        ("मैं हिन्दी में लिखता हूँ।", ["मैं", "हिन्दी", "में", "लिखता", "हूँ"]),
+        ("ذَهَبَ مُحَمَّدٌ؟ نعم", ["ذَهَبَ", "مُحَمَّدٌ", "نعم"]),
+        ("می\u200cخواهم", ["می\u200cخواهم"]),
+        ("צה״ל l'hôpital col·lecció", ["צה״ל", "l'hôpital", "col·lecció"]),
+        ("我是学生。你呢？", list("我是学生你呢")),
+        ("カタカナとひらがな", ["カタカナ", *"とひらがな"]),
+        ("한국어를 배워요", ["한국어를", "배워요"]),
+        ("น้ำดี", ["น้ำ", "ดี"]),
+        ("Ωμέγα ΑΣ ½ Ⅷ 😀", ["ωμέγα", "ας", "½", "ⅷ"]),
+    ],
+)
+def test_words_of_other_scripts(text, found):
+    for form in ("NFC", "NFD"):
+        assert words(unicodedata.normalize(form, text)) == [unicodedata.normalize("NFC", word) for word in found]
+
+
+def test_a_curly_apostrophe_is_the_straight_one():
+    assert rouge_l(["I don’t know"], ["I don't know"]).value == 1
+    assert distinct_n(["I don’t know", "I don't know"], 3).value == 1 / 2
+    assert self_bleu(["he won’t go home"] + ["he won't go home"] * 2).value == pytest.approx(100)
+
+
+LETTERS_ONCE = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+")
+
+
+def test_words_of_english_are_runs_of_letters_as_they_were():
+    """Of ASCII text with at most one apostrophe a word: as in the committed records."""
+    for text in STORIES:
+        assert words(text) == LETTERS_ONCE.findall(text.lower())
+        assert sentences(text) == [piece.strip() for piece in re.findall(r"[^.!?]+[.!?]*", text) if words(piece)]
 
 
 def test_ngrams_keep_order_and_repeats():
@@ -106,9 +150,6 @@ def test_repetitive_text_is_told_from_varied_text():
 # ---- agreement and variety
 
 
-STORIES = storyworld.generate_stories(25, seed=3)
-
-
 def words_only(text: str) -> str:
     return " ".join(words(text))
 
@@ -146,6 +187,11 @@ def test_bleu_is_sacrebleus_corpus_score():
     assert math.isnan(bleu([], []).value)
 
 
+def test_bleu_has_tokens_of_its_own():
+    assert bleu(["I don’t know it at all"], ["I don't know it at all"]).value < 100
+    assert bleu(["我是学生。"], ["我是学者。"]).value == 0  # one token each
+
+
 def test_bleu_by_hand():
     """Of "a b c d e f" against "a b c d x y": 4/6, 3/5, 2/4, 1/3 matches, equal lengths."""
     expected = 100 * (4 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25
@@ -177,6 +223,10 @@ def test_sentences_end_where_their_marks_do():
         "Oh no!", "He ran...", "and fell.", 'She said: "Why?', '" Because',
     ]  # fmt: skip
     assert sentences("") == sentences("?! ...") == []
+    assert sentences("你好。我是学生！你呢？") == ["你好。", "我是学生！", "你呢？"]
+    assert sentences("मैं गया। वह आई॥") == ["मैं गया।", "वह आई॥"]
+    assert sentences("هل جاء؟ نعم.") == ["هل جاء؟", "نعم."]
+    assert sentences("cafe\u0301!") == ["café!"]
 
 
 def test_coherence_is_the_mean_cosine_of_neighbours():

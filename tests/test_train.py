@@ -14,6 +14,7 @@ from safetensors import safe_open
 from scipy import stats
 from spectral_collapse import memory, speed
 from spectral_collapse import train as training
+from spectral_collapse.precursors import anchor_statistics
 from spectral_collapse.train import Recipe, TrainingDiverged, perplexity, train
 from transformers import (
     AutoConfig,
@@ -95,6 +96,99 @@ def test_interrupted_training_ends_with_the_same_weights(tiny_model, architectur
     assert said == ([] if steps < 5 else [f"training: going on from step {steps // 5 * 5} of 12."])
     assert again == losses
     assert same(resumed, whole) and not same(resumed, tiny_model(architecture))
+
+
+@pytest.mark.parametrize("sharpness_radius", [0.0, 0.05])
+def test_frozen_parameters_stay_and_are_in_no_state(
+    tiny_model, architecture, fit, interrupt, tmp_path, sharpness_radius
+):
+    recipe = replace(RECIPE, sharpness_radius=sharpness_radius)
+
+    def frozen():
+        model = tiny_model(architecture)
+        for index, parameter in enumerate(model.parameters()):
+            parameter.requires_grad = index % 3 == 1
+        return model
+
+    whole = frozen()
+    losses, _ = fit(whole, recipe)
+    (tmp_path / "state.safetensors").unlink()
+    interrupt(8)
+    with pytest.raises(Killed):
+        fit(frozen(), recipe, state_steps=3)
+    with safe_open(tmp_path / "state.safetensors", framework="pt") as state:
+        saved = {int(name.partition(".")[2]) for name in state.keys()}  # noqa: SIM118
+    count = len(list(whole.parameters()))
+    assert saved == set(range(1, count, 3))
+    resumed = frozen()
+    again, said = fit(resumed, recipe)
+    assert said and again == losses and same(resumed, whole)
+    untouched = tiny_model(architecture).parameters()
+    moved = [not torch.equal(a, b) for a, b in zip(whole.parameters(), untouched, strict=True)]
+    assert moved == [index % 3 == 1 for index in range(count)]
+
+
+def test_parameters_without_a_gradient_are_left_alone(tiny_model, fit, interrupt):
+    """As of an expert that no token is sent to."""
+
+    def idle():
+        model = tiny_model()
+        model.idle = torch.nn.Linear(3, 3)
+        torch.nn.init.ones_(model.idle.weight)
+        torch.nn.init.ones_(model.idle.bias)
+        return model
+
+    whole = idle()
+    losses, _ = fit(whole)
+    interrupt(7)
+    with pytest.raises(Killed):
+        fit(idle(), identity="other")
+    resumed = idle()
+    again, said = fit(resumed, identity="other")
+    assert said == ["training: going on from step 5 of 12."] and again == losses and same(resumed, whole)
+    assert bool((resumed.idle.weight == 1).all())
+
+
+def test_a_model_that_is_frozen_throughout_is_refused(tiny_model, fit):
+    with pytest.raises(
+        ValueError, match=r"^training: every parameter of the model is frozen: set requires_grad of som"
+    ):
+        fit(tiny_model().requires_grad_(False))
+
+
+# ---- weights that are no numbers
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_named_before_training_and_at_evaluation(tiny_model, architecture, fit, value):
+    model = tiny_model(architecture)
+    name, parameter = list(model.named_parameters())[-3]
+    parameter.data.view(-1)[1] = value
+    with pytest.raises(ValueError, match=rf"^training: the weights {name} are not finite before it begins: load other"):
+        fit(model)
+    with pytest.raises(ValueError, match=rf"^held-out perplexity: the weights {name} are not finite: take an earlier"):
+        perplexity(model, BLOCKS, 4)
+    with pytest.raises(ValueError, match=rf"^anchor entropy: the weights {name} are not finite: take an earlier"):
+        anchor_statistics(model, BLOCKS, 4)
+
+
+def test_weights_that_the_last_step_breaks_are_noticed(tiny_model, fit, monkeypatch):
+    """No later loss would show them."""
+    model, step, count = tiny_model(), torch.optim.AdamW.step, [0]
+
+    def breaking(self, *given, **options):
+        result = step(self, *given, **options)
+        count[0] += 1
+        if count[0] == STEPS:
+            model.lm_head.weight.data[3] = math.nan
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", breaking)
+    with pytest.raises(
+        TrainingDiverged, match=r"stopped at step 12: the weights model\.embed_tokens\.weight are not fin"
+    ) as e:
+        fit(model)
+    assert len(e.value.losses) == STEPS
 
 
 def test_interrupted_twice(tiny_model, fit, interrupt, tmp_path):

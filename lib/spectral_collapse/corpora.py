@@ -1,6 +1,7 @@
 """Real text: read from storyworld, the hub or a file, tokenised, and cut into disjoint parts."""
 
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,34 @@ class Corpus:
     held_out: list[str]
 
 
+def _lines_of_json(path: Path, text: str) -> list[str]:
+    """The documents of JSONL text; ValueError with the line that holds none."""
+    documents = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            document = value if isinstance(value, str) else value["text"]
+            document.encode()  # a lone surrogate is no text
+            if "\0" in document:
+                raise ValueError
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise ValueError(
+                f"data file {path}, line {number}: a document is a line of JSON, "
+                '{"text": "…"} or "…" (other files than .jsonl are read as plain text).'
+            ) from None
+        documents.append(document)
+    return documents
+
+
 def read_documents(path: Path) -> list[str]:
-    """Documents of a UTF-8 text file, separated by END_OF_TEXT, else by blank lines, else one document."""
-    path = path.expanduser()
+    """Documents of a UTF-8 text file, separated by END_OF_TEXT, else by blank lines, else one document.
+
+    Of a file <name>.jsonl every line is one: a JSON object with the key `text`, or a JSON string. ValueError in one
+    sentence, with the full path, for what cannot be read.
+    """
+    path = path.expanduser().absolute()
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -40,9 +66,11 @@ def read_documents(path: Path) -> list[str]:
     if (place := text.find("\0")) >= 0:  # valid UTF-8, and what UTF-16 or a binary file is full of
         line = text.count("\n", 0, place) + 1
         raise ValueError(f"data file {path} holds a NUL in line {line}, as no text does: convert it first.")
-    separator = models.END_OF_TEXT if models.END_OF_TEXT in text else "\n\n"
-    documents = [document.strip() for document in text.split(separator)]
-    documents = [document for document in documents if document]
+    if path.suffix == ".jsonl":
+        documents = _lines_of_json(path, text)
+    else:
+        documents = text.split(models.END_OF_TEXT if models.END_OF_TEXT in text else "\n\n")
+    documents = [document.strip() for document in documents if document.strip()]
     if not documents:
         raise ValueError(f"data file {path} is empty: set data_path to a file with text in it.")
     return documents

@@ -13,7 +13,8 @@ from . import memory, models, parallel, processes, speed
 from .curvature.basis import wide
 from .seeding import uniforms
 
-CACHES = ("past_key_values", "cache_params", "state")  # as attention, Mamba and RWKV call what they keep of a text
+# What attention and Mamba keep of a text. RWKV's `state` mixes the rows of a batch up (transformers 5.23).
+CACHES = ("past_key_values", "cache_params")
 
 
 def truncated_probabilities(
@@ -91,17 +92,15 @@ def _sample_batch(
     broken = torch.zeros((), dtype=torch.bool, device=model.device)
     suppressed = torch.tensor(suppress_tokens, dtype=torch.long, device=model.device)
     accepted = _inputs(model)
-    cache = next((name for name in CACHES if name in accepted), None)
-    kept, seen = None, 0
-    options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    options = {"logits_to_keep": 1, "use_cache": not accepted.isdisjoint(CACHES)}
+    options = {name: value for name, value in options.items() if name in accepted}
+    seen = 0
     for step in range(new_tokens):
         if pads:
             options |= {
                 "attention_mask": mask[:, : longest + step],
                 "position_ids": positions[:, seen : longest + step],
             }
-        if cache:
-            options |= {cache: kept, "use_cache": True}
         output = model(input_ids=tokens, **options)
         logits = output.logits[:, -1].index_fill(-1, suppressed, -torch.inf)
         probabilities, ids = truncated_probabilities(logits, *decoding)
@@ -111,9 +110,10 @@ def _sample_batch(
         place = torch.searchsorted(cumulated, threshold, right=True).clamp(max=ids.shape[-1] - 1)
         chosen = ids.gather(-1, place).to(model.device)  # (B, 1)
         drawn[:, step] = chosen[:, 0].cpu()
-        if cache:
-            kept, seen, tokens = output[cache], longest + step, chosen
-        else:  # the model keeps nothing, and reads the text again
+        kept = {name: output[name] for name in CACHES if name in output}
+        if kept:
+            options, seen, tokens = options | kept, longest + step, chosen
+        else:  # the whole text is read again
             tokens = torch.cat([tokens, chosen], dim=1)
         if stop_token is not None:
             running &= chosen[:, 0] != stop_token
@@ -159,8 +159,8 @@ def sample(
     Token t of sequence i is the inverse-CDF draw at the t-th uniform number of seeds[i], whatever the batch;
     `suppress_tokens` are never drawn. Prompts are token ids, none empty. A model of any architecture that transformers
     has for causal text: with explicit positions (Llama, GPT-2, …) shorter prompts are padded on the left and masked,
-    others (Bloom, MPT, Mamba, RWKV, …) draw from prompts of one length at a time; those that keep no cache (GPT-1) read
-    the text anew for every token, which is slower.
+    others (Bloom, MPT, Mamba, …) draw from prompts of one length at a time; those without a cache that can be passed on
+    (GPT-1, RWKV, RecurrentGemma) read the text anew for every token, which is slower.
 
     A batch holds `batch_size` sequences, or as many as fit into memory (`fitting_batch`); one that an accelerator
     refuses all the same is halved, and so are the ones after it. Several processes (`parallel`) share the prompts, and

@@ -79,7 +79,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return provenance.text_hash(provenance.canonical([tokenizer.get_vocab(), probe]))
 
 
-PACKAGED = "package:"
+PACKAGED, GGUF = "package:", ".gguf"
 OFFLINE = "smollm2_offline"  # the profile whose weights come as a package
 FILES = ("config.json", "*.safetensors")  # that a checkpoint must have; the names of a tokenizer's files differ
 
@@ -88,7 +88,7 @@ def _require_pinned(checkpoint: str, revision: str | None) -> None:
     if checkpoint.startswith(PACKAGED):
         form = r"[0-9a-f]{64}"
         what = "is a file of a Python package, where revision must be its SHA-256"
-    elif not Path(checkpoint).expanduser().is_dir():
+    elif not Path(checkpoint).expanduser().exists():
         form = r"[0-9a-f]{40}"
         what = "is not a local folder, so it comes from the hub, where revision must be a full commit hash"
     else:
@@ -114,7 +114,7 @@ def _packaged(checkpoint: str, sha256: str) -> Path:
 def _unusable(params: Params, reason: str) -> ValueError:
     return ValueError(
         f"checkpoint {params.checkpoint!r} could not be loaded ({reason}): give a folder with config.json, "
-        "tokenizer files and model.safetensors, or a hub name that this machine can reach."
+        "tokenizer files and model.safetensors, a .gguf file, or a hub name that this machine can reach."
     )
 
 
@@ -135,15 +135,23 @@ def _from_hub(params: Params) -> Path:
 def _from_checkpoint(loader: type, params: Params, **options: Any) -> Any:
     """`loader.from_pretrained` of the profile's checkpoint; a failure becomes one ValueError.
 
-    A hub name, a local folder, or `package:<module>/<file>.gguf`, whose quantised weights are read into floats.
+    A hub name, a local folder, or a file <name>.gguf, local or of a package (`package:<module>/<file>.gguf`), whose
+    quantised weights are read into floats.
     """
+    local = Path(params.checkpoint).expanduser()
+    packaged = params.checkpoint.startswith(PACKAGED)
+    named_as_path = local.suffix == GGUF or params.checkpoint.startswith(("/", ".", "~"))
+    if named_as_path and not packaged and not local.exists():
+        raise _unusable(params, f"there is no {local.absolute()}")
     _require_pinned(params.checkpoint, params.revision)
-    folder = Path(params.checkpoint).expanduser()
-    if params.checkpoint.startswith(PACKAGED):
-        file = _packaged(params.checkpoint, params.revision)
-        source, options = file.parent, {**options, "gguf_file": file.name}
-    elif folder.is_dir():
-        source = folder
+    if packaged:
+        local = _packaged(params.checkpoint, params.revision)
+    if local.suffix == GGUF:
+        source, options = local.parent, {**options, "gguf_file": local.name}
+    elif local.is_file():
+        raise _unusable(params, f"{local.name} is no folder")
+    elif local.is_dir():
+        source = local
     else:
         source = _from_hub(params)
     try:

@@ -51,7 +51,9 @@ class Params(BaseModel):
 
     # text
     corpus: Literal["storyworld", "tinystories"] = Field(description="source of real text")
-    data_path: str | None = Field(description="local text file used instead of the hub; ~ is expanded")
+    data_path: str | None = Field(
+        description="local file used instead of the hub: plain text, or .jsonl with a key `text`; ~ is expanded"
+    )
     held_out_path: str | None = Field(description="its held-out split; null: the last tenth of data_path")
     documents: int = Field(ge=1, description="real documents read (storyworld, hub) or at most read (file)")
     vocabulary_size: int = Field(ge=257, description="byte-level BPE, for models trained from scratch")
@@ -61,7 +63,9 @@ class Params(BaseModel):
 
     # model
     model: str = Field(description="short name: the second folder of its records")
-    checkpoint: str | None = Field(description="hub name or local folder; null: train `architecture` from scratch")
+    checkpoint: str | None = Field(
+        description="hub name, local folder or .gguf file; null: train `architecture` from scratch"
+    )
     architecture: Literal["llama", "gpt2", "opt", "qwen2"] = "llama"
     revision: str | None = Field(description="commit hash of a hub checkpoint")
     hidden_size: int = Field(ge=8)

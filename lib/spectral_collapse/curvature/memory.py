@@ -31,12 +31,12 @@ def available_memory(device: torch.device | str) -> int:
     return max(free, 0) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def fitting_blocks(budget: int, block_bytes: int, blocks: int, taken: int = 0) -> int | None:
+def fitting_blocks(budget: float, block_bytes: int, blocks: int, taken: int = 0) -> int | None:
     """How many of the blocks' graphs fit into what a budget in bytes leaves: None for all, which then are kept.
 
     Raises MemoryError where not even one does.
     """
-    fitting = (budget - taken) // block_bytes
+    fitting = int((budget - taken) // block_bytes)  # a budget may be written 6e8
     if fitting < 1:
         raise MemoryError(
             f"even one block at a time needs {(taken + block_bytes) / 2**30:.2f} GiB and the budget is "
@@ -46,7 +46,7 @@ def fitting_blocks(budget: int, block_bytes: int, blocks: int, taken: int = 0) -
 
 
 def plan(
-    budget: int, host_budget: int, operator: Any, steps: int, block_bytes: int, together: int, held: int = 1
+    budget: float, host_budget: int, operator: Any, steps: int, block_bytes: int, together: int, held: int = 1
 ) -> tuple[int | None, Storage | None]:
     """(blocks at a time, storage of the basis) for a budget in bytes on the operator's device and on the host.
 

@@ -379,7 +379,7 @@ def hessian_operator(
     *,
     kind: Literal["hessian", "gauss_newton"] = "hessian",
     parameters: list[str] | None = None,
-    memory_budget: int | None = None,
+    memory_budget: float | None = None,
 ) -> HessianOperator:
     """Hessian or Gauss–Newton operator of the mean loss on blocks of token ids (B, T).
 

@@ -107,7 +107,7 @@ def published_signature(
     signature: Signature | None = None,
     steps: int = 20,
     seed: int = 0,
-    memory_budget: int | None = None,
+    memory_budget: float | None = None,
 ) -> PublishedSignature:
     """The estimator of the Hessian study: power iteration, and the interpolated width of one quadrature.
 

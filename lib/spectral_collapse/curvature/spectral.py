@@ -74,7 +74,7 @@ def spectral_signature(
     seed: int = 0,
     kind: Literal["hessian", "gauss_newton"] = "hessian",
     parameters: list[str] | None = None,
-    memory_budget: int | None = None,
+    memory_budget: float | None = None,
     batch_errors: bool = True,
     state: Path | None = None,
     identity: str = "",
