@@ -22,7 +22,7 @@ ESTIMATES = ("mean_eigenvalue", "second_moment", "bulk_center", "bulk_sigma", "e
 
 
 def halves_of(matrices: torch.Tensor) -> list[MeanOfBlocks]:
-    return [MeanOfBlocks(matrices[::2]), MeanOfBlocks(matrices[1::2])]
+    return [MeanOfBlocks(matrices[: len(matrices) // 2]), MeanOfBlocks(matrices[len(matrices) // 2 :])]
 
 
 def both(matrices: torch.Tensor, seed: int, probes: int = 3):

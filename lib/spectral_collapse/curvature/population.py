@@ -302,12 +302,15 @@ def population_signature(
     by [‖Σ H_b v‖² − Σ ‖H_b v‖²]/(B(B − 1)): products of different blocks are free of their noise. λ_max of H lies, in
     expectation, below the batch's and above uᵀH_other u, u from one half of the blocks and H_other of the other;
     σ_bulk leaves out as many leading vectors as the batch has outliers, found and used likewise. Errors over
-    blocks are the jackknife's, with the vectors u as they are; those over probes are between probes.
+    blocks are the jackknife's, with the vectors u as they are; those over probes are between probes. Blocks count as
+    independent draws: where neighbours share a text, what they share is taken for the expected loss.
     Options as for `spectral_signature`, and as they were there. It takes 30 + 4 m + 4 k gradients of the batch for m
     probes and k outliers, if graphs of the whole batch fit.
     """
     operators, storages = [], []
-    for half in (batch[::2], batch[1::2]):
+    # One after the other: neighbouring blocks, which may share a text, meet at one border only.
+    middle = len(batch) // 2
+    for half in (batch[:middle], batch[middle:]):
         if len(half) < 2:
             return _unknown(signature, len(batch), f"the expected loss needs {LEAST_BLOCKS} blocks or more")
         operator = operator_class(kind)(model, half, parameters=parameters)
