@@ -562,7 +562,7 @@ any_script = st.lists(st.one_of(*(st.text(characters, max_size=6) for characters
 texts = any_script.map("".join)
 
 
-@fuzzed(1500)
+@fuzzed(500)
 @given(texts)
 @example("ﾊﾞ")
 @example("\u0301")

@@ -146,8 +146,13 @@ def test_builders_report_the_statistics(table):
     assert list(shown["$t(2)$"]) == list(statistics.paired_tests(table, metric)["t"])
     shown = tables.effect_sizes(table, [metric])
     sizes = statistics.effect_sizes(table, metric)
-    assert shown.iloc[2, 2] == formatting.format_interval(sizes["mixed"].d_av)
-    assert shown.iloc[0, 4] == sizes["recursive"].g_z
+    assert shown.iloc[2, 2] == formatting.format_interval(sizes["mixed"].d_z)
+    assert list(shown.iloc[0, 3:]) == [sizes["recursive"].g_z, sizes["recursive"].d_av]
+
+    unmatched = table.replace({"condition": {"mixed": "recursive_carry"}})
+    for build in (tables.posthoc, tables.equivalence, tables.slope_tests):
+        row = build(unmatched, [metric]).set_index("Condition").loc["recursive_carry"]
+        assert "--" in "".join(map(str, row)) or "not tested" in list(row)
 
     shown = tables.correlations(table, [metric], [metric, "lambda_max"])
     rho = correlation.within_run_spearman(table, [metric, "lambda_max"]).iloc[0]
