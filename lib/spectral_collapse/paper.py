@@ -60,8 +60,9 @@ def _parameter(value: object) -> str:
 
 
 def design(params: Params) -> pd.DataFrame:
-    """Every parameter of the profile with its value, in two columns of pairs; paths of the user's are left out."""
-    values = params.model_dump(exclude={"data_path", "held_out_path"})
+    """Every parameter of the profile with its value, in two columns of pairs; paths of the user's, and what the records
+    say nothing of, are left out."""
+    values = params.model_dump(exclude={"data_path", "held_out_path"} | series.unrecorded(params))
     pairs = [(name.replace("_", " "), _parameter(value)) for name, value in values.items()]
     half = -(-len(pairs) // 2)
     pairs += [("", "")] * (2 * half - len(pairs))

@@ -123,6 +123,14 @@ def disagreements(record: dict, params: Params) -> dict[str, tuple[Any, Any]]:
     return {name: (then[name], now[name]) for name in names if then[name] != now[name]}
 
 
+def unrecorded(params: Params) -> set[str]:
+    """Parameters that the profile's records say nothing of, since they came later."""
+    *_, record = next(_each(params, "training", generations=[0]))
+    if record["schema_version"] != provenance.LISTED:
+        return set()
+    return Params.model_fields.keys() - record["parameters"].keys() - set(PLACES)
+
+
 def ends(params: Params, stage: str) -> list[tuple[str, dict]]:
     """Results of a stage for the first seed, each with a label: generation 0, then the last of every condition.
 

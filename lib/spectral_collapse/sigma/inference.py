@@ -164,8 +164,8 @@ def logdet_estimate(
               covered 88 to 99 % from n_A = 1.3 m on (results/sigma_coverage) and 81 to 97 % at `least_rows`, below
               which they are refused.
 
-    All take columns for independent. Blocks of one response are not, and such intervals then covered 0 to 75 % in
-    simulation where `grouped_logdet_estimate` covered 82 to 100 %.
+    All take columns for independent. Blocks of one response are not, and such intervals then covered 0 to 91 % in
+    simulation (correlations of 0.5 and 0.9) where `grouped_logdet_estimate` covered 89 to 99 %.
     ValueError for sizes outside m < n_A ≤ n and for too few leverages; SingularGram for a singular A
     (`require_full_rank`), such as that of embeddings with dead directions.
     """
@@ -279,8 +279,8 @@ def grouped_logdet_estimate(
     `leave_groups_out`'s estimate; its error is the jackknife's over groups, √((P−1)/P Σ(L_(p) − L̄)² (1 − n_A/n)), its
     interval a t interval of P − 1 degrees of freedom. Groups are a random part of all of them, and independent; there
     may be fewer of them than dimensions. In simulation (m = 8 and 32, four rows a group, correlated by 0 to 0.9,
-    n_A = 2.5 m to 10 m) nominal 95 % intervals covered 91 to 100 % for Gaussian rows, and 82 to 94 % where a group
-    shares a Student-t scale of five degrees of freedom. Errors as `leave_groups_out`.
+    20 to 80 groups, n_A = 2.5 m and 10 m) nominal 95 % intervals covered 95 to 99 % for Gaussian rows, and 83 to 97 %
+    where a group shares a Student-t scale of five degrees of freedom. Errors as `leave_groups_out`.
     """
     estimate, names, without = leave_groups_out(embeddings, groups, n_total)
     count = len(names)
