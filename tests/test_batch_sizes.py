@@ -3,7 +3,6 @@
 import math
 
 import pandas as pd
-import pytest
 import torch
 from spectra import frozen_blocks, tiny
 from spectral_collapse import batch_sizes, figures, series, studies
@@ -70,9 +69,13 @@ def test_a_metric_of_the_expected_loss_that_is_undefined_for_one_model_has_no_co
     assert "population_bulk_sigma" not in found and list(found["held_out_lambda_max"]) == [2.0, 2.0]
 
 
-@pytest.mark.skipif(not (studies.paths.COMMITTED / "batch_sizes").exists(), reason="the study is not committed")
-def test_the_committed_study_falls_with_the_number_of_blocks():
-    found, _ = studies.batch_sizes()
+def test_the_committed_study_has_batches_whose_width_falls_and_estimates_of_the_expected_loss_that_do_not():
+    found, study = studies.batch_sizes()
+    assert study["pool"] == batch_sizes.POOL and set(found["blocks"]) == set(batch_sizes.DRAWS)
     for _, rows in found.groupby("model"):
-        means = rows.groupby("blocks")["bulk_sigma"].mean()
-        assert means.iloc[0] > 1.5 * means.iloc[-1]
+        means = rows.groupby("blocks")[["bulk_sigma", "population_bulk_sigma"]].mean()
+        assert means["bulk_sigma"].is_monotonic_decreasing
+        ends = means.iloc[0] / means.iloc[-1]
+        assert ends["bulk_sigma"] > 3 and ends["population_bulk_sigma"] < 2
+    counts = batch_sizes.coverage(found).loc[(slice(None), "bulk_sigma"), :]
+    assert (counts["batch"] <= 3).all() and (counts["expected"] >= 22).all()
