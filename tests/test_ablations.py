@@ -188,7 +188,7 @@ def test_generation_zero_is_computed_once_and_a_second_run_computes_nothing(tiny
     assert loop.training(one, 1)["model_sha256"] != loop.training(two, 1)["model_sha256"]
 
     # The study is what its files say, and is refused once they disagree.
-    folder = ablations.write_study(tiny, table, 0.0)
+    folder = ablations.write_study(tiny, table)
     study = ablations.read_study(folder)
     pd.testing.assert_frame_equal(study.runs, table, check_dtype=False, rtol=1e-7)
     assert study.judged.verdict == ablations.judge(tiny, table).verdict and study.control == "fresh"

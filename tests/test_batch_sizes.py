@@ -60,11 +60,16 @@ def test_batches_of_one_size_are_disjoint_and_have_both_estimates(monkeypatch):
 def test_a_metric_of_the_expected_loss_that_is_undefined_for_one_model_has_no_column(monkeypatch):
     def results(params, stage, *rest, **options):
         for generation, width in enumerate((0.5, None)):
-            result = {"published_lambda_max": 1.0, "published_iqr": 0.1, "held_out_lambda_max": 2.0}
-            yield "fresh", 1, generation, result | {"population_bulk_sigma": width, "lambda_max": 3.0}
+            result = {"published_lambda_max": 1.0, "lambda_min": -1.0, "published_iqr": 0.1, "held_out_lambda_max": 2.0}
+            yield (
+                "fresh",
+                1,
+                generation,
+                result | {"population_bulk_sigma": width, "lambda_max": 3.0},
+            )
 
     monkeypatch.setattr(series, "results", results)
-    params = type("Params", (), {"model": "m"})()
+    params = type("Params", (), {"model": "m", "weights": "restart"})()
     found = series.table(params, stages=("curvature",))
     assert "population_bulk_sigma" not in found and list(found["held_out_lambda_max"]) == [2.0, 2.0]
 

@@ -50,6 +50,7 @@ def test_new_contexts_every_generation(run, monkeypatch):
     prompts = []
     monkeypatch.setattr(loop.generate, "sample", lambda model, given, *_, **__: prompts.append(given) or given)
     monkeypatch.setattr(loop, "load", lambda *_: None)
+    monkeypatch.setattr(loop.models, "tokens_without_text", lambda *_: [])
     for one in (run(), run(writing_contexts="new")):
         for writer in (0, 1):
             loop.write(one, writer)

@@ -35,7 +35,7 @@ def written(tmp_path_factory):
                 for generation in range(chosen.generations + 1):
                     encoded.sigma(run, generation)
         names = sigma_experiment.write(chosen)
-        return series.table(chosen, stages=("sigma",)), paths.generated_folder("smoke"), names
+        return series.table(chosen, stages=("sigma",)), paths.generated_folder(params.name_of(chosen)), names
 
 
 def numbers(path) -> np.ndarray:

@@ -258,26 +258,35 @@ def read_study(folder: Path) -> Study:
 def studies(grid: str = GRID, root: Path | None = None) -> dict[str, Study]:
     """The studies of a grid by factor, made here or committed, in the grid's order; empty where there are none.
 
-    Drifts of SIGMA's tracks are read again from the records of the runs, which say how many blocks there were
-    (`series.track_drifts`), and a hypothesis of theirs is judged again.
+    Drifts of SIGMA's tracks and the published ratio are read again from the records of the runs, which allow their
+    correction (`series.track_drifts`, `series.log_published_ratio`), and a hypothesis of theirs is judged again.
     """
     names = params.studied_factors(grid)
     folders = {name: root / grid / name if root else paths.study_folder(grid, name) for name in names}
+    committed = {name: paths.COMMITTED / grid / name for name in names}
     found = {name: read_study(folder) for name, folder in folders.items() if (folder / "study.json").exists()}
-    return {name: _with_drifts(study, read(name, grid), root) for name, study in found.items()}
+    return {
+        name: _corrected(
+            study, read(name, grid), root or (paths.COMMITTED if folders[name] == committed[name] else None)
+        )
+        for name, study in found.items()
+    }
 
 
-def _with_drifts(study: Study, factor: Factor, root: Path | None) -> Study:
+def _corrected(study: Study, factor: Factor, root: Path | None) -> Study:
     parts = []
     for level, settings in factor.levels.items():
-        part = series.table(settings, stages=("sigma",), root=root)
-        parts.append(part.filter(regex="^(condition|seed|generation|.*_drift)$").assign(level=level))
-    drifts = pd.concat(parts, ignore_index=True)
+        part = series.table(settings, stages=("curvature", "sigma"), root=root)
+        parts.append(
+            part.filter(regex="^(condition|seed|generation|log_published_ratio|.*_drift)$").assign(level=level)
+        )
+    corrected = pd.concat(parts, ignore_index=True)
     cell = ["level", "condition", "seed", "generation"]
-    stale = [f"{track}_drift" for track in TRACKS if f"{track}_drift" in study.runs]
-    runs = study.runs.drop(columns=stale).merge(drifts, on=cell, how="left", validate="one_to_one")
-    of_tracks = factor.test["metric"] in drifts
-    return replace(study, runs=runs, judged=judge(factor, runs) if of_tracks else study.judged)
+    names = ("log_published_ratio", *(f"{track}_drift" for track in TRACKS))
+    stale = [name for name in names if name in study.runs]
+    runs = study.runs.drop(columns=stale).merge(corrected, on=cell, how="left", validate="one_to_one")
+    again = factor.test["metric"] in corrected
+    return replace(study, runs=runs, judged=judge(factor, runs) if again else study.judged)
 
 
 # ---- for the paper

@@ -114,6 +114,8 @@ def values(table: pd.DataFrame) -> dict[str, str]:
     `recursive` runs.
     Keys that need an absent control or treatment are absent too.
     """
+    if table.empty:
+        raise ValueError("The table holds no runs.")
     conditions, metrics = list(table["condition"].unique()), metric_names(table)
     seeds = table["seed"].nunique()
     controls = matched_controls(table) if CONTROL in conditions else {}

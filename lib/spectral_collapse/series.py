@@ -231,9 +231,9 @@ def count_finding(pairs: list[tuple[dict, dict]]) -> dict[str, str]:
         [last["live_dimensions"] * math.log(last["total_blocks"] / first["total_blocks"]) for first, last in pairs]
     )
     tests = [last["drifts"]["track_one"]["p_value"] for _, last in pairs]
-    left = drifts + counts
+    left, spread = drifts + counts, float(((drifts - drifts.mean()) ** 2).sum())
     return {
-        "r2": f"{1 - left @ left / ((drifts - drifts.mean()) ** 2).sum():.5f}",
+        "r2": f"{1 - left @ left / spread:.5f}" if spread > 0 else "--",
         "drifts": str(len(drifts)),
         "significant": str(sum(p is not None and p < 0.05 for p in tests)),
         "most": f"{np.abs(left).max():.2f}",
