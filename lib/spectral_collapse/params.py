@@ -1,6 +1,8 @@
 """Profiles: read from their files, grids and notebooks, and checked before anything runs."""
 
 import ast
+import copy
+import functools
 import hashlib
 import itertools
 import re
@@ -57,12 +59,18 @@ def profiles() -> list[str]:
     return [file.stem for file in files if b"\nfactors:" not in file.read_bytes()]
 
 
+@functools.lru_cache(maxsize=64)  # a grid reads the same few files for each of its cells
+def _parsed(text: str) -> tuple[Any, list[str]]:
+    """The value of a YAML text, and its keys if it is a mapping, repeated ones as often as they stand there."""
+    values = yaml.safe_load(text)
+    pairs = yaml.compose(text, Loader=yaml.SafeLoader).value if isinstance(values, dict) else []
+    return values, [key.value for key, _ in pairs if isinstance(key.value, str)]
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, or a ValueError naming the file, and the key if one stands twice."""
     try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-        pairs = yaml.compose(text, Loader=yaml.SafeLoader).value if isinstance(values, dict) else []
+        values, names = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = profiles()
         near = f" (the nearest is {nearest_name(path.stem, known)!r})" if known else ""
@@ -74,10 +82,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not readable as YAML ({reason}).") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected lines of the form 'key: value'.")
-    keys = Counter(key.value for key, _ in pairs if isinstance(key.value, str))
+    keys = Counter(names)
     if twice := [key for key in keys if keys[key] > 1]:  # of which PyYAML keeps the last
         raise ValueError(f"{path}: parameter {paths.shown(twice[0])} stands twice: delete one of the two lines.")
-    return values
+    return copy.deepcopy(values)
 
 
 def _file(profile: str) -> Path:
