@@ -90,10 +90,7 @@ rows = [
     if value[f"logdet_{kind}"] and generation in (0, settings.generations)
 ]
 estimates = pd.DataFrame(rows, columns=["condition", "generation", "kind", "log det G", "low", "high"])
-if estimates.empty:
-    print("No checkpoint has blocks enough for its live dimensions: no estimate.")
-else:
-    display(estimates)
+display("No checkpoint has blocks enough for its live dimensions: no estimate." if estimates.empty else estimates)
 
 # %% [markdown]
 # ## Reading the tracks

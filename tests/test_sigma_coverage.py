@@ -32,7 +32,7 @@ def test_populations_know_their_truth(embeddings):
 
 def test_the_study_is_repeatable_and_complete(embeddings, tmp_path, monkeypatch):
     monkeypatch.setattr(sigma_coverage, "DIMENSIONS", (8, 24))
-    monkeypatch.setattr(sigma_coverage, "RATIOS", (2.0, 2.6, 5.2, 10.0))  # at which leverages are taken for m = 8
+    monkeypatch.setattr(sigma.inference, "least_rows", lambda m: m + 1)  # or 8 dimensions would need 16 rows
     monkeypatch.setattr(sigma_coverage, "real_embeddings", lambda *_: embeddings)
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time.")
