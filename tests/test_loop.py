@@ -378,6 +378,7 @@ def kill_when(process: subprocess.Popen, root: Path, pattern: str) -> str:
     return process.communicate()[0]
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_and_end_with_the_same_records(tmp_path):
     overrides = {**CHANGES, "checkpoint_steps": 3, "baseline_epochs": 4}
     whole = start(tmp_path / "whole", overrides)

@@ -111,7 +111,8 @@ def test_a_batch_that_does_not_fit_after_all_is_not_taken(room):
     assert memory.measured_batch(work, 16, CPU) == 2
 
 
-@pytest.mark.parametrize(("vocabulary", "prompt", "new"), [(4000, 8, 8), (61, 48, 16), (61, 4, 28)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("vocabulary", "prompt", "new"), [(4000, 8, 8), (61, 48, 16)])
 def test_the_batch_of_sampling_fits_and_is_at_most_so_much_too_small(
     tiny_model, architecture, room, vocabulary, prompt, new
 ):

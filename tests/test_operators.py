@@ -39,8 +39,6 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-pytestmark = pytest.mark.numerics
-
 OPERATORS = {"hessian": HessianOperator, "gauss_newton": GaussNewtonOperator}
 # transformers computes RMSNorm, rotary embeddings and OPT's attention weights in float32 whatever the model's type.
 TOLERANCE = {"gpt2": 1e-12, "opt": 1e-6, "llama": 1e-6, "qwen2": 1e-6}

@@ -196,6 +196,8 @@ def test_a_launched_run_is_found_by_the_notebooks(made_alone, tmp_path, monkeypa
 FAILING = """
 import sys
 from spectral_collapse import launch, processes, train
+
+pytestmark = pytest.mark.slow
 trained = train.train
 def fails(*given, **options):
     if processes.rank() == 1:

@@ -12,6 +12,8 @@ from test_loop import TINY, quiet
 from test_measure_sigma import WordEncoder
 from test_sigma_bands import checkpoint
 
+pytestmark = pytest.mark.slow
+
 BUDGET = Budget(unobserved=40, rho=1.0, delta=1e-3)
 PROFILES = ["sigma_s1s2", "sigma_s1s2_finance", "sigma_s1s2_technology", "sigma_opt"]
 

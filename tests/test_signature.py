@@ -684,6 +684,7 @@ def assert_close(found, expected, where: str = "") -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9 * scale, err_msg=where)
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
     script = Path(ranks.__file__)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
