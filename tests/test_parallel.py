@@ -24,6 +24,8 @@ REPLICAS, SHARES = "--multi_gpu", "--use_fsdp"  # the launchers of several proce
 LOSS_TOLERANCE = 1e-5
 WEIGHT_TOLERANCE = 1e-4  # of weights up to about 1; met are 1e-7 after a few steps, 2e-5 after twenty
 
+pytestmark = pytest.mark.slow
+
 
 def launched(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | environment
@@ -197,7 +199,6 @@ FAILING = """
 import sys
 from spectral_collapse import launch, processes, train
 
-pytestmark = pytest.mark.slow
 trained = train.train
 def fails(*given, **options):
     if processes.rank() == 1:
