@@ -58,10 +58,10 @@ LABELS = {
     "effective_rank": "Effective rank",
     "held_out_lambda_max": r"$\lambda_{\max}$, held out",
     "held_out_lambda_min": r"$\lambda_{\min}$, held out",
-    "population_bulk_sigma": r"$\sigma_{\mathrm{bulk}}$, expected loss",
-    "population_log_ratio": r"$\log(\lambda_{\max}/\sigma_{\mathrm{bulk}})$, expected loss",
-    "population_spectral_variance": "Spectral variance, expected loss",
-    "population_effective_rank": "Effective rank, expected loss",
+    "population_bulk_sigma": r"Population $\sigma_{\mathrm{bulk}}$",
+    "population_log_ratio": "Population log ratio",
+    "population_spectral_variance": "Population spectral variance",
+    "population_effective_rank": "Population effective rank",
     "real_gradient_norm": "Gradient norm, real text",
     "own_gradient_norm": "Gradient norm, own text",
     "gradient_signal": r"Gradient signal $|G|^2/\mathrm{tr}\,\Sigma$",
@@ -202,7 +202,7 @@ def anova(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> pd.DataF
             degrees = f"({effect.df1:.0f}, {effect.df2:.0f})" if effect.df1 == effect.df1 else ""
             headings += [Raw(rf"$F_{{{short}}}{degrees}$"), Raw(rf"$p_{{{short}}}$")]
             rows[-1] += [effect.F, Number(format_p(effect.p))]
-        headings += [Raw(r"$\eta^2_{cg}$"), Raw(r"$\varepsilon_{cg}$"), Raw(r"$p_{cg}$, permuted")]
+        headings += [Raw(r"$\eta^2_{cg}$"), Raw(r"$\varepsilon_{cg}$"), Raw(r"$p_{cg}$, perm.")]
         rows[-1] += [effect.eta, effect.epsilon, Number(format_p(effect.p_permutation))]
     return frame_of(rows, headings)
 
