@@ -3,6 +3,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(name, None)  # make in a test is not a child of make test, and says nothing of its folders
 
 import pytest
 import torch

@@ -21,4 +21,4 @@ $python -m pytest -n 2 --dist loadfile -m "not slow" tests
 echo "== The numerics with the kernels of an older processor, two threads and other hashes"
 # Chosen by environment variables on x86-64, where every processor has them; elsewhere they are ignored.
 export OPENBLAS_CORETYPE=Prescott MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 PYTHONHASHSEED=1
-$python -m pytest -m numerics tests
+$python -m pytest -m "numerics and not slow" tests
