@@ -27,11 +27,11 @@ help:  ## this list
 
 paper: setup latex  ## all runs of PROFILE (default: default), their statistics, and paper/PROFILE.pdf; some twenty minutes
 ifeq ($(RECOMPUTE),0)
-	@$(BIN)/python -m spectral_collapse.pdf $(PROFILE)
+	@$(BIN)/python -m spectral_collapse.paper.pdf $(PROFILE)
 else
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results
 	@if $(HAVE_LATEX); then $(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- all; \
-	else $(BIN)/python -m spectral_collapse.pdf $(PROFILE); fi
+	else $(BIN)/python -m spectral_collapse.paper.pdf $(PROFILE); fi
 endif
 
 results: setup  ## the same without the PDF
@@ -68,10 +68,10 @@ slow: setup  ## the slow tests: several processes, interruptions, measured memor
 
 # Refuses, before anything is written, where an .ipynb holds what its .py lacks.
 notebooks: setup  ## the .ipynb halves again from the .py halves, with the outputs of the smoke profile
-	$(BIN)/python -m spectral_collapse.pairs convert
+	$(BIN)/python -m spectral_collapse.notebook.pairs convert
 	rm -rf results/work/smoke results/work/ablations/smoke results/work/ablations.smoke.*
 	$(SNAKEMAKE) --config profile=smoke -- results
-	$(BIN)/python -m spectral_collapse.pairs run
+	$(BIN)/python -m spectral_collapse.notebook.pairs run
 
 # Jupyter refuses to run as root, which is all that there is in many a container.
 lab: setup  ## JupyterLab on the notebooks
@@ -85,11 +85,11 @@ graph: setup  ## the workflow of PROFILE as a picture; needs Graphviz
 	@dot -Tpng -o paper/rulegraph.png paper/rulegraph.dot && echo "The graph is paper/rulegraph.png."
 
 bench: setup  ## curvature against PyHessian and curvlinops
-	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/bench/bench.py
 
 # A small run is killed, starved, damaged and doubled (as root): what docs/records.md says of it.
 faults: setup  ## a small run, broken in many ways; as root
-	$(BIN)/python tests/faults.py
+	$(BIN)/python tests/system/faults.py
 
 lint: setup  ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check lib tests

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from spectral_collapse import params, paths, pdf, schema, statistics
+from spectral_collapse.analysis import statistics
+from spectral_collapse.paper import pdf
+from spectral_collapse.record import params, paths, schema
 
 try:
     overrides = {key: value for key, value in config.items() if key not in ("profile", "grid")}
@@ -285,7 +287,7 @@ rule pdf:
         mem_mb=2000,
         runtime=15,
     shell:
-        f"{shlex.quote(sys.executable)} -m spectral_collapse.pdf {NAME}"
+        f"{shlex.quote(sys.executable)} -m spectral_collapse.paper.pdf {NAME}"
 
 
 # Apart from the paper's graph: SIGMA's reports, for profiles that have its settings S1 and S2, and its checks.
@@ -299,4 +301,4 @@ rule sigma_experiment:
         mem_mb=4000,
         runtime=30,
     shell:
-        f"{shlex.quote(sys.executable)} -m spectral_collapse.sigma_experiment {P.profile} {PARAMETERS}"
+        f"{shlex.quote(sys.executable)} -m spectral_collapse.paper.sigma_experiment {P.profile} {PARAMETERS}"

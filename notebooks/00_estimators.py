@@ -28,7 +28,7 @@
 # say nothing about collapse. The study of this question is shown in notebook 8.*
 
 # %%
-from spectral_collapse import params
+from spectral_collapse.record import params
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -38,9 +38,11 @@ seed = 1
 settings = params.collect(globals())
 
 # %%
-from spectral_collapse import estimators, figures, runs
+from spectral_collapse.experiment import estimators, runs
+from spectral_collapse.paper import figures
+from spectral_collapse.record import params
 
-run = runs.Run(settings, runs.BASELINE, seed)
+run = runs.Run(settings, params.BASELINE, seed)
 results = [estimators.measured(batch)(run, 0) for batch in range(settings.estimator_batches)]
 frame = estimators.values(results, settings.estimator_steps)
 

@@ -22,7 +22,7 @@
 # say nothing about collapse. The study on TinyStories is shown at the end of notebook 7.*
 
 # %%
-from spectral_collapse import params
+from spectral_collapse.record import params
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -34,9 +34,11 @@ settings = params.collect(globals())
 # %%
 import numpy as np
 import pandas as pd
-from spectral_collapse import figures, measure, runs
+from spectral_collapse.experiment import measure, runs
+from spectral_collapse.paper import figures
+from spectral_collapse.record import params
 
-run = runs.Run(settings, runs.BASELINE, seed)
+run = runs.Run(settings, params.BASELINE, seed)
 baseline = measure.generation(run, 0)
 print(f"{settings.model}: {baseline['training']['parameters']:,} parameters, corpus {settings.corpus}")
 
@@ -47,7 +49,7 @@ print(f"{settings.model}: {baseline['training']['parameters']:,} parameters, cor
 # like stories. They are drawn without any prompt.
 
 # %%
-figures.training_curves([(runs.BASELINE, seed, 0, baseline["training"])])
+figures.training_curves([(params.BASELINE, seed, 0, baseline["training"])])
 
 # %%
 evaluation = baseline["evaluation"]

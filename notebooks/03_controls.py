@@ -25,7 +25,7 @@
 # say nothing about collapse. The study on TinyStories is shown at the end of notebook 7.*
 
 # %%
-from spectral_collapse import params
+from spectral_collapse.record import params
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -38,7 +38,9 @@ settings = params.collect(globals())
 # %%
 import pandas as pd
 from IPython.display import display
-from spectral_collapse import figures, loop, measure, runs, series
+from spectral_collapse.analysis import series
+from spectral_collapse.experiment import loop, measure, runs
+from spectral_collapse.paper import figures
 
 run = runs.Run(settings, condition, seed)
 generations = [measure.generation(run, generation) for generation in range(settings.generations + 1)]

@@ -26,7 +26,7 @@
 # say nothing about collapse. SIGMA's experiments are shown in notebook 8.*
 
 # %%
-from spectral_collapse import params
+from spectral_collapse.record import params
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
@@ -40,7 +40,11 @@ import math
 
 import pandas as pd
 from IPython.display import display
-from spectral_collapse import corpora, encoded, figures, paths, runs, series, statistics
+from spectral_collapse.analysis import series, statistics
+from spectral_collapse.experiment import encoded, runs
+from spectral_collapse.paper import figures
+from spectral_collapse.record import paths
+from spectral_collapse.text import corpora
 
 real = corpora.RealText(settings)
 measured = {}

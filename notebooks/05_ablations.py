@@ -22,7 +22,7 @@
 # about collapse. The studies of all other factors are shown in notebook 8.*
 
 # %%
-from spectral_collapse import params
+from spectral_collapse.record import params
 
 # %% tags=["parameters"]
 factor = "smoke"  # a factor of the grid; this one runs in seconds, and nothing is learned from it
@@ -34,7 +34,8 @@ given = params.collect_factor(globals())
 
 # %%
 import pandas as pd
-from spectral_collapse import ablations, figures
+from spectral_collapse.analysis import ablations
+from spectral_collapse.paper import figures
 
 study = ablations.read(**given)
 print(study.question)

@@ -23,7 +23,7 @@
 # say nothing about collapse. The study of this question is shown in notebook 8.*
 
 # %%
-from spectral_collapse import params
+from spectral_collapse.record import params
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; all its seeds and conditions are measured, or read where they have been
@@ -32,15 +32,17 @@ profile = "smoke"  # a file of params/; all its seeds and conditions are measure
 settings = params.collect(globals())
 
 # %%
-from spectral_collapse import figures, mechanism
-from spectral_collapse.mechanism import report, study
+from spectral_collapse.analysis import mechanism as study
+from spectral_collapse.analysis import mediation
+from spectral_collapse.paper import figures
+from spectral_collapse.paper import mechanism as report
 
-measured = mechanism.measured(settings)
-mechanism.write(measured, settings)
+measured = study.measured(settings)
+study.write(measured, settings)
 cells = measured.quantities[["condition", "seed", "generation"]]
 
 # %% tags=["nbval-check-output"]
-print("models:", len(cells), " quantities:", len(mechanism.QUANTITIES))
+print("models:", len(cells), " quantities:", len(study.QUANTITIES))
 print("runs:", len(cells.drop_duplicates(["condition", "seed"])), " parts:", measured.parts["part"].nunique() - 1)
 
 # %% [markdown]
@@ -123,6 +125,6 @@ differences.style.format(precision=4).hide()
 # predictions, and whatever grows with the generations accounts for whatever else does.
 
 # %%
-mediated = mechanism.mediation(measured.quantities, mechanism.QUANTITIES, study.OUTCOMES)
+mediated = mediation.mediation(measured.quantities, study.QUANTITIES, study.OUTCOMES)
 shown = mediated[["quantity", "outcome", "gap", "total", "share", "low", "high", "verdict"]]
 shown.style.format(precision=3, na_rep="–").hide()

@@ -23,7 +23,7 @@
 # say nothing about collapse. The last section shows the study on TinyStories, from its committed records.*
 
 # %%
-from spectral_collapse import params
+from spectral_collapse.record import params
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; the runs of all its seeds and conditions must be there
@@ -34,20 +34,11 @@ settings = params.collect(globals())
 # %%
 import pandas as pd
 from IPython.display import display
-from spectral_collapse import (
-    anova,
-    claims,
-    early_warning,
-    figures,
-    findings,
-    paper,
-    paths,
-    rescue,
-    schema,
-    series,
-    statistics,
-    tables,
-)
+from spectral_collapse.analysis import anova, early_warning, series, statistics
+from spectral_collapse.experiment import rescue
+from spectral_collapse.paper import claims, figures, findings, tables
+from spectral_collapse.paper import output as paper
+from spectral_collapse.record import paths, schema
 
 print("Not judged here:", *statistics.limits(settings), sep="\n- ")
 table = series.table(settings)

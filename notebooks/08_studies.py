@@ -20,7 +20,7 @@
 # *Whatever the profile, all outputs below are results of the committed records.*
 
 # %%
-from spectral_collapse import params
+from spectral_collapse.record import params
 
 # %% tags=["parameters"]
 profile = "smoke"  # a file of params/; its paper gets the figures, tables and numbers below
@@ -30,18 +30,12 @@ settings = params.collect(globals())
 
 # %%
 import pandas as pd
-from spectral_collapse import (
-    ablations,
-    batch_sizes,
-    estimators,
-    figures,
-    mechanism,
-    paper,
-    sigma_coverage,
-    studies,
-    tables,
-)
-from spectral_collapse.mechanism import report, study
+from spectral_collapse.analysis import ablations, mediation
+from spectral_collapse.analysis import mechanism as study
+from spectral_collapse.experiment import batch_sizes, estimators, sigma_coverage
+from spectral_collapse.paper import figures, studies, tables
+from spectral_collapse.paper import mechanism as report
+from spectral_collapse.paper import output as paper
 
 output = paper.Output(settings)
 
@@ -57,7 +51,7 @@ output.table("estimators", tables.estimators(estimators.summary(noise)))
 output.figure("estimators", figures.estimators(noise))
 
 # %% [markdown]
-# ## A batch and the expected loss (`python -m spectral_collapse.batch_sizes CHECKPOINT TEXT`)
+# ## A batch and the expected loss (`python -m spectral_collapse.experiment.batch_sizes CHECKPOINT TEXT`)
 #
 # The width of the bulk and the largest eigenvalue against the number of blocks, of two models: what a batch's own
 # Hessian has, and what the same blocks say of the expected loss.
@@ -97,7 +91,7 @@ output.table("pretrained_runs", studies.pretrained_runs_table(tuned))
 output.figure("pretrained_runs", figures.series(tuned, studies.PRETRAINED_SERIES))
 
 # %% [markdown]
-# ## SIGMA's intervals (`python -m spectral_collapse.sigma_coverage`)
+# ## SIGMA's intervals (`python -m spectral_collapse.experiment.sigma_coverage`)
 #
 # How often the published interval of the log-determinant holds the truth, and how often the corrected ones do.
 
@@ -144,7 +138,7 @@ output.figure("ablations", figures.ablation_effects(list(factors.values())))
 # much of the text's decline goes along with each is a correlation.
 
 # %%
-inside, studied = mechanism.committed()
+inside, studied = study.committed()
 output.figure("mechanism_series", figures.series(inside.quantities, study.HEADLINE, height=1.6))
 
 # %%
@@ -154,7 +148,7 @@ output.figure("outlier_tracks", figures.outlier_tracks(inside.outliers))
 output.figure("landscape", figures.landscape(inside.planes, inside.lines, studied.seeds[0]))
 
 # %%
-along = mechanism.mediation(inside.quantities, mechanism.QUANTITIES, study.OUTCOMES)
+along = mediation.mediation(inside.quantities, study.QUANTITIES, study.OUTCOMES)
 output.table("mechanism_differences", report.differences_table(report.differences(inside.quantities)))
 output.table("mechanism_fates", report.fates_table(inside.outliers))
 output.table("mechanism_mediation", report.mediation_table(along))

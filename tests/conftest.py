@@ -3,8 +3,6 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
-for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
-    os.environ.pop(name, None)  # make in a test is not a child of make test, and says nothing of its folders
 
 import pytest
 import torch
@@ -19,9 +17,11 @@ ARCHITECTURES = {
 
 
 @pytest.fixture(scope="session", autouse=True)
-def folders(tmp_path_factory):
-    """Records, figures and tables of all tests go to a temporary folder."""
+def surroundings(tmp_path_factory):
+    """Records, figures and tables of all tests go to a temporary folder; make in a test is no child of make test."""
     with pytest.MonkeyPatch.context() as patch:
+        for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+            patch.delenv(name, raising=False)
         for name in ("RESULTS", "GENERATED"):
             patch.setenv(f"SPECTRAL_COLLAPSE_{name}", str(tmp_path_factory.mktemp(name.lower())))
         yield

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from ..seeding import generator
+from ..estimate import generator
 from .basis import CHUNK, Basis, Storage, dot, wide
 from .quadrature import Quadrature
 

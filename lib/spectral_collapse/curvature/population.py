@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 from transformers import PreTrainedModel
 
-from ..seeding import stable_seed
+from ..estimate import stable_seed
 from .basis import dot
 from .krylov import Kept, probe_runs, rademacher
 from .memory import available_memory, plan

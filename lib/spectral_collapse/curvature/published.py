@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..seeding import generator, stable_seed
+from ..estimate import generator, stable_seed
 from .basis import dot
 from .krylov import probe_runs
 from .operators import HessianOperator, hessian_operator

@@ -1,7 +1,9 @@
 """Spectral signatures of a language model's loss, measured within a budget of memory."""
 
+import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +12,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..provenance import canonical, text_hash, write_text
 from .basis import Basis
 from .krylov import at_least, joint_ritz, probe_runs
 from .memory import available_memory, plan
@@ -54,14 +55,26 @@ def influences_of_blocks(operator: HessianOperator, run: Quadrature, basis: Basi
     }
 
 
+def _hash(probes: list[dict]) -> str:
+    return hashlib.sha256(json.dumps(probes).encode()).hexdigest()
+
+
 def _finished_probes(state: Path, identity: str) -> list[dict]:
     """What a state file holds of this very measurement, otherwise nothing."""
     try:
         content = json.loads(state.read_text(encoding="utf-8"))
-        whole = content["sha256"] == text_hash(canonical(content["probes"]))
+        whole = content["sha256"] == _hash(content["probes"])
         return content["probes"] if whole and content["identity"] == identity else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def _keep_probes(state: Path, identity: str, probes: list[dict]) -> None:
+    """Replaces the state file at once, so that it is never half-written."""
+    state.parent.mkdir(parents=True, exist_ok=True)
+    temporary = state.with_name(f".{state.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({"identity": identity, "probes": probes, "sha256": _hash(probes)}))
+    os.replace(temporary, state)
 
 
 def spectral_signature(
@@ -116,8 +129,7 @@ def spectral_signature(
         if side_by_side:
             bases.append(basis)
         if state:
-            note = {"identity": identity, "probes": finished, "sha256": text_hash(canonical(finished))}
-            write_text(state, canonical(note))
+            _keep_probes(state, identity, finished)
         basis = None  # or it would stay beside the next run's
     runs = [Quadrature(np.array(probe["alphas"]), np.array(probe["betas"])) for probe in finished]
     influences = [{k: np.array(v) for k, v in probe["influence"].items()} for probe in finished if probe["influence"]]

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..curvature import mean_loss
-from ..seeding import generator
+from ..estimate import generator
 from .vectors import Vector
 
 Loss = Callable[[Vector], float]

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..text_metrics import Estimate, mean_over_texts
+from ..estimate import Estimate
+from ..text.metrics import mean_over_texts
 
 BINS = 15
 # The rare tokens are the least frequent ones that together hold this share of the real training text.

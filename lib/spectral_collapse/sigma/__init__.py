@@ -4,7 +4,6 @@ gram: Gram matrix, bounds, both tracks; inference: log det G with intervals; ban
 health: checks of what goes in; scale: streams and clusters.
 """
 
-from ..text_metrics import distinct_n, hashed_ngram_hhi
 from .bands import (
     TRACKS,
     Budget,
@@ -26,7 +25,6 @@ from .gram import (
     ols_slope,
     overestimation_ratio,
     regularized_logdet,
-    split_blocks,
     track_agreement,
     track_one,
     track_two,
@@ -62,11 +60,9 @@ __all__ = [
     "cholesky_logdet",
     "common",
     "deterministic_bounds",
-    "distinct_n",
     "distributed_gram",
     "drift",
     "grouped_logdet_estimate",
-    "hashed_ngram_hhi",
     "health_checks",
     "least_rows",
     "leave_groups_out",
@@ -81,7 +77,6 @@ __all__ = [
     "regularized_logdet",
     "required_sample_size",
     "shrunk_logdet",
-    "split_blocks",
     "stream",
     "track_agreement",
     "track_one",

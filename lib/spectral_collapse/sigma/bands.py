@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..seeding import generator
+from ..estimate import generator
 from .gram import SingularGram, finite_rows
 from .inference import GROUPS, least_rows, leave_groups_out
 

@@ -14,8 +14,6 @@ from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dpotrf
 from scipy.sparse.linalg import ArpackError, eigsh
 
-from ..text_metrics import words
-
 CHUNK = 4096  # rows converted to float64 at a time: bounds the memory, and is long enough for the BLAS
 LANCZOS_FROM = 256  # below this m all eigenvalues cost less than finding the largest few
 # An eigenvalue below this share of the largest has no digits: in it stand the squares of float32 roundings.
@@ -290,18 +288,3 @@ def track_agreement(track_one_drift: Sequence[float], track_two_drift: Sequence[
     """Whether final drift and slope have one sign in both tracks (SIGMA, Table 1: S1 yes, S2 no)."""
     signs = {np.sign(x) for track in (track_one_drift, track_two_drift) for x in (track[-1], ols_slope(track))}
     return len(signs) == 1
-
-
-def split_blocks(text: str, block_words: int) -> list[str]:
-    """The text in runs of `block_words` words; what is left over at its end is dropped, so that all are of one length.
-
-    Words are counted as elsewhere in this package; the runs keep case and punctuation.
-    """
-    pieces, run, count = [], [], 0
-    for token in text.split():
-        run.append(token)
-        count += len(words(token))
-        if count >= block_words:
-            pieces.append(" ".join(run))
-            run, count = [], 0
-    return pieces

@@ -1,0 +1,1 @@
+"""From records to data frames, estimates and verdicts."""

@@ -1,0 +1,319 @@
+"""From records to the tidy table: one row for each model, condition, seed and generation."""
+
+import itertools
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import digamma
+
+from ..curvature import largest_eigenvalue
+from ..record import paths, provenance
+from ..record.params import BASELINE, base_params, folders
+from ..record.schema import DESIGN, PLACES, Params, noted, split_condition
+
+# Numbers of a stage that become columns as they are.
+_COLUMNS = {
+    "training": ("training_loss",),
+    "evaluation": (
+        *("held_out_perplexity", "distinct_1", "distinct_2", "distinct_3", "distinct_4", "repetition_4"),
+        *("type_token_ratio", "ngram_entropy_2", "self_bleu", "rare_token_coverage"),
+        *("tail_mass_ratio", "tail_coverage", "slot_kl", "slot_entropy"),
+    ),
+    "continuations": ("bleu", "rouge_l"),
+    "anchors": ("predictive_entropy", "representation_drift"),
+    "curvature": (
+        *(
+            "lambda_max",
+            "lambda_min",
+            "bulk_sigma",
+            "log_spectral_ratio",
+            "spectral_variance",
+            "effective_rank",
+        ),
+        *("published_iqr",),
+        *("held_out_lambda_max", "held_out_lambda_min"),
+        *("population_bulk_sigma", "population_log_ratio"),
+        *("population_spectral_variance", "population_effective_rank"),
+    ),
+    "sigma": ("hashed_ngram_hhi", "response_distinct_2"),
+    "coherence": ("coherence", "prompt_similarity", "mauve"),
+}
+
+log = logging.getLogger(__name__)
+
+
+def results(
+    params: Params,
+    stage: str,
+    conditions: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    generations: Iterable[int] | None = None,
+    root: Path | None = None,
+) -> Iterator[tuple[str, int, int, dict]]:
+    """(condition, seed, generation, result) of a stage for the profile's runs, generation 0 from the base run.
+
+    `root`: the only folder of records to look in; None: where runs write, then what comes with the project. Raises
+    ValueError naming the file where one is missing or damaged, or was made with other values of parameters that its
+    result depends on; parameters of which one of the two knows nothing are not compared.
+    """
+    for condition, seed, generation, _, record in _each(params, stage, conditions, seeds, generations, root):
+        yield condition, seed, generation, record["result"]
+
+
+def _each(
+    params: Params,
+    stage: str,
+    conditions: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    generations: Iterable[int] | None = None,
+    root: Path | None = None,
+) -> Iterator[tuple[str, int, int, Path, dict]]:
+    conditions = params.conditions if conditions is None else conditions
+    seeds = params.seeds if seeds is None else seeds
+    generations = range(params.generations + 1) if generations is None else list(generations)
+    own, base = (_records(settings, root) for settings in (params, base_params(params)))
+    for condition in conditions:
+        for seed in seeds:
+            for generation in generations:
+                (settings, folder), owner = (own, condition) if generation else (base, BASELINE)
+                path = paths.generation_folder(folder / owner / f"seed_{seed}", generation) / f"{stage}.json"
+                again = f"run the notebook of condition {owner!r}, seed {seed}"
+                try:
+                    record = provenance.read_record(path)
+                except FileNotFoundError:
+                    raise ValueError(f"{path} is missing: {again}.") from None
+                except provenance.StaleRecord as reason:
+                    raise ValueError(f"{path} cannot be used, {reason}: run its notebook again to remake it.") from None
+                if differ := disagreements(record, settings):
+                    told = ", ".join(f"{name} {then!r}, not {now!r}" for name, (then, now) in differ.items())
+                    raise ValueError(
+                        f"{path} was made with {told}: {again} with what is asked for, or ask for the former."
+                    )
+                yield condition, seed, generation, path, record
+
+
+def seconds(profiles: Iterable[Params], stages: Iterable[str]) -> float:
+    """Seconds that the records of the profiles' runs took, each counted once, whenever it was made."""
+    found = {
+        path: record["timing"]["wall_seconds"]
+        for params, stage in itertools.product(profiles, stages)
+        for *_, path, record in _each(params, stage)
+    }
+    return sum(found.values())
+
+
+def _records(params: Params, root: Path | None) -> tuple[Params, Path]:
+    """The parameters, and the folder of their records: the first that is there, so that never two are mixed."""
+    candidates = folders(params, root)
+    return params, next((folder for folder in candidates if folder.is_dir()), candidates[0])
+
+
+def disagreements(record: dict, params: Params) -> dict[str, tuple[Any, Any]]:
+    """Parameters that a record's result depends on and that have another value: name to (the record's, this one)."""
+    # Before keys were noted, `parameters` were those of the whole profile, and those in the key of this stage alone.
+    then = record["key"]["parameters"] if record["schema_version"] == provenance.LISTED else record["parameters"]
+    names = [name for name in then if name in Params.model_fields and name not in (*PLACES, *DESIGN)]
+    now = {name: noted(name, getattr(params, name)) for name in names}
+    return {name: (then[name], now[name]) for name in names if then[name] != now[name]}
+
+
+def unrecorded(params: Params) -> set[str]:
+    """Parameters that the profile's records say nothing of, since they came later."""
+    *_, record = next(_each(params, "training", generations=[0]))
+    if record["schema_version"] != provenance.LISTED:
+        return set()
+    return Params.model_fields.keys() - record["parameters"].keys() - set(PLACES)
+
+
+def ends(params: Params, stage: str) -> list[tuple[str, dict]]:
+    """Results of a stage for the first seed, each with a label: generation 0, then the last of every condition.
+
+    ValueError as `results` raises it.
+    """
+    found = list(results(params, stage, seeds=params.seeds[:1], generations=(0, params.generations)))
+    (*_, start), last = found[0], [one for one in found if one[2] > 0]
+    return [("generation 0", start)] + [(f"{name}, generation {number}", result) for name, _, number, result in last]
+
+
+def exact_lambda(curvature: dict) -> float:
+    """The eigenvalue of largest |λ| of a curvature result, with its sign, from Lanczos: what power iteration seeks."""
+    return largest_eigenvalue(curvature["lambda_max"], curvature["lambda_min"])
+
+
+def log_published_ratio(curvature: dict) -> float:
+    """log(|λ| / IQR): the published ratio, whose λ of largest |λ| may be negative, so that |·| is taken.
+
+    λ is the exact one (`exact_lambda`) and not what power iteration ended with, which in some records was stopped after
+    2, 20 or 30 products (`power_iteration_errors`). The IQR is bounded below by the published 1e-6, under which the
+    published ratio is set to 0.
+    """
+    return math.log(abs(exact_lambda(curvature)) / max(curvature["published_iqr"], 1e-6))
+
+
+def power_iteration_errors(curvatures: Iterable[dict]) -> pd.DataFrame:
+    """How far power iteration was off in curvature results, a row each: found, exact (both signed), share |found| /
+    |exact|, and same_sign."""
+    frame = pd.DataFrame(
+        [(result["published_lambda_max"], exact_lambda(result)) for result in curvatures], columns=["found", "exact"]
+    )
+    share = frame["found"].abs() / frame["exact"].abs()
+    return frame.assign(share=share, same_sign=frame["found"] * frame["exact"] > 0)
+
+
+# ---- drifts
+
+
+def constant_counts(sigma: dict) -> bool:
+    """Whether a result of the stage `sigma` has as many blocks as generation 0's, by design."""
+    return "blocks_per_prompt" in sigma
+
+
+def expected_logdet(m: int, n: int) -> float:
+    """E log det of the Gram matrix of n Gaussian columns of covariance I: Σ_i ψ((n − i + 1)/2) + m log 2, i = 1 … m."""
+    return float(digamma((n - np.arange(m)) / 2).sum() + m * math.log(2))
+
+
+def count_effect(first: dict, last: dict) -> float:
+    """What the numbers of blocks alone add to Track II's drift between two results of `sigma`, for Gaussian columns.
+
+    The change of E log det A − m log n_A for columns of one covariance.
+    """
+    m = last["live_dimensions"]
+    at_first, at_last = (
+        expected_logdet(m, result["observed_blocks"]) - m * math.log(result["observed_blocks"])
+        for result in (first, last)
+    )
+    return at_last - at_first
+
+
+def track_drifts(first: dict, last: dict) -> dict[str, dict[str, float]]:
+    """Drift of every track between two results of the stage `sigma`, with its band where it has one.
+
+    Results with as many blocks at all checkpoints say it themselves. In those from before (`constant_counts`) a drift
+    was of the number of blocks too, and what their records allow is put right. Track I is given back its m log(n/n₀),
+    exactly its term of the counts; of what is left, a block changes 0.002 nats. Track II loses `count_effect`, exact
+    for Gaussian columns and δ → 0: on sentence embeddings of TinyStories, n_A = 414 to 465 in 381 dimensions, a block
+    more raised it by 1.1 to 1.3 nats before, and by −0.1 to 0.1 after. The corrected log-determinant is that of
+    log det G less its expectation for Gaussian columns, so that n does not count; a block more raised it by 0.2. The
+    sharp Track I cannot be corrected and has no drift, nor can bands, standard errors and p-values, which are NaN.
+    """
+    if constant_counts(last):
+        return last["drifts"]
+    m, none = last["live_dimensions"], dict.fromkeys(("low", "high", "standard_error", "p_value"), math.nan)
+    counts = [result["total_blocks"] for result in (first, last)]
+    estimates = [
+        result["logdet_corrected"][0] - expected_logdet(m, n) if result["logdet_corrected"] else math.nan
+        for result, n in zip((first, last), counts, strict=True)
+    ]
+    moved = {
+        "track_two": last["track_two"] - first["track_two"] - count_effect(first, last),
+        "logdet": estimates[1] - estimates[0],
+        "track_one": last["track_one"] - first["track_one"] + m * math.log(counts[1] / counts[0]),
+    }
+    return {track: {"drift": drift, **none} for track, drift in moved.items()}
+
+
+def count_finding(pairs: list[tuple[dict, dict]]) -> dict[str, str]:
+    """What Track I's recorded drifts say of pairs of results of `sigma`, generation 0's and a later one's.
+
+    r2 = 1 − Σ(d − p)²/Σ(d − d̄)² of the drifts d against p = −m log(n/n₀), a prediction from the counts alone and
+    without a fitted constant; drifts, their number; significant, those whose bootstrap gave p < 0.05; most, the largest
+    |d − p|.
+    """
+    drifts = np.array([last["track_one"] - first["track_one"] for first, last in pairs])
+    counts = np.array(
+        [last["live_dimensions"] * math.log(last["total_blocks"] / first["total_blocks"]) for first, last in pairs]
+    )
+    tests = [last["drifts"]["track_one"]["p_value"] for _, last in pairs]
+    left, spread = drifts + counts, float(((drifts - drifts.mean()) ** 2).sum())
+    return {
+        "r2": f"{1 - left @ left / spread:.5f}" if spread > 0 else "--",
+        "drifts": str(len(drifts)),
+        "significant": str(sum(p is not None and p < 0.05 for p in tests)),
+        "most": f"{np.abs(left).max():.2f}",
+    }
+
+
+def table(
+    params: Params,
+    conditions: list[str] | None = None,
+    seeds: list[int] | None = None,
+    stages: tuple[str, ...] = tuple(_COLUMNS),
+    root: Path | None = None,
+) -> pd.DataFrame:
+    """Tidy table of the profile's runs: model, condition, weights (restart or carry), seed, generation, then the
+    metrics of the stages.
+
+    A metric that there is not (storyworld's tails on other text, MAUVE without its package, the corrected
+    log-determinant where a checkpoint has too few blocks for it) has no column, and neither has one of the expected
+    loss (`curvature.PopulationSignature`) that so few blocks leave undefined for some model. Drifts are differences to
+    generation 0 of the same seed, by `track_drifts`.
+    """
+    rows: dict[tuple[str, int, int], dict] = {}
+    start: dict = {}
+    for stage in stages:
+        for condition, seed, generation, result in results(params, stage, conditions, seeds, root=root):
+            row = rows.setdefault((condition, seed, generation), {})
+            row |= {name: result[name] for name in _COLUMNS[stage] if name in result}
+            if stage == "curvature":
+                row["log_published_ratio"] = log_published_ratio(result)
+            if stage == "sigma":
+                start = result if generation == 0 else start  # `results` begins every run with it
+                row |= {f"{track}_drift": found["drift"] for track, found in track_drifts(start, result).items()}
+    frame = pd.DataFrame(
+        [
+            {
+                "model": params.model,
+                "condition": condition,
+                "weights": split_condition(condition, params.weights)[1],
+                "seed": seed,
+                "generation": generation,
+                **row,
+            }
+            for (condition, seed, generation), row in rows.items()
+        ]
+    )
+    if "logdet_drift" in frame and frame["logdet_drift"].isna().any():
+        # It takes more blocks than dimensions at every checkpoint, and statistics take every cell.
+        frame = frame.drop(columns="logdet_drift")
+    metrics = [name for name in frame if name not in ("model", "condition", "weights", "seed", "generation")]
+    # JSON has no NaN: an undefined value arrives as None.
+    frame = frame.astype(dict.fromkeys(metrics, float))
+    of_loss = [name for name in metrics if name.startswith(("population_", "held_out_lambda_"))]
+    if undefined := [name for name in of_loss if frame[name].isna().any()]:
+        log.warning("%s: undefined for some model, and left out: raise curvature_blocks.", ", ".join(undefined))
+    return frame.drop(columns=undefined)
+
+
+def drifts(
+    params: Params,
+    conditions: list[str] | None = None,
+    seeds: list[int] | None = None,
+    root: Path | None = None,
+) -> pd.DataFrame:
+    """Drift of every SIGMA track of the profile's runs with its band: condition, seed, generation, track, drift, low,
+    high, standard_error, p_value (of drift ≠ 0), by `track_drifts`. The band is the bootstrap's over prompts, within
+    the run, and NaN where the number of blocks changed."""
+    rows, start = [], {}
+    for condition, seed, generation, result in results(params, "sigma", conditions, seeds, root=root):
+        start = result if generation == 0 else start
+        run = {"condition": condition, "seed": seed, "generation": generation}
+        rows += [{**run, "track": track, **found} for track, found in track_drifts(start, result).items()]
+    frame = pd.DataFrame(rows)
+    return frame.astype(dict.fromkeys(frame.columns[4:], float))
+
+
+def bucket_drifts(params: Params, conditions: list[str] | None = None, seeds: list[int] | None = None) -> pd.DataFrame:
+    """Track II's drift in every prompt bucket, as `drifts`, with columns bucket and blocks for track."""
+    rows = [
+        {"condition": condition, "seed": seed, "generation": generation, "bucket": bucket, **found}
+        for condition, seed, generation, result in results(params, "sigma", conditions, seeds)
+        for bucket, found in result["bucket_drifts"].items()
+    ]
+    frame = pd.DataFrame(rows)
+    return frame.astype(dict.fromkeys(frame.columns[4:], float))

@@ -1,0 +1,1 @@
+"""Runs: generation after generation, trained and measured. The only writer of run records."""

@@ -1,0 +1,95 @@
+"""One run by several processes, whose records the notebooks then find.
+
+accelerate launch --num_processes 4 -m spectral_collapse.launch default seed=1 condition=recursive [key=value ...]
+accelerate launch --use_fsdp --num_processes 4 -m ...    # the model, too large for one device, in shares
+"""
+
+import os
+import sys
+import traceback
+from datetime import timedelta
+from typing import NoReturn
+
+from torch.distributed import DistError, TCPStore
+
+from ..machine import devices, parallel, processes
+from ..record import params, schema
+from . import measure
+from .runs import Run
+
+
+def make(run: Run) -> None:
+    """Trains and measures every generation of a run, as notebooks 1 to 3 do.
+
+    Without curvature where the processes share the model: its vectors are as large as the model, and each process
+    holds them whole. The notebook measures it, in one process that has the room.
+    """
+    left_out = {"curvature"} if processes.sharding() else set()
+    stages = {name: stage for name, stage in measure.STAGES.items() if name not in left_out}
+    for generation in range(run.params.generations + 1):
+        measure.generation(run, generation, stages)
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def _assigned(assignment: str) -> tuple[str, str]:
+    """Key and value of `key=value`."""
+    key, equals, value = assignment.partition("=")
+    if not equals:
+        raise ValueError(f"{assignment!r}: write key=value.")
+    return key, value
+
+
+def _run(profile: str, *assignments: str) -> Run:
+    """The run that the command's arguments name, its processes joined."""
+    values = dict(map(_assigned, assignments))
+    seed, condition = params.from_text("seed", values.pop("seed", None)), values.pop("condition", schema.CONDITIONS[0])
+    schema.check_selectors(seed, condition)
+    settings = params.load(profile, **values)
+    parallel.start(devices.pick_device(settings.device))
+    if processes.first() and (place := params.where(settings)):
+        print(place)
+    return Run(settings, condition, seed, say=print if processes.first() else _silent)
+
+
+def _first_to_fail() -> bool:
+    """Whether no other process has failed before this one, by a counter that the launcher keeps."""
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
+        return store.add("spectral_collapse.failures", 1) == 1
+    except (KeyError, DistError):  # alone, or the launcher is gone
+        return True
+
+
+def main(arguments: list[str]) -> int:
+    """Makes the run that the arguments name; 0, or 1 after one sentence on what went wrong, whichever process it was.
+
+    The launcher ends the others as soon as one has ended with 1.
+    """
+    try:
+        if not arguments:
+            raise ValueError("name a profile: launch PROFILE seed=1 condition=recursive [key=value ...]")
+        make(_run(*arguments))
+    except Exception as error:
+        if _first_to_fail():
+            if not isinstance(error, ValueError):
+                traceback.print_exc()
+                print(f"process {processes.rank()} of {processes.world()}: {type(error).__name__}: {error}")
+            else:
+                print(error)
+        return 1
+    return 0
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process at once: an ordinary exit may wait for the others, and they for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

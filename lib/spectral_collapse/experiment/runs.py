@@ -1,0 +1,432 @@
+"""Runs and their stages: what is computed once, where its record is kept, and when it is made again.
+
+A record's key is not declared but noted: a stage computes on a `View` of its run, which notes every parameter, part of
+the real text, file and result of another stage that is read, and refuses what it cannot note. A record holds while
+reading the same again gives the same, and while the code that its computation uses (`closure`) is the same.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from ..machine import devices, processes, speed
+from ..record import closure, paths, provenance
+from ..record.params import BASELINE, base_params, folders, name_of
+from ..record.schema import Params, Unnoted, Watched, split_condition
+from ..text import checkpoints, corpora
+
+
+class Run:
+    """One condition at one seed: its folder, its real text, and what this process knows of its generations."""
+
+    def __init__(
+        self,
+        params: Params,
+        condition: str,
+        seed: int,
+        *,
+        real: corpora.RealText | None = None,
+        say: Callable[[str], None] = print,
+    ):
+        self.params, self.condition, self.seed, self.say = params, condition, seed, say
+        self.source, self.weights = split_condition(condition, params.weights)
+        self.folder, *self.others = [folder / paths.path_name(condition) / f"seed_{seed}" for folder in folders(params)]
+        self.device = devices.pick_device(params.device)
+        torch.set_num_threads(params.threads)
+        self._real = real
+        self.found: dict[tuple[str, int], Found] = {}
+        # The model in memory and the hash of its file: one at a time, kept by the base run for all generations.
+        self.loaded: tuple[str, PreTrainedModel] | None = None
+
+    @functools.cached_property
+    def real(self) -> corpora.RealText:
+        """The real text, tokenised; shared with the base run."""
+        return self._real or corpora.RealText(self.params)
+
+    @functools.cached_property
+    def base(self) -> "Run":
+        """The run that holds generation 0 of this seed: this one, if it is the baseline; with `base` that profile's."""
+        if self.condition == BASELINE and self.params.base is None:
+            return self
+        return Run(base_params(self.params), BASELINE, self.seed, real=self.real, say=self.say)
+
+    def owner(self, generation: int) -> "Run":
+        """The run that a generation belongs to: the base run for generation 0, this one for the others."""
+        return self.base if generation == 0 else self
+
+    def path(self, generation: int, name: str) -> Path:
+        """File of a generation, where this run writes it."""
+        return paths.generation_folder(self.owner(generation).folder, generation) / name
+
+    def places(self, generation: int, name: str) -> list[Path]:
+        """Where the file may be: `path`, then where this run only reads."""
+        owner = self.owner(generation)
+        return [paths.generation_folder(folder, generation) / name for folder in (owner.folder, *owner.others)]
+
+
+class Found(NamedTuple):
+    """A stage's result, and the parameters that it depends on by whatever way, with their values."""
+
+    result: dict[str, Any]
+    parameters: dict[str, Any]
+
+
+# ---- what a stage sees of its run
+
+
+class _Part:
+    """The real text as a stage sees it: every part is noted by the hash of what it is."""
+
+    def __init__(self, view: "View"):
+        self._view = view
+
+    @property
+    def held_out(self) -> torch.Tensor:
+        return self._view.read("real held_out")
+
+    @property
+    def separator(self) -> int:
+        return self._view.read("real separator")
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._view.read("real tokenizer")
+
+    def baseline(self, seed: int) -> torch.Tensor:
+        return self._of(seed, "baseline")
+
+    def slice(self, seed: int, index: int) -> torch.Tensor:
+        return self._of(seed, f"slice {index}")
+
+    def openings(self, seed: int) -> list[list[int]]:
+        return self._of(seed, "openings")
+
+    def _of(self, seed: int, name: str) -> Any:
+        if seed != self._view.seed:
+            raise Unnoted(f"the real text of seed {seed} is not that of this run's seed, {self._view.seed}.")
+        return self._view.read(f"real {name}")
+
+    def __getattr__(self, name: str) -> Any:
+        raise Unnoted(f"a stage reads real.{name}, which its record does not note.")
+
+
+class _Noted(Mapping):
+    """Another stage's result: every value that is read of it is noted by its hash."""
+
+    def __init__(self, view: "View", name: str, result: dict[str, Any]):
+        self._view, self._name, self._result = view, name, result
+
+    def __getitem__(self, key: str) -> Any:
+        self._view.note(f"{self._name} {key}", self._result.get(key))
+        return self._result[key]
+
+    def __iter__(self) -> Iterator[str]:
+        self._view.note(f"{self._name}", list(self._result))
+        return iter(self._result)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+class View:
+    """A run as a stage's computation sees it: what is read of it is noted, what cannot be noted is refused.
+
+    `parameters` and `inputs` hold what was read, `depends` the parameters that determined it by whatever way. Free to
+    read is what names things and says where they are: condition, device, say, path, and parameters that are
+    `schema.PLACES`.
+    """
+
+    def __init__(self, run: Run, code: str):
+        self.run, self.code, self.parameters, self.inputs, self.depends = run, code, {}, {}, {}
+        self.condition, self.device, self.say, self.path = run.condition, run.device, run.say, run.path
+        self.params = Watched(run.params, self._note_parameter)
+        self.real = _Part(self)
+        self._values: dict[str, Any] = {}
+        self.params.threads  # noqa: B018  (they change the last digit of sums, whoever adds)
+
+    @property
+    def seed(self) -> int:
+        return self.read("seed")
+
+    @property
+    def source(self) -> str:
+        return self.read("source")
+
+    @property
+    def weights(self) -> str:
+        return self.read("weights")
+
+    def __getattr__(self, name: str) -> Any:
+        raise Unnoted(f"a stage reads run.{name}, which its record does not note.")
+
+    def _note_parameter(self, name: str, value: Any) -> None:
+        self.parameters[name] = self.depends[name] = value
+        if name == "checkpoint":
+            self.read("checkpoint")
+
+    def note(self, name: str, value: Any) -> None:
+        """Notes an input by the hash of its value."""
+        self.inputs[name] = provenance.digest(value)
+
+    def read(self, name: str) -> Any:
+        """An input by its name, noted: `seed`; `source` and `weights` of the condition; `checkpoint`; a part of the
+        real text, as `real slice 3`; a file of the project, as `file params/prompts/stories.jsonl`; the version of a
+        package, as `package numpy`; a value of another stage, as `loop.training 2 model_sha256`.
+
+        KeyError where there is no such stage.
+        """
+        if name in self._values:
+            return self._values[name]
+        match name.split(" "):
+            case ["seed" | "source" as attribute]:
+                value = getattr(self.run, attribute)
+            case ["weights"]:
+                value = self.run.weights
+                if split_condition(self.run.condition, "")[1] == "":  # the condition does not say: the profile does
+                    self.depends["weights"] = value
+            case ["checkpoint"]:
+                value = checkpoints.checkpoint_hash(self.run.params)
+            case ["real", *part]:
+                value, self.inputs[name], decided = self.run.real.part(" ".join(part), self.run.seed)
+                self.depends |= decided
+                self._values[name] = value
+                return value
+            case ["file", file]:
+                value = provenance.file_hash(paths.ROOT / file)
+            case ["package", package]:
+                try:
+                    value = importlib.metadata.version(package)
+                except importlib.metadata.PackageNotFoundError:
+                    value = None
+            case [stage, generation, *key]:
+                noted = self.result(_stage(stage), int(generation))
+                return noted.get(key[0]) if key else list(noted)
+            case _:
+                raise KeyError(name)
+        self.note(name, value)
+        self._values[name] = value
+        return value
+
+    def file(self, path: Path) -> Path:
+        """A file of the project, noted by its hash."""
+        self.read(f"file {path.relative_to(paths.ROOT)}")
+        return path
+
+    def result(self, stage: "Stage", generation: int) -> Mapping[str, Any]:
+        """The result of another stage, noted by the values that are read of it."""
+        found = stage.found(self.run, generation)
+        if self.run.owner(generation).params.profile == self.run.params.profile:
+            self.depends |= found.parameters
+        return _Noted(self, f"{stage.identity} {generation}", found.result)
+
+    def recorded(self, identity: str, generation: int) -> Mapping[str, Any]:
+        """`result` of the stage that records call `identity`, as `measure.anchors`."""
+        return self.result(_stage(identity), generation)
+
+    def identity(self) -> str:
+        """Hash of the code and of all that has been read so far: the mark of what is saved on the way."""
+        return provenance.text_hash(provenance.canonical([self.code, self.parameters, self.inputs]))
+
+
+def bare(run: "Run | View") -> Run:
+    """The run itself, for what a record need not note: whoever takes it notes what the result depends on."""
+    return getattr(run, "run", run)  # without the classes' names, which would be code that every stage uses
+
+
+# ---- stages
+
+_STAGES: dict[str, "Stage"] = {}
+
+
+def _stage(identity: str) -> "Stage":
+    """The stage of a name that records hold; KeyError where there is none."""
+    if identity not in _STAGES:
+        module = f"{__package__}.{identity.rpartition('.')[0]}"
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError:
+            raise KeyError(identity) from None
+    return _STAGES[identity]
+
+
+# What a person changes, and not the code or the machine.
+_OF_PEOPLE = ("seed", "source", "weights", "checkpoint", "real", "file")
+
+
+class _Outdated(NamedTuple):
+    """Why a record does not hold, in a clause, and whether something that a person changes is the reason."""
+
+    reason: str
+    by_people: bool
+
+
+@dataclass(eq=False)
+class Stage:
+    """A step of a generation, computed once: stage(run, generation) is its result, kept as the record <name>.json.
+
+    Later calls find it again, also those of another process, in the folders that the run reads. It is computed again,
+    and `run.say` tells why, where its record is damaged or was made by other code. What other parameters, another text
+    or other files have made is never overwritten: ValueError says so. Declared by `stage`.
+    """
+
+    compute: Callable[[Any, int], dict]
+    name: str
+    file: str | None
+
+    def __post_init__(self):
+        functools.update_wrapper(self, self.compute)
+        # Now: the files may be edited while this process goes on with what it has imported.
+        self.code_hash = closure.code_hash(self.compute)
+        self.identity = f"{self.compute.__module__.removeprefix(f'{__package__}.')}.{self.name}"
+        _STAGES[self.identity] = self
+
+    def __call__(self, run: Run | View, generation: int) -> Mapping[str, Any]:
+        """The result."""
+        if isinstance(run, View):
+            return run.result(self, generation)
+        return self.found(run, generation).result
+
+    def found(self, run: Run, generation: int) -> Found:
+        """The result with the parameters that it depends on."""
+        run = run.owner(generation)
+        if (self.identity, generation) not in run.found:
+            run.found[self.identity, generation] = self._find(run, generation) or self._record(run, generation)
+        return run.found[self.identity, generation]
+
+    def artefact(self, run: Run | View, generation: int) -> Path:
+        """The stage's file, made again if it is gone or altered.
+
+        Raises ValueError if what is made again has another hash than the record says.
+        """
+        digest = f"{Path(self.file).stem}_sha256"
+        recorded, run = self(run, generation)[digest], bare(run).owner(generation)
+        own, *others = run.places(generation, self.file)
+
+        def whole() -> Path | None:
+            there = [path for path in (own, *others) if path.exists()]
+            return next((path for path in there if provenance.file_hash(path) == recorded), None)
+
+        if (path := processes.once(whole)) is not None:
+            return path
+        if own.exists():
+            run.say(f"{_shown(own)} does not match its record and is made again.")
+        with speed.metered():  # of no record: its time is not another's
+            again = self.compute(View(run, self.code_hash), generation)[digest]
+        if again != recorded:
+            raise ValueError(
+                f"{own}: made again, it is not what its record says (another machine or library?): "
+                f"delete {run.folder} to start this run afresh."
+            )
+        return own
+
+    def _find(self, run: Run, generation: int) -> Found | None:
+        """What a record says that still holds; None where there is none."""
+        own, *others = run.places(generation, f"{self.name}.json")
+        outdated: dict[Path, _Outdated] = {}
+        for path in (own, *others):
+            record = processes.once(lambda path=path: _readable(path))
+            if record is None:
+                continue
+            if isinstance(record, str):
+                outdated[path] = _Outdated(record, False)
+                continue
+            view = View(run, self.code_hash)
+            if (difference := self._difference(view, record["key"])) is not None:
+                if path == own and difference.by_people:
+                    raise ValueError(
+                        f"{_shown(own)} was made with other settings: {difference.reason}. What is finished is not "
+                        f"overwritten: set `variant` to a name for these runs, or delete {run.folder}."
+                    )
+                outdated[path] = difference
+                continue
+            if path != own or record["parameters"] != provenance.plain(view.depends):
+                provenance.write_again(own, {**record, "parameters": provenance.plain(view.depends)})
+            return Found(record["result"], view.depends)
+        for path, (reason, by_people) in outdated.items():
+            if not by_people:
+                run.say(f"{_shown(path)} is made again{'' if path == own else f' in {_shown(own.parent)}'}: {reason}.")
+        return None
+
+    def _difference(self, view: View, key: dict[str, Any]) -> _Outdated | None:
+        """What of a record's key is not so any more; `view` reads it again, in the order of the first time."""
+        changed, gone = [], []
+        for name, then in key.get("parameters", {}).items():
+            if name not in Params.model_fields:
+                gone.append(name)
+                continue
+            getattr(view.params, name)
+            if (now := provenance.plain(view.parameters.get(name))) != then:
+                changed.append(provenance.change(name, then, now))
+        if changed:
+            return _Outdated(f"its parameters changed ({', '.join(changed)})", True)
+        if gone:
+            return _Outdated(f"its parameters changed ({', '.join(gone)} is none any more)", False)
+        if key.get("code") != self.code_hash:
+            return _Outdated("its code changed", False)
+        for name, then in key.get("inputs", {}).items():
+            try:
+                view.read(name)
+            except KeyError:
+                return _Outdated(f"its inputs changed ({name})", False)
+            if (now := view.inputs[name]) != then:
+                by_people = name.split(" ")[0] in _OF_PEOPLE
+                return _Outdated(f"its inputs changed ({provenance.change(name, then, now)})", by_people)
+        return None
+
+    def _record(self, run: Run, generation: int) -> Found:
+        view = View(run, self.code_hash)
+        with speed.metered() as meter:
+            computed = self.compute(view, generation)
+        result = processes.once(lambda: computed)  # of which another process's may differ in the last digit
+        about = {
+            "profile": name_of(run.params),
+            "model": run.params.model,
+            "condition": run.condition,
+            "seed": run.seed,
+            "generation": generation,
+            "stage": self.name,
+            "parameters": view.depends,
+        }
+        result = provenance.write_record(
+            run.path(generation, f"{self.name}.json"),
+            result,
+            key={"parameters": view.parameters, "code": self.code_hash, "inputs": view.inputs},
+            about=about,
+            seconds=meter.seconds,
+            device=str(run.device),
+            speeds=meter.speeds,
+        )
+        return Found(result, view.depends)
+
+
+def stage(*, file: str | None = None, name: str | None = None) -> Callable[[Callable[[Any, int], dict]], Stage]:
+    """Declares `compute(run, generation)` as a Stage, named as the function unless `name` is given.
+
+    `run` is a `View` of the run that the generation belongs to. A stage that writes `file` beside its record gives the
+    file's hash in its result, as <stem of file>_sha256.
+    """
+    return lambda compute: Stage(compute, name or compute.__name__, file)
+
+
+def _readable(path: Path) -> dict[str, Any] | str | None:
+    """A record; why it cannot be used, in a clause; or None where there is none."""
+    try:
+        return provenance.read_record(path)
+    except FileNotFoundError:
+        return None
+    except provenance.StaleRecord as reason:
+        return str(reason)
+
+
+def _shown(path: Path) -> Path:
+    for root in reversed(paths.record_roots()):
+        if path.is_relative_to(root):
+            return path.relative_to(root)
+    return path

@@ -1,0 +1,1 @@
+"""Language models: built, trained, sampled from, and what they expect of real text."""

@@ -1,0 +1,225 @@
+"""Sampling from a language model: each sequence has a seed of its own, so batches may be cut anywhere."""
+
+import inspect
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from ..curvature.basis import wide
+from ..estimate import uniforms
+from ..machine import memory, parallel, processes, speed
+from . import build
+
+# What attention and Mamba keep of a text. RWKV's `state` mixes the rows of a batch up (transformers 5.23).
+CACHES = ("past_key_values", "cache_params")
+
+
+def truncated_probabilities(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, candidates: int = 128
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities in falling order and their token ids, both (B, K), after temperature, top-k and top-p.
+
+    Top-p keeps the smallest set of most probable tokens whose mass reaches `top_p` (nucleus sampling,
+    Holtzman et al. 2020). What falls outside has probability 0; the rest is not renormalised. Sorting a
+    vocabulary costs more than a small model's step, so the `candidates` most probable tokens are tried
+    first; where they hold the nucleus of every row the result is the same. In float64, see `wide`.
+    """
+    logits = wide(logits)
+    # From the largest down, so that no temperature is too small: it only leaves that one.
+    probabilities = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
+    size = probabilities.shape[-1]
+    limit = top_k if 0 < top_k < size else size
+    total = 1.0
+    if limit < size:  # under top-k the nucleus is taken of what top-k left, as in transformers
+        total = probabilities.topk(limit, dim=-1).values.sum(-1, keepdim=True)
+    kept, tokens = probabilities.topk(min(limit, candidates), dim=-1)
+    if kept.shape[-1] < limit and bool((kept.sum(-1, keepdim=True) < top_p * total).any()):
+        kept, tokens = probabilities.topk(limit, dim=-1)
+    mass_before = kept.cumsum(-1) - kept
+    return kept * (mass_before < top_p * total), tokens
+
+
+def _inputs(model: PreTrainedModel) -> set[str]:
+    return set(inspect.signature(model.forward).parameters)
+
+
+@torch.no_grad()
+def _pads(model: PreTrainedModel) -> bool:
+    """Whether prompts of several lengths may share a batch, the shorter padded on the left and masked.
+
+    Padding changes nothing in attention with explicit positions that count from 0, as RoBERTa's do not; a recurrent
+    state runs through it.
+    """
+    if not {"attention_mask", "position_ids", "past_key_values"} <= _inputs(model) or model._is_stateful:
+        return False
+    tokens, positions = torch.zeros(1, 2, dtype=torch.long), torch.arange(2)[None]
+    own, counted = (
+        model(input_ids=tokens.to(model.device), **options).logits
+        for options in ({}, {"position_ids": positions.to(model.device)})
+    )
+    return torch.allclose(own, counted, equal_nan=True)
+
+
+@torch.no_grad()
+def _sample_batch(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    draws: np.ndarray,
+    stop_token: int | None,
+    decoding: tuple[float, int, float],
+    suppress_tokens: Sequence[int],
+    pads: bool,
+) -> list[list[int]]:
+    """Continuations of one batch of prompts (B), with the uniform numbers (B, T) that decide their tokens.
+
+    The prompts are of one length unless `pads`, see `_pads`. ValueError where the model's predictions are not finite.
+    """
+    count, new_tokens = draws.shape
+    longest = max(len(prompt) for prompt in prompts)
+    tokens = torch.zeros(count, longest, dtype=torch.long)
+    mask = torch.zeros(count, longest + new_tokens, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    tokens, mask = tokens.to(model.device), mask.to(model.device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    uniform = torch.from_numpy(draws)
+    drawn = np.full((count, new_tokens), -1 if stop_token is None else stop_token)
+    running = torch.ones(count, dtype=torch.bool, device=model.device)
+    broken = torch.zeros((), dtype=torch.bool, device=model.device)
+    suppressed = torch.tensor(suppress_tokens, dtype=torch.long, device=model.device)
+    accepted = _inputs(model)
+    options = {"logits_to_keep": 1, "use_cache": not accepted.isdisjoint(CACHES)}
+    options = {name: value for name, value in options.items() if name in accepted}
+    seen = 0
+    for step in range(new_tokens):
+        if pads:
+            options |= {
+                "attention_mask": mask[:, : longest + step],
+                "position_ids": positions[:, seen : longest + step],
+            }
+        output = model(input_ids=tokens, **options)
+        logits = output.logits[:, -1].index_fill(-1, suppressed, -torch.inf)
+        probabilities, ids = truncated_probabilities(logits, *decoding)
+        cumulated = probabilities.cumsum(-1)
+        broken |= ~cumulated[:, -1].isfinite().all().to(broken.device)
+        threshold = uniform[:, step : step + 1].to(cumulated.device) * cumulated[:, -1:]
+        place = torch.searchsorted(cumulated, threshold, right=True).clamp(max=ids.shape[-1] - 1)
+        chosen = ids.gather(-1, place).to(model.device)  # (B, 1)
+        drawn[:, step] = chosen[:, 0].cpu()
+        kept = {name: output[name] for name in CACHES if name in output}
+        if kept:
+            options, seen, tokens = options | kept, longest + step, chosen
+        else:  # the whole text is read again
+            tokens = torch.cat([tokens, chosen], dim=1)
+        if stop_token is not None:
+            running &= chosen[:, 0] != stop_token
+            if not parallel.anywhere(model, running.any()):
+                break
+    if parallel.anywhere(model, broken):
+        raise build.not_finite(model, "sampling")
+    sequences = drawn.tolist()
+    if stop_token is not None:
+        sequences = [s[: s.index(stop_token)] if stop_token in s else s for s in sequences]
+    return sequences
+
+
+def fitting_batch(model: PreTrainedModel, limit: int, tokens: int, pads: bool) -> int:
+    """Sequences drawn at a time, at most `limit`: as many as fit where each is so many tokens long, see `memory`.
+
+    Measured with a prompt of that length less one token, which takes no less than a shorter one with its continuation.
+    """
+    prompt = [0] * max(1, tokens - 2)
+
+    def work(sequences: int) -> None:
+        _sample_batch(model, [prompt] * sequences, np.zeros((sequences, 2)), None, (1.0, 0, 1.0), (), pads)
+
+    return memory.measured_batch(work, limit, model.device)
+
+
+def sample(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    seeds: list[int],
+    new_tokens: int,
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    batch_size: int,
+    stop_token: int | None = None,
+    suppress_tokens: Sequence[int] = (),
+    description: str = "sampling",
+) -> list[list[int]]:
+    """One continuation of `new_tokens` tokens per prompt, ended early by `stop_token` if that is given.
+
+    Token t of sequence i is the inverse-CDF draw at the t-th uniform number of seeds[i], whatever the batch;
+    `suppress_tokens` are never drawn. Prompts are token ids, none empty. A model of any architecture that transformers
+    has for causal text: with explicit positions (Llama, GPT-2, …) shorter prompts are padded on the left and masked,
+    others (Bloom, MPT, Mamba, …) draw from prompts of one length at a time; those without a cache that can be passed on
+    (GPT-1, RWKV, RecurrentGemma) read the text anew for every token, which is slower.
+
+    A batch holds `batch_size` sequences, or as many as fit into memory (`fitting_batch`); one that an accelerator
+    refuses all the same is halved, and so are the ones after it. Several processes (`parallel`) share the prompts, and
+    all get all continuations; those that share the model take batches as they are, since they must keep step.
+
+    Raises ValueError, in one sentence, for parameters that are no decoding, for prompts that the model cannot read, and
+    for a model whose predictions are not finite.
+    """
+    longest, limit = max(map(len, prompts), default=0), build.longest_sequence(model)
+    needed, size = longest + new_tokens, model.get_input_embeddings().num_embeddings
+    for wrong, reason in (
+        (not 0 < temperature < math.inf, f"temperature must be a finite number above 0, not {temperature}"),
+        (not float(top_k).is_integer() or top_k < 0, f"top_k must be a whole number from 0 (no limit) on, not {top_k}"),
+        (not 0 < top_p <= 1, f"top_p must lie above 0 and be at most 1, not {top_p}"),
+        (batch_size < 1, f"batch_size must be 1 or more, not {batch_size}"),
+        (new_tokens < 1, f"new_tokens must be 1 or more, not {new_tokens}"),
+        (len(seeds) != len(prompts), f"there are {len(prompts)} prompts and {len(seeds)} seeds: give each its own"),
+        (not all(prompts), "a prompt is empty: begin it with the end-of-text token"),
+        (
+            any(not 0 <= token < size for prompt in prompts for token in prompt),
+            f"a prompt has a token id that is not among the model's, 0 to {size - 1}: use the model's own tokenizer",
+        ),
+        (
+            limit is not None and needed > limit,
+            f"a prompt and its continuation take {needed} tokens, the model has {limit} positions: shorten "
+            "block_tokens, story_tokens or response_tokens",
+        ),
+    ):
+        if wrong:
+            raise ValueError(f"{description}: {reason}.")
+    if not prompts:
+        return []
+    pads = _pads(model)
+    if not parallel.sharded(model):
+        batch_size = fitting_batch(model, min(batch_size, len(prompts)), needed, pads)
+    elif not pads:
+        batch_size = 1  # lengths differ between the processes, which must take as many batches
+    started = time.perf_counter()
+    continuations: dict[int, list[int]] = {}
+    # Little padding, short prompts first.
+    left = parallel.deal(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
+    with processes.progress(len(left), description) as advance:
+        while left:
+            chosen = left[:batch_size]
+            if not pads:
+                chosen = [i for i in chosen if len(prompts[i]) == len(prompts[chosen[0]])]
+            draws = uniforms([seeds[i] for i in chosen], new_tokens)
+            decoding, texts = (temperature, int(top_k), top_p), [prompts[i] for i in chosen]
+            try:
+                drawn = _sample_batch(model, texts, draws, stop_token, decoding, suppress_tokens, pads)
+            except torch.OutOfMemoryError:
+                if len(chosen) == 1 or parallel.sharded(model):
+                    raise
+                batch_size = len(chosen) // 2
+                continue
+            continuations |= dict(zip(chosen, drawn, strict=True))
+            left = left[len(chosen) :]
+            advance(len(chosen))
+    continuations = parallel.gather(continuations)
+    speed.count("sampling", sum(map(len, continuations.values())), time.perf_counter() - started)
+    return [continuations[i] for i in range(len(prompts))]

@@ -1,0 +1,1 @@
+"""Notebooks: their two halves, their execution, their kernels."""

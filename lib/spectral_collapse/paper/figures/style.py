@@ -1,0 +1,99 @@
+"""The house style: colours, sizes, and what every picture shares. `save` alone writes files."""
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ...record import provenance
+from ...record.schema import CONDITIONS
+
+# It warns of the dates inside matplotlib's own fonts at every figure.
+logging.getLogger("fontTools").setLevel(logging.ERROR)
+
+WIDTH = 6.5  # inches, the paper's text width
+LETTERS = 110  # of a legend's type that fit into it
+# Okabe & Ito's palette, told apart by most colour-blind readers.
+COLOURS = {
+    "recursive": "#D55E00",
+    "fresh": "#009E73",
+    "static": "#0072B2",
+    "mixed": "#CC79A7",
+    "accumulate": "#E69F00",
+    "baseline": "#000000",
+}
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "pdf.fonttype": 42,
+    "savefig.bbox": "tight",
+    "savefig.pad_inches": 0.03,
+    "figure.dpi": 110,
+}
+
+
+def colour(condition: str) -> str:
+    """Colour of a condition, the same in every figure."""
+    return COLOURS[condition.removesuffix("_carry").removesuffix("_restart")]
+
+
+def linestyle(condition: str) -> str:
+    """Line of a condition: dotted where its name says that weights restart, dashed where it says that they carry."""
+    return {"restart": ":", "carry": "--"}.get(condition.rpartition("_")[2], "-")
+
+
+def drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draws in the house style, and closes the figure so that a notebook shows it once, as a cell's value."""
+
+    @functools.wraps(draw)
+    def wrapped(*args, **kwargs) -> Figure:
+        with plt.rc_context(STYLE):
+            figure = draw(*args, **kwargs)
+        plt.close(figure)
+        return figure
+
+    return wrapped
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PDF, without a creation date, so that equal figures are equal files."""
+    with plt.rc_context(STYLE):
+        provenance.write_atomically(
+            path, lambda temporary: figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
+        )
+
+
+def panels_of(count: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure and `count` axes in rows of `columns`, each `height` inches high."""
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), squeeze=False, layout="constrained")
+    for spare in axes.flat[count:]:
+        spare.set_visible(False)
+    return figure, axes.flat[:count]
+
+
+def conditions_of(table: pd.DataFrame) -> list[str]:
+    """The table's conditions in the order of the design."""
+    return sorted(table["condition"].unique(), key=lambda name: CONDITIONS.index(name))
+
+
+def legend_above(figure: Figure, axes: Axes) -> None:
+    """What the axes name, above the figure: in one row if it fits."""
+    handles, names = axes.get_legend_handles_labels()
+    widths = [len(name) + 5 for name in names]  # in letters, with the handle
+    ncols = len(names) if sum(widths) <= LETTERS else max(1, LETTERS // max(widths))
+    figure.legend(handles, names, loc="outside upper center", ncols=ncols, handlelength=1.6, columnspacing=1.4)

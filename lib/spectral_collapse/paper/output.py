@@ -1,0 +1,172 @@
+"""What a profile puts into the paper: its folder of figures, tables and numbers, and the values of its set-up."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import display
+from matplotlib.figure import Figure
+
+from ..analysis import series
+from ..analysis.series import exact_lambda
+from ..curvature import published_ratio
+from ..record import cli, paths, provenance
+from ..record.params import BASELINE, name_of
+from ..record.schema import Params
+from ..sigma import AIM
+from . import figures, formatting, tables
+from .formatting import bracket_of, interval_of, number_of, pair_of
+
+Results = Iterable[tuple[str, int, int, dict]]
+
+
+class Output:
+    """The only writer of `paper/generated/<profile or variant>`; `written` lists the names of what it wrote."""
+
+    def __init__(self, params: Params):
+        self.folder: Path = paths.generated_folder(name_of(params))
+        self.written: list[str] = []
+
+    def _path(self, *parts: str) -> Path:
+        self.written.append("/".join(parts))
+        return self.folder.joinpath(*parts)
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Writes figures/<name>.pdf, and in a notebook shows the figure, wherever in its cell the call stands."""
+        figures.save(figure, self._path("figures", f"{name}.pdf"))
+        if cli.notebook():
+            display(figure)
+
+    def table(self, name: str, frame: pd.DataFrame) -> None:
+        """Writes tables/<name>.tex."""
+        tables.write_table(frame, self._path("tables", f"{name}.tex"))
+
+    def csv(self, name: str, frame: pd.DataFrame) -> None:
+        """Writes metrics/<name>."""
+        provenance.write_text(self._path("metrics", name), frame.to_csv(index=False))
+
+    def values(self, values: dict[str, str], name: str = "numbers") -> None:
+        """Writes <name>.tex."""
+        tables.write_values(values, self._path(f"{name}.tex"))
+
+
+def _parameter(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def design(params: Params) -> pd.DataFrame:
+    """Every parameter of the profile with its value, in two columns of pairs; paths of the user's, and what the records
+    say nothing of, are left out."""
+    values = params.model_dump(exclude={"data_path", "held_out_path"} | series.unrecorded(params))
+    pairs = [(name.replace("_", " "), _parameter(value)) for name, value in values.items()]
+    half = -(-len(pairs) // 2)
+    pairs += [("", "")] * (2 * half - len(pairs))
+    rows = [[*pairs[i], *pairs[half + i]] for i in range(half)]
+    return pd.DataFrame(rows, columns=["Parameter", "Value", "Parameter ", "Value "])
+
+
+def spectrum_baseline(spectra: Results) -> pd.DataFrame:
+    """Spectra of the base models, a column a seed: estimates with their error, and the bracket of the IQR. All are of
+    the batch but for those that say so, which records made before them lack."""
+
+    def expected(result: dict) -> dict[str, str]:
+        if "population_bulk_sigma" not in result:
+            return {}
+        return {
+            r"$\lambda_{\max}$ of the expected loss, bracket": bracket_of(result, "lambda_max_bracket"),
+            r"\quad 95\,\% interval": bracket_of(result, "lambda_max_interval"),
+            r"$\sigma_{\mathrm{bulk}}$ of the expected loss": interval_of(result, "population_bulk_sigma"),
+            r"$\log(\lambda_{\max}/\sigma_{\mathrm{bulk}})$ of the expected loss, bracket": bracket_of(
+                result, "population_log_ratio_bracket"
+            ),
+            "effective rank of the expected loss": interval_of(result, "population_effective_rank"),
+        }
+
+    def cells(result: dict) -> dict[str, str]:
+        return {
+            r"$\lambda_{\max}$ $\pm$ residual": pair_of(result, "lambda_max", "residual"),
+            r"$\lambda_{\min}$ $\pm$ residual": pair_of(result, "lambda_min", "residual"),
+            r"$\mathrm{tr}(H)/n$ $\pm$ s.e.": pair_of(result, "mean_eigenvalue", "standard_error"),
+            r"$\sigma_{\mathrm{bulk}}$ $\pm$ s.e.": pair_of(result, "bulk_sigma", "standard_error"),
+            r"\quad s.e.\ over probes alone": number_of(result["bulk_sigma_probe_error"]),
+            r"$\log(\lambda_{\max}/\sigma_{\mathrm{bulk}})$ $\pm$ s.e.": pair_of(
+                result, "log_spectral_ratio", "standard_error"
+            ),
+            r"effective rank $(\mathrm{tr} H)^2/\mathrm{tr} H^2$ $\pm$ s.e.": pair_of(
+                result, "effective_rank", "standard_error"
+            ),
+            r"spectral entropy in nats $\pm$ s.e.\ over probes alone": pair_of(
+                result, "spectral_entropy", "standard_error"
+            ),
+            "number of outliers, bracket": bracket_of(result, "outlier_count_bracket"),
+            r"outlier separation, in $\sigma_{\mathrm{bulk}}$": number_of(result["outlier_separation"]),
+            "share of negative eigenvalues, bracket": bracket_of(result, "negative_mass_bracket"),
+            "IQR, bracket": bracket_of(result, "iqr_bracket"),
+            "IQR, published estimator": number_of(result["published_iqr"]),
+            r"$\lambda/$IQR, published estimator": number_of(
+                published_ratio(exact_lambda(result), result["published_iqr"])
+            ),
+            r"\quad its $\lambda$, of largest $|\lambda|$": number_of(exact_lambda(result)),
+            r"\quad the same by power iteration": number_of(result["published_lambda_max"]),
+            **expected(result),
+        }
+
+    columns = {f"seed {seed}": cells(result) for _, seed, generation, result in spectra if generation == 0}
+    rows = [
+        [tables.Raw(quantity), *(tables.Number(column[quantity]) for column in columns.values())]
+        for quantity in next(iter(columns.values()))
+    ]
+    return pd.DataFrame(rows, columns=pd.Index(["Quantity", *columns], dtype=object), dtype=object)
+
+
+def sigma_values(results: Results, drifts: pd.DataFrame) -> dict[str, str]:
+    """Values of SIGMA's set-up, of the runs whose drift is not 0, and of what the number of blocks did.
+
+    sigma.dimension, sigma.live, sigma.blocks.{least,most} of a checkpoint, sigma.aim, twice the live dimensions, and
+    sigma.below, the checkpoints with fewer blocks than that; sigma.checkpoints and sigma.warned, those with a message
+    of the health checks; moved.<track>.<condition>, "2 of 3" runs whose last drift has p < 0.05, for tracks with bands.
+    Where the counts changed, sigma.counts.{r2,drifts,significant,most} (`series.count_finding`).
+    """
+    found = {(owner if generation else BASELINE, seed, generation): r for owner, seed, generation, r in results}
+    counts = [result["observed_blocks"] for result in found.values()]
+    one = next(iter(found.values()))
+    text = {
+        "sigma.dimension": str(one["dimension"]),
+        "sigma.live": str(one["live_dimensions"]),
+        "sigma.blocks.least": str(min(counts)),
+        "sigma.blocks.most": str(max(counts)),
+        "sigma.aim": str(AIM * one["live_dimensions"]),
+        "sigma.below": str(sum(count < AIM * one["live_dimensions"] for count in counts)),
+        "sigma.checkpoints": str(len(found)),
+        "sigma.warned": str(sum(bool(result["health"]) for result in found.values())),
+    }
+    starts = {seed: result for (owner, seed, _), result in found.items() if owner == BASELINE}
+    changed = [(starts[seed], result) for (owner, seed, _), result in found.items() if owner != BASELINE]
+    if not all(series.constant_counts(last) for _, last in changed):
+        text |= {f"sigma.counts.{name}": shown for name, shown in series.count_finding(changed).items()}
+    last = drifts[drifts["generation"] == drifts["generation"].max()].dropna(subset="p_value")
+    for (condition, track), runs in last.groupby(["condition", "track"]):
+        text[f"moved.{track}.{condition}"] = f"{(runs['p_value'] < 0.05).sum()} of {len(runs)}"
+    return text
+
+
+def context(params: Params, training: Results) -> dict[str, str]:
+    """Values of the set-up: profile, commit, versions, model size, and every parameter."""
+    git = provenance.git_state()
+    parameters = next(iter(training))[3]["parameters"]
+    values = params.model_dump(exclude={"data_path", "held_out_path"})
+    return {
+        "profile": formatting.escape(name_of(params)),
+        "commit": git["commit"][:10] + ("+" if git["dirty"] else ""),
+        "model": formatting.escape(params.model),
+        "parameters": f"{parameters / 1e6:.2f} million" if parameters >= 1e5 else f"{parameters / 1e3:.0f} thousand",
+        "conditions": formatting.escape(", ".join(params.conditions)),
+        **{f"version.{name}": formatting.escape(version) for name, version in provenance.versions().items()},
+        **{f"param.{name}": formatting.escape(_parameter(value)) for name, value in values.items()},
+    }

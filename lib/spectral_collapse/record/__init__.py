@@ -1,0 +1,1 @@
+"""What is asked for and what was found: parameters, folders, records, the command line."""

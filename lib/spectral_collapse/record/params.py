@@ -1,0 +1,434 @@
+"""Profiles: read from their files, grids and notebooks, and checked before anything runs."""
+
+import ast
+import copy
+import functools
+import hashlib
+import itertools
+import re
+import types
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from . import cli, paths
+from .schema import CONDITIONS, DESIGN, PLACES, Params, check_selectors, nearest_name, sentence, unknown_name, validated
+
+# What a profile with a `base` may set for itself: all that happens after generation 0.
+AFTER_BASE = (
+    *(
+        "profile",
+        "variant",
+        "base",
+        "seeds",
+        "conditions",
+        "generations",
+        "weights",
+        "real_fraction",
+        "shift_generation",
+    ),
+    *("blocks_per_generation", "perplexity_bound", "checkpoint_steps", "prompting", "opening_tokens"),
+    *("epochs", "steps", "batch_size", "learning_rate", "weight_decay", "gradient_clip", "warmup_fraction"),
+    *("schedule", "decay_fraction", "dropout", "sharpness_radius", "trust_memory", "trust_gain", "track_two_tolerance"),
+    *("writing_temperature", "writing_top_k", "writing_top_p", "writing_contexts", "rarity_exponent", "candidates"),
+    *("estimator_probes", "estimator_batches", "estimator_steps"),
+)
+# Where things are on this machine, and how it computes: the base's as well.
+SHARED_WITH_BASE = ("data_path", "held_out_path", "device", "precision", "micro_batch", "gradient_checkpointing")
+SCALED = ("blocks_per_generation", "steps")  # what the scale of a grid multiplies
+GRID, DEMONSTRATION = "ablations", "smoke"  # the grid of the paper, and the factor of notebook 5 as committed
+PLAIN = (bool, int, float, str, list, dict, types.NoneType)
+
+
+def profiles() -> list[str]:
+    """Names of the profiles in params/, without grids of them."""
+    files = sorted(paths.PARAMS.glob("*.yaml"))
+    return [file.stem for file in files if b"\nfactors:" not in file.read_bytes()]
+
+
+@functools.lru_cache(maxsize=64)  # a grid reads the same few files for each of its cells
+def _parsed(text: str) -> tuple[Any, list[str]]:
+    """The value of a YAML text, and its keys if it is a mapping, repeated ones as often as they stand there."""
+    values = yaml.safe_load(text)
+    pairs = yaml.compose(text, Loader=yaml.SafeLoader).value if isinstance(values, dict) else []
+    return values, [key.value for key, _ in pairs if isinstance(key.value, str)]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, or a ValueError naming the file, and the key if one stands twice."""
+    try:
+        values, names = _parsed(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = profiles()
+        near = f" (the nearest is {nearest_name(path.stem, known)!r})" if known else ""
+        raise ValueError(
+            f"{path.name} is not in {path.parent}: the profiles there are {', '.join(known)}{near}."
+        ) from None
+    except Exception as error:  # PyYAML lets through whatever its converters raise, of `!!int x` or 2001-13-45
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"{path}: not readable as YAML ({reason}).") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected lines of the form 'key: value'.")
+    keys = Counter(names)
+    if twice := [key for key in keys if keys[key] > 1]:  # of which PyYAML keeps the last
+        raise ValueError(f"{path}: parameter {paths.shown(twice[0])} stands twice: delete one of the two lines.")
+    return copy.deepcopy(values)
+
+
+def _file(profile: str) -> Path:
+    path = paths.PARAMS / f"{paths.path_name(profile)}.yaml"
+    grid = paths.PARAMS / f"{profile.split('.')[0]}.yaml"
+    return grid if _is_cell(profile) else path
+
+
+# ---- grids: a file with `factors`, each cell of which is a profile
+
+
+def _is_cell(profile: str) -> bool:
+    name = paths.path_name(profile)
+    return "." in name and not (paths.PARAMS / f"{name}.yaml").exists()
+
+
+class _Entry(BaseModel):
+    """What a grid may hold: names, levels and tests that are misspelt are refused when it is read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class _Test(_Entry):
+    metric: str
+    level: str
+    against: str | None = None
+    control: Literal[CONDITIONS] | None = None
+    region: list[float | None] = Field(min_length=2, max_length=2)
+
+
+class _Factor(_Entry):
+    question: str
+    reference: str
+    levels: dict[str, dict[str, Any]] = Field(min_length=1)
+    hypothesis: str
+    test: _Test
+    shared: dict[str, Any] = {}
+    extends: str | None = None
+
+
+class _Grid(_Entry):
+    extends: str
+    scale: float = Field(default=1, gt=0)
+    factors: dict[str, _Factor] = Field(min_length=1)
+    grid: str | None = None
+
+    @model_validator(mode="after")
+    def _names(self) -> "_Grid":
+        for factor, entry in self.factors.items():
+            for name in (factor, *entry.levels):  # they name folders and profiles
+                paths.path_name(name)
+        for name in {self.extends, *(entry.extends or self.extends for entry in self.factors.values())}:
+            if _is_cell(name):
+                raise ValueError(f"extends: {name!r} is a cell of a grid: name a profile.")
+        return self
+
+
+def read_grid(name: str) -> dict[str, Any]:
+    """A grid of profiles: `extends` (a profile), `scale`, and `factors` by name, each with its `levels`.
+
+    A grid with the key `grid` takes the factors that it lists from that other one. ValueError where `factors` is
+    missing, or an entry is not what `_Grid` says.
+    """
+    path = _file(name)
+    values = read_yaml(path)
+    if "grid" in values:
+        if "grid" in read_yaml(_file(values["grid"])):
+            raise ValueError(f"{path}: grid must name a grid that takes its factors from no other.")
+        whole, kept = read_grid(values["grid"]), values.get("factors")
+        kept = list(whole["factors"]) if kept is None else kept
+        if not isinstance(kept, list) or not all(isinstance(factor, str) for factor in kept):
+            raise ValueError(f"{path}: factors must list names of factors of grid {values['grid']!r}.")
+        if unknown := [factor for factor in kept if factor not in whole["factors"]]:
+            raise unknown_name(f"factor of grid {values['grid']!r}", unknown[0], list(whole["factors"]))
+        values = {**whole, **values, "factors": {factor: whole["factors"][factor] for factor in kept}}
+    if not isinstance(values.get("factors"), dict):
+        raise ValueError(f"{path}: a grid needs 'factors'; this is no grid.")
+    for factor in values["factors"].values():
+        if isinstance(factor, dict) and isinstance(factor.get("levels"), dict):
+            # Written as numbers, or as nothing where a level changes nothing.
+            factor["levels"] = {str(level): changes or {} for level, changes in factor["levels"].items()}
+    values = {"scale": 1, **values}
+    try:
+        _Grid.model_validate(values)
+    except ValidationError as error:
+        known = itertools.chain(*(entry.model_fields for entry in (_Grid, _Factor, _Test)))
+        raise ValueError(sentence(error, path.name, list(known))) from None
+    return values
+
+
+def studied_factors(grid: str) -> list[str]:
+    """The factors of a grid, less the one of the committed notebook, of which nothing is learned."""
+    return [factor for factor in read_grid(grid)["factors"] if factor != DEMONSTRATION]
+
+
+def grid_files(grid: str) -> list[Path]:
+    """The file of a grid, after those of the grid it takes its factors from and of the profiles it extends."""
+    whole = read_grid(grid)
+    extended = {factor.get("extends", whole["extends"]) for factor in whole["factors"].values()}
+    files = [file for profile in sorted(extended) for file in profile_files(profile)]
+    return list(dict.fromkeys([*files, *([_file(whole["grid"])] if "grid" in whole else []), _file(grid)]))
+
+
+def read_factor(grid: str, factor: str) -> dict[str, Any]:
+    """A factor of a grid, its levels' names as text. ValueError naming the nearest for an unknown one."""
+    known = read_grid(grid)["factors"]
+    if factor not in known:
+        raise unknown_name(f"factor of grid {grid!r}", factor, list(known))
+    return known[factor]
+
+
+def _cell(profile: str) -> tuple[str, dict[str, Any]]:
+    """The profile that a cell `<grid>.<factor>.<level>` extends, and what it changes there."""
+    grid, *rest = profile.split(".", 2)
+    if len(rest) < 2:
+        raise ValueError(f"{profile!r} is no cell of grid {grid!r}: name one as {grid}.<factor>.<level>.")
+    values, factor = read_grid(grid), read_factor(grid, rest[0])
+    if rest[1] not in factor["levels"]:
+        raise unknown_name(f"level of factor {rest[0]!r}", rest[1], list(factor["levels"]))
+    changes = {**factor.get("shared", {}), **factor["levels"][rest[1]]}
+    whole = [name for name in SCALED if type(changes.get(name)) is int]
+    scaled = {name: max(1, round(changes[name] * values["scale"])) for name in whole}
+    return factor.get("extends", values["extends"]), {**changes, **scaled}
+
+
+def profile_files(profile: str) -> list[Path]:
+    """The YAML file of a profile, after those of the profile it extends; of a cell, its grid's."""
+    if _is_cell(profile):
+        return grid_files(profile.split(".")[0])
+    values = read_yaml(_file(profile))
+    if "factors" in values:
+        raise ValueError(f"{profile!r} is a grid: name a cell of it, as {profile}.<factor>.<level>.")
+    parent = values.get("extends")
+    if parent is None:
+        return [_file(profile)]
+    if not isinstance(parent, str) or "extends" in read_yaml(_file(parent)):
+        raise ValueError(f"{_file(profile)}: extends must name a profile that extends no other, not {parent!r}.")
+    return [_file(parent), _file(profile)]
+
+
+def _profile_values(profile: str) -> dict[str, Any]:
+    if _is_cell(profile):
+        parent, changes = _cell(profile)
+        return {**_profile_values(parent), "base": parent, **changes, "profile": profile}
+    values: dict[str, Any] = {}
+    for path in profile_files(profile):
+        values |= read_yaml(path)
+    values.pop("extends", None)
+    return values
+
+
+def base_params(params: Params) -> Params:
+    """Parameters of the profile that generation 0 belongs to. ValueError where that one has a base too."""
+    if params.base is None:
+        return params
+    # Before it is loaded, or two profiles that name each other would be loaded for ever.
+    if (further := _profile_values(params.base).get("base")) is not None:
+        raise ValueError(f"base: {params.base} starts from {paths.shown(further)} itself: name that.")
+    return load(params.base, **{name: getattr(params, name) for name in SHARED_WITH_BASE})
+
+
+def check(values: dict[str, Any], source: str = "parameters") -> Params:
+    """Validated parameters that agree with their base, or a ValueError that names each wrong key and the reason."""
+    params = validated(values, source)
+    try:
+        base = base_params(params)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    apart = [name for name in Params.model_fields if getattr(params, name) != getattr(base, name)]
+    if wrong := [name for name in apart if name not in AFTER_BASE]:
+        raise ValueError(
+            f"{source}: base: generation 0 of {params.base} has another {', '.join(wrong)}: set base to null."
+        )
+    return params
+
+
+# ---- what command lines give
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether an annotation is that of text: str, a choice, or one of these or None."""
+    return kind is str or get_origin(kind) is Literal or any(map(_is_text, get_args(kind)))
+
+
+def _from_yaml(key: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        read = yaml.safe_load(value)
+    except Exception:  # whatever PyYAML's converters raise
+        raise ValueError(f"{key}: {paths.shown(value)} is not readable as YAML.") from None
+    try:
+        return float(read) if isinstance(read, str) else read  # YAML reads 1e-3 as text
+    except ValueError:
+        return read
+
+
+def from_text(key: str, value: Any) -> Any:
+    """The value of a parameter that came from a command line; what is no text is left as it is.
+
+    Neither papermill's -p nor Snakemake's --config nor `launch` knows the types of the schema: here, and here alone,
+    text for what is to be a number or a list is read as YAML, and null for text that may be missing as none. ValueError
+    where it is not readable.
+    """
+    kind = Params.model_fields[key].annotation if key in Params.model_fields else None
+    if get_origin(kind) is list:
+        (item,), whole = get_args(kind), _from_yaml(key, value)
+        return [_from_yaml(key, one) for one in whole] if isinstance(whole, list) and not _is_text(item) else whole
+    if _is_text(kind):
+        return None if value in ("null", "~") and types.NoneType in get_args(kind) else value
+    return _from_yaml(key, value)
+
+
+def load(profile: str, **overrides: Any) -> Params:
+    """Parameters of `params/<profile>.yaml` with overrides, also those of a command line (`from_text`)."""
+    path = _file(profile)
+    values = {**_profile_values(profile), **{key: from_text(key, value) for key, value in overrides.items()}}
+    if values.get("profile") != profile:
+        raise ValueError(f"{path}: its profile must be called {profile!r}, as the file is.")
+    return check(values, path.name)
+
+
+# ---- variants
+
+
+def changes(settings: Params) -> dict[str, tuple[Any, Any]]:
+    """What determines results and is not as the profile's file says: name to (the file's value, this one)."""
+    if not _file(settings.profile).exists():
+        return {}
+    defaults = {name: field.get_default() for name, field in Params.model_fields.items() if not field.is_required()}
+    file = {**defaults, **_profile_values(settings.profile)}
+    names = [name for name in Params.model_fields if name not in (*PLACES, *DESIGN)]
+    return {name: (file.get(name), value) for name in names if (value := getattr(settings, name)) != file.get(name)}
+
+
+def _brief(value: Any) -> str:
+    text = "-".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(text).name)
+
+
+def name_of(settings: Params) -> str:
+    """Name of the runs' folder: the profile; or `<profile>+<variant>`, where settings that determine results are not
+    those of its file, so that what was made with the file's is kept. Unless `variant` names it, by what differs, as
+    `default+temperature=0.7`."""
+    differ = changes(settings)
+    if settings.variant is None and not differ:
+        return settings.profile
+    variant = settings.variant or paths.VARIANT.join(f"{name}={_brief(new)}" for name, (_, new) in differ.items())
+    if settings.variant is None and len(variant) > (room := min(60, paths.LONGEST - 1 - len(settings.profile))):
+        mark = hashlib.sha256(repr(differ).encode()).hexdigest()[:8]
+        variant = f"{variant[: room - 9].rstrip('+=.-_')}{paths.VARIANT}{mark}"
+    return paths.path_name(f"{settings.profile}{paths.VARIANT}{variant}")
+
+
+def where(settings: Params) -> str:
+    """Where the records of a variant are, in a sentence; nothing for a profile as its file is."""
+    if (name := name_of(settings)) == settings.profile:
+        return ""
+    differ = ", ".join(
+        f"{key} {paths.shown(old)} -> {paths.shown(new)}" for key, (old, new) in changes(settings).items()
+    )
+    return (
+        f"Variant of {settings.profile}{f' ({differ})' if differ else ''}: its records are in "
+        f"{paths.results_root() / name}; what it does not change is taken from {settings.profile}."
+    )
+
+
+def _assigned(cell: str) -> set[str]:
+    """Names that a notebook cell assigns at its top level; none where it is not plain Python."""
+    try:
+        statements = ast.parse(cell).body
+    except SyntaxError:
+        return set()
+    targets = [target for statement in statements if isinstance(statement, ast.Assign) for target in statement.targets]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def _given(namespace: dict[str, Any], first: str) -> dict[str, Any]:
+    """What was assigned in the notebook's cell that assigns `first`, and in the one that papermill injects after it.
+
+    Where the kernel keeps no history of cells (nbval), all plain values assigned so far.
+    """
+    cells = [_assigned(cell) | ({first} if cell.startswith("# Parameters") else set()) for cell in namespace["In"]]
+    plain = {key for key, value in namespace.items() if isinstance(value, PLAIN) and not key.startswith("_")}
+    names = set().union(*(names for names in cells if first in names)) or plain - {"In", "Out"}
+    return {name: namespace[name] for name in names if name in namespace}
+
+
+def _extended(profile: str, parent: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """What a notebook's parameters add to: the profile's file or, for one of the user's own, the profile it extends."""
+    if _file(profile).exists():
+        stated = read_yaml(_file(profile)).get("extends")
+        if parent not in (None, stated):
+            raise ValueError(
+                f"a file that extends {paths.shown(parent)} needs a name of its own: {profile!r} is "
+                f"{_file(profile).name} in {paths.PARAMS}. Give your file a line 'profile: NAME'."
+            )
+        return _profile_values(profile)
+    if parent is not None:
+        return _profile_values(parent)
+    missing = [name for name, field in Params.model_fields.items() if field.is_required() and name not in given]
+    if missing:
+        near = nearest_name(profile, profiles())
+        raise ValueError(
+            f"{profile!r} is no profile in {paths.PARAMS}, the nearest is {near!r}; a file of your own behind -f names "
+            f"all parameters, or a profile that it extends: {missing[0]!r} is missing."
+        )
+    return {}
+
+
+def collect(namespace: dict[str, Any]) -> Params:
+    """Parameters of a notebook execution, from the notebook's `globals()`.
+
+    papermill passes unknown names with no more than a warning, and numbers and lists as text: here the ones are
+    refused, and the others read (`from_text`). They override `params/<profile>.yaml`, so `-f params/smoke.yaml` and
+    `-p profile smoke` both work; a file of the user's own, with a name of its own, may extend a profile.
+    `seed` and `condition`, where a notebook has them, are checked and stay the notebook's own. From here on wrong input
+    ends in its sentence alone (`cli.speak_plainly`).
+    """
+    cli.speak_plainly()
+    given = _given(namespace, "profile")
+    profile, parent = given.get("profile"), given.pop("extends", None)
+    if not isinstance(profile, str):
+        raise ValueError(f"parameter 'profile' must be a name such as 'default', not {profile!r}.")
+    seed, condition = given.pop("seed", 0), given.pop("condition", CONDITIONS[0])
+    values = {**_extended(profile, parent, given), **{key: from_text(key, value) for key, value in given.items()}}
+    params = check(values, f"notebook parameters, profile {profile!r}")
+    check_selectors(seed, condition)
+    if place := where(params):
+        print(place)
+    return params
+
+
+def collect_factor(namespace: dict[str, Any]) -> dict[str, Any]:
+    """Factor, grid and `data_path` of an execution of notebook 5: the arguments of `ablations.read`, checked."""
+    cli.speak_plainly()
+    given = _given(namespace, "factor")
+    known = ("factor", "grid", "data_path")
+    if unknown := sorted(given.keys() - set(known)):
+        raise unknown_name("parameter", unknown[0], known)
+    read_factor(given["grid"], given["factor"])
+    return {"name": given["factor"], "grid": given["grid"], "data_path": from_text("data_path", given["data_path"])}
+
+
+BASELINE = "baseline"
+
+
+def folders(params: Params, root: Path | None = None) -> list[Path]:
+    """Where the records of a profile's model may be: the folder that its runs write to, then those that they only
+    read, of the profile that a variant varies and of the records that come with the project.
+
+    `root`: the only folder of records to look in.
+    """
+    names = dict.fromkeys((name_of(params), params.profile))
+    roots = [root] if root else paths.record_roots()
+    return [paths.model_folder(name, params.model, each) for name in names for each in roots]

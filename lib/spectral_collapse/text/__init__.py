@@ -1,0 +1,1 @@
+"""Text: corpora, tokenizers, the sentence encoder, prompts, and metrics of text."""
