@@ -17,7 +17,7 @@ from spectral_collapse.machine import devices
 from spectral_collapse.model import build, generate, train
 from spectral_collapse.record import params, provenance, schema
 from spectral_collapse.text import checkpoints, encoder, tokenizers
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 TEXTS = ["Once upon a time a fox ran home.", "The hen said: don't, stop!", "naïve 🦊"]
@@ -232,7 +232,7 @@ def test_tokens_that_the_tokenizer_does_not_have(checkpoint, tiny_model, tokeniz
     model = tiny_model(architecture, size + 30)
     assert build.tokens_without_text(model, tokenizer) == list(range(size, size + 30))
     assert build.tokens_without_text(tiny_model(architecture, size), tokenizer) == []
-    holed = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 3})))
+    holed = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 3})))
     assert build.tokens_without_text(tiny_model(architecture, 6), holed) == [1, 2, 4, 5]
 
 
@@ -410,7 +410,7 @@ def package(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "tiny_weights"
     folder.mkdir()
     (folder / "__init__.py").touch()
-    characters = list(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    characters = list(pre_tokenizers.ByteLevel.alphabet())
     write_gguf(folder / "tiny.gguf", ["<|endoftext|>", *sorted(characters), "th"])
     monkeypatch.syspath_prepend(tmp_path)
     return folder / "tiny.gguf"

@@ -1,7 +1,7 @@
 """`make faults`: a small run is killed, starved of disk, damaged and doubled; it must end with the same records.
 
 What each fault did is printed and kept in results/faults/faults.json, from which the table of docs/records.md is made
-(`python tests/system/faults.py --table`). As root on Linux, for the disk of limited size; about ten minutes on one core.
+(`python tests/system/faults.py --table`). As root on Linux, for the disk of limited size; ten minutes on one core.
 """
 
 import contextlib
