@@ -1,0 +1,112 @@
+"""Recursions that can be solved: what every signal must do when a model is refitted to N draws of its predecessor.
+
+Categorical (Wright–Fisher): p_{g+1} is the maximum-likelihood fit, the shares of N draws from p_g. Gaussian: μ_{g+1} and
+Σ_{g+1} are the mean and the unbiased covariance of N draws from N(μ_g, Σ_g). The control refits to N draws of the truth
+each generation, so that its generation g is distributed as generation 1 of the recursion.
+
+The Hessian of the categorical loss in the logits at the fit is diag(p) − ppᵀ: its trace is 1 − Σp², the probability that
+two draws differ. Curvature and diversity are one statistic here, and neither can lead the other.
+Sources: Ewens 2004, chapter 3 (heterozygosity); Muirhead 1982, section 3.2 (Wishart moments).
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+from scipy.special import digamma, polygamma
+
+COLUMNS = ("signal", "generation", "mean", "deviation")
+
+
+def _frame(rows: list[tuple[str, int, float, float]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def categorical(p: np.ndarray, draws: int, generations: int) -> pd.DataFrame:
+    """Exact mean and standard deviation of the categorical recursion's signals at generations 1 …
+
+    diversity: 1 − Σp², whose mean is (1 − 1/N)^g (1 − Σp₀²). Its variance follows from the moments Σp², Σp³ and (Σp²)²
+    of four draws, a linear recursion: draws that pick the same of the N individuals have one ancestor.
+    excess_loss: χ²(p_g, p₀)/2 = Σ(p_g − p₀)²/(2p₀), the held-out loss above the truth's to second order in p_g − p₀,
+    which stays finite where a type is lost; its mean is (K − 1)(1 − (1 − 1/N)^g)/2. The deviation is that of a χ² with
+    K − 1 degrees of freedom, to first order in 1/N.
+    Columns signal, generation, mean, deviation. ValueError unless all p > 0 and they sum to 1.
+    """
+    p, n = np.asarray(p, dtype=float), draws
+    if p.ndim != 1 or (p <= 0).any() or not math.isclose(p.sum(), 1, rel_tol=1e-9):
+        raise ValueError("p must hold positive probabilities that sum to 1.")
+    two, three = (p**2).sum(), (p**3).sum()
+    square = two**2
+    falling = [math.prod(range(n - k + 1, n + 1)) for k in range(5)]  # N (N − 1) … of k factors
+    rows = []
+    for generation in range(1, generations + 1):
+        square = (
+            falling[4] * square + falling[3] * (2 * two + 4 * three) + falling[2] * (1 + 6 * two) + falling[1]
+        ) / n**4
+        three = (falling[3] * three + 3 * falling[2] * two + falling[1]) / n**3
+        two = (falling[2] * two + falling[1]) / n**2
+        lost = 1 - (1 - 1 / n) ** generation
+        rows += [
+            ("diversity", generation, 1 - two, math.sqrt(max(square - two**2, 0.0))),
+            ("excess_loss", generation, (len(p) - 1) * lost / 2, math.sqrt((len(p) - 1) / 2) * lost),
+        ]
+    return _frame(rows)
+
+
+def gaussian(m: int, draws: int, generations: int) -> pd.DataFrame:
+    """Mean and standard deviation of the Gaussian recursion's signals in m dimensions at generations 1 …
+
+    logdet: log det Σ_g − log det Σ₀, a random walk whose steps have the mean Σ_i [ψ((N − i)/2) − log((N − 1)/2)] and
+    the variance Σ_i ψ′((N − i)/2), i = 1 … m: exact, and the slope that SIGMA's Track II estimates.
+    excess_loss: KL(N(0, Σ₀) ‖ N(μ_g, Σ_g)) = ½ [tr(Σ_g⁻¹Σ₀) + μᵀΣ_g⁻¹μ − m + log det Σ_g − log det Σ₀]. With
+    a = (N − 1)/(N − m − 2), E tr = m a^g and E μᵀΣ_g⁻¹μ = q_g, q_{g+1} = a (q_g + m/N): the mean is exact. The deviation
+    is that of a χ² with m(m + 3)/2 degrees of freedom, to first order in 1/N.
+    Columns signal, generation, mean, deviation. ValueError unless N > m + 2, below which the mean loss is infinite.
+    """
+    n = draws
+    if n <= m + 2:
+        raise ValueError(f"{n} draws in {m} dimensions: the mean loss is infinite; take more than {m + 2}.")
+    halves = (n - np.arange(1, m + 1)) / 2
+    step, variance = float((digamma(halves) - math.log((n - 1) / 2)).sum()), float(polygamma(1, halves).sum())
+    growth, mean_part, rows = (n - 1) / (n - m - 2), 0.0, []
+    for generation in range(1, generations + 1):
+        mean_part = growth * (mean_part + m / n)
+        loss = (m * growth**generation + mean_part - m + generation * step) / 2
+        rows += [
+            ("logdet", generation, generation * step, math.sqrt(generation * variance)),
+            ("excess_loss", generation, loss, math.sqrt(m * (m + 3) / 4) * generation / n),
+        ]
+    return _frame(rows)
+
+
+def detectability(moments: pd.DataFrame) -> pd.DataFrame:
+    """d′ of every signal and generation: |mean − control's mean| / √((variance + control's variance)/2).
+
+    The control's generation is generation 1 of the recursion. Columns signal, generation, d_prime.
+    """
+    control = moments[moments["generation"] == 1].set_index("signal")
+    means, deviations = (moments["signal"].map(control[name]) for name in ("mean", "deviation"))
+    pooled = np.sqrt((moments["deviation"] ** 2 + deviations**2) / 2)
+    return moments[["signal", "generation"]].assign(d_prime=(moments["mean"] - means).abs() / pooled)
+
+
+# ---- simulations, which the formulas are tested against and the estimators are run on
+
+
+def categorical_runs(p: np.ndarray, draws: int, generations: int, runs: int, rng: np.random.Generator) -> np.ndarray:
+    """Shares p_g of independent recursions, (runs, generations + 1, K), generation 0 included."""
+    shares = np.empty((runs, generations + 1, len(p)))
+    shares[:, 0] = p
+    for generation in range(generations):
+        shares[:, generation + 1] = rng.multinomial(draws, shares[:, generation]) / draws
+    return shares
+
+
+def gaussian_run(m: int, draws: int, generations: int, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Mean (m,) and covariance (m, m) of every generation of one recursion that starts from N(0, I)."""
+    found = [(np.zeros(m), np.eye(m))]
+    for _ in range(generations):
+        mean, covariance = found[-1]
+        rows = mean + rng.normal(size=(draws, m)) @ np.linalg.cholesky(covariance).T
+        found.append((rows.mean(axis=0), np.cov(rows, rowvar=False).reshape(m, m)))
+    return found
