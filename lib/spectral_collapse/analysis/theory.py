@@ -110,3 +110,22 @@ def gaussian_run(m: int, draws: int, generations: int, rng: np.random.Generator)
         rows = mean + rng.normal(size=(draws, m)) @ np.linalg.cholesky(covariance).T
         found.append((rows.mean(axis=0), np.cov(rows, rowvar=False).reshape(m, m)))
     return found
+
+
+def categorical_signals(p: np.ndarray, shares: np.ndarray) -> dict[str, np.ndarray]:
+    """Signals of shares (runs, generations, K) of a recursion that began with p, each (runs, generations)."""
+    return {
+        "diversity": 1 - np.square(shares).sum(axis=-1),
+        "excess_loss": (np.square(shares - p) / p).sum(axis=-1) / 2,
+    }
+
+
+def gaussian_signals(runs: list[list[tuple[np.ndarray, np.ndarray]]]) -> dict[str, np.ndarray]:
+    """Signals of recursions that began with N(0, I), each (runs, generations)."""
+
+    def signals(mean: np.ndarray, covariance: np.ndarray) -> tuple[float, float]:
+        logdet, inverse = float(np.linalg.slogdet(covariance)[1]), np.linalg.inv(covariance)
+        return logdet, float(np.trace(inverse) + mean @ inverse @ mean - len(mean) + logdet) / 2
+
+    found = np.array([[signals(*fit) for fit in run] for run in runs])
+    return {"logdet": found[..., 0], "excess_loss": found[..., 1]}

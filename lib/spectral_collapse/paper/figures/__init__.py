@@ -6,6 +6,7 @@ from .mechanism import landscape, mechanism_layers, mechanism_parts, outlier_tra
 from .runs import rescue, series, training_curves
 from .spectra import batch_sizes, density, distribution, estimators, layers, published_estimator
 from .style import colour, save
+from .theory import detectability, recursion
 from .tracks import sigma_buckets, sigma_overlay, sigma_published, sigma_tracks
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "colour",
     "correlations",
     "density",
+    "detectability",
     "distribution",
     "estimators",
     "lagged_correlations",
@@ -25,6 +27,7 @@ __all__ = [
     "mechanism_parts",
     "outlier_tracks",
     "published_estimator",
+    "recursion",
     "rescue",
     "save",
     "series",
