@@ -17,8 +17,8 @@
 # can be solved exactly, and they have every signal that this project measures.
 #
 # * **Categorical**: a distribution over $K$ types is fitted to $N$ draws of the one before (Wright and Fisher's model
-#   of a population without mutation). The Hessian of its loss in the logits is $\mathrm{diag}(p) - pp^\top$, whose trace
-#   is $1 - \sum p^2$, the chance that two draws differ. *Curvature and diversity are one number here*.
+#   of a population without mutation). The Hessian of its loss in the logits is $\mathrm{diag}(p) - pp^\top$, whose
+#   trace is $1 - \sum p^2$, the chance that two draws differ. *Curvature and diversity are one number here*.
 # * **Gaussian**: mean and covariance are fitted to $N$ draws of the one before. Its $\log\det\Sigma$ is what SIGMA's
 #   Track II estimates, and it falls by a constant a generation.
 #
@@ -61,7 +61,8 @@ moments = {
 rng = np.random.default_rng(settings.seeds[0])
 shares = theory.categorical_runs(p, draws, generations, 10, rng)[:, 1:]
 fits = [theory.gaussian_run(dimensions, draws, generations, rng)[1:] for _ in range(10)]
-figures.recursion(moments, {"categorical": theory.categorical_signals(p, shares), "Gaussian": theory.gaussian_signals(fits)})
+runs = {"categorical": theory.categorical_signals(p, shares), "Gaussian": theory.gaussian_signals(fits)}
+figures.recursion(moments, runs)
 
 # %% [markdown]
 # ## Which signal tells first?
@@ -73,9 +74,10 @@ figures.recursion(moments, {"categorical": theory.categorical_signals(p, shares)
 # parameters, each of which drifts; diversity and the log-determinant project them on one direction.
 
 # %%
+sizes = (draws // 10, draws, 10 * draws)
 found = {
-    "categorical": {n: theory.detectability(theory.categorical(p, n, generations)) for n in (draws // 10, draws, 10 * draws)},
-    "Gaussian": {n: theory.detectability(theory.gaussian(dimensions, n, generations)) for n in (draws // 10, draws, 10 * draws)},
+    "categorical": {n: theory.detectability(theory.categorical(p, n, generations)) for n in sizes},
+    "Gaussian": {n: theory.detectability(theory.gaussian(dimensions, n, generations)) for n in sizes},
 }
 figures.detectability(found)
 
@@ -88,12 +90,11 @@ second = {
 pd.DataFrame(second).T.style.format(precision=2, na_rep="").set_caption("d′ at generation 2")
 
 # %% tags=["nbval-check-output"]
-for name, by_draws in found.items():
-    first = {n: frame[frame["generation"] == 2].set_index("signal")["d_prime"].idxmax() for n, frame in by_draws.items()}
-    print(name, "recursion, signal of the largest d′ at generation 2:", ", ".join(sorted(set(first.values()))))
+for (name, size), values in second.items():
+    print(f"{name}, {size}: the signal of largest d′ at generation 2 is {values.idxmax()}")
 
 # %% [markdown]
 # Language models differ in what matters here: they are not refitted from nothing but trained on from a base model, with
 # few steps, and their synthetic text is drawn at a temperature and cut at a nucleus, which biases every generation the
-# same way. A signal that leads perplexity there owes its lead to that bias, or to what the loss does not see, and not to
-# the loss of tails by sampling alone.
+# same way. A signal that leads perplexity there owes its lead to that bias, or to what the loss does not see, and not
+# to the loss of tails by sampling alone.

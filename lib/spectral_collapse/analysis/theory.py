@@ -1,11 +1,11 @@
 """Recursions that can be solved: what every signal must do when a model is refitted to N draws of its predecessor.
 
-Categorical (Wright–Fisher): p_{g+1} is the maximum-likelihood fit, the shares of N draws from p_g. Gaussian: μ_{g+1} and
-Σ_{g+1} are the mean and the unbiased covariance of N draws from N(μ_g, Σ_g). The control refits to N draws of the truth
-each generation, so that its generation g is distributed as generation 1 of the recursion.
+Categorical (Wright–Fisher): p_{g+1} is the maximum-likelihood fit, the shares of N draws from p_g. Gaussian: μ_{g+1}
+and Σ_{g+1} are the mean and the unbiased covariance of N draws from N(μ_g, Σ_g). The control refits to N draws of the
+truth each generation, so that each of its generations is distributed as generation 1 of the recursion.
 
-The Hessian of the categorical loss in the logits at the fit is diag(p) − ppᵀ: its trace is 1 − Σp², the probability that
-two draws differ. Curvature and diversity are one statistic here, and neither can lead the other.
+The Hessian of the categorical loss in the logits at the fit is diag(p) − ppᵀ: its trace is 1 − Σp², the chance that two
+draws differ. Curvature and diversity are one statistic here, and neither can lead the other.
 Sources: Ewens 2004, chapter 3 (heterozygosity); Muirhead 1982, section 3.2 (Wishart moments).
 """
 
@@ -59,8 +59,8 @@ def gaussian(m: int, draws: int, generations: int) -> pd.DataFrame:
     logdet: log det Σ_g − log det Σ₀, a random walk whose steps have the mean Σ_i [ψ((N − i)/2) − log((N − 1)/2)] and
     the variance Σ_i ψ′((N − i)/2), i = 1 … m: exact, and the slope that SIGMA's Track II estimates.
     excess_loss: KL(N(0, Σ₀) ‖ N(μ_g, Σ_g)) = ½ [tr(Σ_g⁻¹Σ₀) + μᵀΣ_g⁻¹μ − m + log det Σ_g − log det Σ₀]. With
-    a = (N − 1)/(N − m − 2), E tr = m a^g and E μᵀΣ_g⁻¹μ = q_g, q_{g+1} = a (q_g + m/N): the mean is exact. The deviation
-    is that of a χ² with m(m + 3)/2 degrees of freedom, to first order in 1/N.
+    a = (N − 1)/(N − m − 2), E tr = m a^g and E μᵀΣ_g⁻¹μ = q_g, q_{g+1} = a (q_g + m/N): the mean is exact. The
+    deviation is that of a χ² with m(m + 3)/2 degrees of freedom, to first order in 1/N.
     Columns signal, generation, mean, deviation. ValueError unless N > m + 2, below which the mean loss is infinite.
     """
     n = draws
