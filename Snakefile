@@ -1,5 +1,5 @@
 # The graph of one profile: base models, runs of every condition, embeddings, statistics, PDF.
-#   snakemake --config profile=tinystories data_path=stories.txt
+#   snakemake --workflow-profile params/cluster/default --config profile=tinystories data_path=stories.txt
 # Any parameter of the profile may be set behind --config; it reaches every notebook.
 import shlex
 import sys

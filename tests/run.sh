@@ -13,7 +13,7 @@ export JUPYTER_DEFAULT_PROVISIONER_NAME=ipc TQDM_DISABLE=1
 export SPECTRAL_COLLAPSE_RESULTS="$work/results" SPECTRAL_COLLAPSE_GENERATED="$work/generated"
 
 echo "== The smoke profile, from corpus to numbers"
-$python -m snakemake --quiet all --config profile=smoke -- results
+$python -m snakemake --workflow-profile params/cluster/default --quiet all --config profile=smoke -- results
 echo "== The notebooks against their outputs"
 $python -m pytest -n 2 --dist loadscope --nbval-lax --nbval-cell-timeout=600 notebooks
 echo "== The library, the workflow and the paper"
