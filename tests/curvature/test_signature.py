@@ -26,7 +26,6 @@ from spectral_collapse.curvature.memory import WORKING_VECTORS, plan
 from spectral_collapse.curvature.spectral import _finished_probes, influences_of_blocks
 from spectral_collapse.estimate import generator
 from spectral_collapse.record import schema
-from spectral_collapse.record.provenance import write_text
 
 OUTLIERS = np.array([20.0, 13.0, 9.0, -7.0, 5.0])
 MOMENTS = ["mean_eigenvalue", "spectral_variance", "bulk_center", "bulk_sigma", "log_spectral_ratio"]
@@ -701,20 +700,22 @@ def test_two_processes_find_what_one_finds(tmp_path):
 
 @pytest.mark.parametrize("damage", ["none", "identity", "digit", "truncated"])
 def test_finished_probes_are_taken_from_a_whole_state_only(tmp_path, damage, monkeypatch):
-    def interrupted(path, text):
-        write_text(path, text)
+    def interrupted(*given):
+        keep(*given)
         raise KeyboardInterrupt
+
+    keep = spectral._keep_probes
 
     model, tokens, state = tiny("gpt2"), frozen_blocks(4), tmp_path / "state.json"
     options = {"steps": 4, "seed": 1, "state": state, "identity": "this", "batch_errors": False}
     with monkeypatch.context() as patch:  # an interruption after the first probe
-        patch.setattr(spectral, "write_text", interrupted)
+        patch.setattr(spectral, "_keep_probes", interrupted)
         with pytest.raises(KeyboardInterrupt):
             spectral_signature(model, tokens, probes=2, **options)
     content = state.read_text()
     state.unlink()
     whole = spectral_signature(model, tokens, probes=2, **options)
-    place = content.index('"alphas":[') + len('"alphas":[') + 3
+    place = content.index('"alphas": [') + len('"alphas": [') + 3
     damaged = {
         "none": content,
         "identity": content.replace("this", "other"),

@@ -139,8 +139,8 @@ def test_rows_and_prompts_are_dealt_whole(monkeypatch, count, world):
     monkeypatch.setattr(parallel, "world", lambda: world)
     for rank in range(world):
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        shares.append(parallel.share(rows))
-        dealt.append(parallel.deal(list(range(count))))
+        shares.append(parallel.shard(rows))
+        dealt.append(parallel.scatter(list(range(count))))
     assert sum(weight for _, weight in shares) == pytest.approx(1)
     assert sorted(row for own, weight in shares if weight for row in own.tolist()) == rows.tolist()
     assert all(len(own) for own, _ in shares)
@@ -202,7 +202,9 @@ def test_a_launched_run_is_found_by_the_notebooks(made_alone, tmp_path, monkeypa
 
 FAILING = """
 import sys
-from spectral_collapse import launch, processes, train
+from spectral_collapse.experiment import launch
+from spectral_collapse.machine import processes
+from spectral_collapse.model import train
 
 trained = train.train
 def fails(*given, **options):

@@ -26,7 +26,7 @@ REPOSITORIES = {
 # Asks for every (name, revision) and prints what came back; run with the hub's address in the environment.
 ASK = """
 import json, sys
-from spectral_collapse import hub
+from spectral_collapse.text import hub
 answers = []
 for name, revision in json.loads(sys.argv[1]):
     try:

@@ -148,7 +148,8 @@ def measured(settings: Params, say: Callable[[str], None] = print) -> Study:
             at = {"condition": run.condition, "seed": run.seed, "generation": generation}
             for name, rows in _rows(settings, found).items():
                 tables[name] += [at | row for row in rows]
-            spectra.append(tracking.Spectrum(*(found["eigenpairs"][name] for name in tracking.Spectrum._fields)))
+            pairs = found["eigenpairs"]
+            spectra.append(tracking.Spectrum(*(pairs[key] for key in ("values", "from_before", "from_start", "sunk"))))
         followed = tracking.follow(spectra, settings.eigenvectors)
         tables["outliers"] += [{"condition": run.condition, "seed": run.seed, **one._asdict()} for one in followed]
     return Study(**{name: _frame(rows) for name, rows in tables.items()})

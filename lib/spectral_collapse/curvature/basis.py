@@ -12,7 +12,7 @@ CHUNK = 1 << 18
 ROW = 1 << 11
 
 
-def wide(x: torch.Tensor) -> torch.Tensor:
+def to_float64(x: torch.Tensor) -> torch.Tensor:
     """x in float64, on its device, or on the CPU where that has no such type (Apple's MPS)."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
@@ -22,7 +22,7 @@ def dot(x: torch.Tensor, y: torch.Tensor) -> float:
     is off by parts in a thousand."""
     whole = len(x) // ROW * ROW
     rows = torch.linalg.vecdot(x[:whole].view(-1, ROW), y[:whole].view(-1, ROW))
-    return (wide(rows).sum() + wide(torch.dot(x[whole:], y[whole:]))).item()
+    return (to_float64(rows).sum() + to_float64(torch.dot(x[whole:], y[whole:]))).item()
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Basis:
     def remove_from(self, vector: torch.Tensor) -> float:
         """x ← x − Q Qᵀ x in place, by one Gram–Schmidt pass, classical but for `newest`; the length it removed."""
         older = self.k - len(self.newest)
-        coefficients = wide(torch.zeros(older, device=self.device))
+        coefficients = to_float64(torch.zeros(older, device=self.device))
         for part, rows in self._columns(older):
-            coefficients += wide(rows @ vector[part])
+            coefficients += to_float64(rows @ vector[part])
         coefficients /= self.scale
         removed = [coefficients.norm().item()]
         coefficients = (coefficients / self.scale).to(self.dtype).to(self.device)

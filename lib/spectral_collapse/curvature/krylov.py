@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 
 from ..estimate import generator
-from .basis import CHUNK, Basis, Storage, dot, wide
+from .basis import CHUNK, Basis, Storage, dot, to_float64
 from .quadrature import Quadrature
 
 Matvec = Callable[[torch.Tensor], torch.Tensor]
@@ -118,7 +118,7 @@ def joint_ritz(runs: list[tuple[Quadrature, Basis]]) -> tuple[np.ndarray, np.nda
     short = CHUNK // 16  # the shorter the sums in float32, the smaller the directions that they resolve
     for start in range(0, len(runs[0][1].next), short):
         rows = torch.cat([basis.extended(slice(start, start + short)) for _, basis in runs])
-        gram += wide(rows @ rows.T).cpu()
+        gram += to_float64(rows @ rows.T).cpu()
     G = gram.numpy()
     sizes, directions = np.linalg.eigh(G[np.ix_(inside, inside)])
     # Below this, what tells the runs apart is rounding; in float64 there is more of it than is needed.

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 
 @contextlib.contextmanager
-def measured(model: PreTrainedModel) -> Iterator[None]:
+def measurement_mode(model: PreTrainedModel) -> Iterator[None]:
     """The model as a function of its parameters alone: no dropout, every row of an embedding counts, and
     attention that can be differentiated twice (of the fused kernels none can)."""
     training = [(module, module.training) for module in model.modules()]
@@ -37,10 +37,10 @@ def differentiable(device: torch.device) -> Iterator[None]:
         yield
 
 
-def longest(model: PreTrainedModel) -> int | None:
+def max_positions(model: PreTrainedModel) -> int | None:
     """Positions that the model has; None where their number has no limit."""
     config = model.config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "n_positions")]
     return next((limit for limit in limits if limit), None)
 
 
@@ -65,7 +65,7 @@ def checked_blocks(tokens: Any, model: PreTrainedModel) -> torch.Tensor:
     vocabulary = min(len(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()))
     if len(beyond := tokens[(tokens < 0) | (tokens >= vocabulary)]):
         raise ValueError(f"token {int(beyond[0])} is beyond the model's vocabulary of {vocabulary}.")
-    positions = longest(model)
+    positions = max_positions(model)
     if positions is not None and tokens.shape[1] > positions:
         raise ValueError(f"blocks of {tokens.shape[1]} tokens are longer than the model's {positions} positions.")
     return tokens

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from .basis import dot
 from .head import HeadGradient, head_curvature, probabilities, rows_at_a_time
 from .memory import available_memory, fitting_blocks
-from .model import checked_blocks, differentiable, measured, require_measurable
+from .model import checked_blocks, differentiable, measurement_mode, require_measurable
 
 # A batch needs its saved tensors and, while a product runs, about half as much again.
 WORKING_SHARE = 1.5
@@ -95,7 +95,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         self.device = next(model.parameters()).device
         with torch.inference_mode(False):
             tokens = checked_blocks(tokens, model).to(self.device)
-        with torch.no_grad(), measured(model):  # RWKV rescales its own weights at its first pass in evaluation mode
+        with torch.no_grad(), measurement_mode(model):  # RWKV rescales its weights in its first such pass
             model(input_ids=tokens[:1, :2], use_cache=False)
         self._made_of = self._parameter_state()
         with differentiable(self.device):
@@ -126,7 +126,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
 
     def _hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         """Last hidden states of the T − 1 predicting positions, (B(T−1), d)."""
-        with measured(self.model):
+        with measurement_mode(self.model):
             out = torch.func.functional_call(
                 self.model.base_model, self._base, kwargs={"input_ids": tokens, "use_cache": False}
             )
@@ -142,7 +142,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
 
         hooks = [module.register_forward_hook(note) for module in (self.model.base_model, self.head)]
         try:
-            with differentiable(self.device), torch.no_grad(), measured(self.model):
+            with differentiable(self.device), torch.no_grad(), measurement_mode(self.model):
                 whole = torch.func.functional_call(
                     self.model, self._whole, kwargs={"input_ids": tokens, "use_cache": False}
                 )

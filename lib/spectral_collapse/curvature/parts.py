@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from .model import measured
+from .model import measurement_mode
 
 # What a submodule of a layer is, by its class or else by the attribute that holds it.
 KINDS = (
@@ -58,7 +58,7 @@ def _calls(model: PreTrainedModel, names: list[str]) -> list[_Call]:
         hook = functools.partial(lambda name, module, *seen: note(name, *seen), name)
         hooks.append(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
     try:
-        with torch.no_grad(), measured(model):
+        with torch.no_grad(), measurement_mode(model):
             device = next(model.parameters()).device
             model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
     finally:

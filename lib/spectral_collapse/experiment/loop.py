@@ -208,7 +208,9 @@ def _fit(
         raise
     path = run.path(generation, "model.safetensors")
     # Tied tensors share memory and are stored once.
-    tensors = {name: parallel.whole(tensor.detach()).cpu().contiguous() for name, tensor in model.named_parameters()}
+    tensors = {
+        name: parallel.full_tensor(tensor.detach()).cpu().contiguous() for name, tensor in model.named_parameters()
+    }
     provenance.write_atomically(path, lambda temporary: save_file(tensors, temporary))
     state.unlink(missing_ok=True)
     last = losses[-max(1, len(losses) // 4) :]

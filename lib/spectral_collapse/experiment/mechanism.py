@@ -136,7 +136,7 @@ def eigenpairs(run: View, generation: int) -> dict:
         "residuals": pairs.residuals,
         "from_before": np.round(from_before, 6),
         "from_start": np.round(eigenvectors.squared_overlaps(start, here), 6),
-        "sunk": eigenvectors.sunk(operator, before, from_before, pairs.values),
+        "sunk": eigenvectors.merged_into_bulk(operator, before, from_before, pairs.values),
         "drift_aligned": aligned.share,
         "drift_aligned_by_chance": aligned.by_chance,
     }

@@ -46,7 +46,7 @@ def subspace_overlap(overlaps: np.ndarray) -> float:
     return float(overlaps.sum() / len(overlaps)) if len(overlaps) else math.nan
 
 
-def sunk(operator, before: torch.Tensor, overlaps: np.ndarray, values: np.ndarray) -> list[bool]:
+def merged_into_bulk(operator, before: torch.Tensor, overlaps: np.ndarray, values: np.ndarray) -> list[bool]:
     """Which of the directions `before` (m, n) the leading eigenspace of `operator` has let go, (m,).
 
     Less than half of their squared length lies in it (rows of `overlaps`), and the curvature left along them, |uᵀHu|,

@@ -25,12 +25,12 @@ def partners(overlaps: np.ndarray) -> np.ndarray:
 
 class Spectrum(NamedTuple):
     """What `follow` needs of a generation: leading values (m,), squared overlaps with the generation before (m', m) and
-    with generation 0 (m_0, m), and which of the directions before have `sunk` (m',)."""
+    with generation 0 (m_0, m), and which of the directions before have `merged` into the bulk (m',)."""
 
     values: Sequence[float]
     from_before: Sequence[Sequence[float]]
     from_start: Sequence[Sequence[float]]
-    sunk: Sequence[bool]
+    merged: Sequence[bool]
 
 
 class Followed(NamedTuple):
@@ -55,7 +55,7 @@ def follow(generations: Sequence[Spectrum], count: int) -> list[Followed]:
 
     From one generation to the next each goes to its partner (`partners`), and its fate is the first that holds:
 
-    - merges: it has `sunk`, into the rest of the spectrum. From then on it counts as merged.
+    - merges: it has `merged` into the bulk, and counts as merged from then on.
     - rotates: less than half of its squared length is the direction it had at generation 0. Where less than half of it
       goes to the partner it cannot be followed any further, and counts as rotated from then on.
     - rescales: same direction, and an eigenvalue that changed by more than a factor of 1.25, or its sign.
@@ -72,7 +72,7 @@ def follow(generations: Sequence[Spectrum], count: int) -> list[Followed]:
             if number and lost is None:
                 overlaps = np.asarray(now.from_before)
                 partner = partners(overlaps)[place]
-                if now.sunk[place]:
+                if now.merged[place]:
                     lost = "merges"
                 elif partner < 0 or overlaps[place, partner] < SAME:
                     lost = "rotates"

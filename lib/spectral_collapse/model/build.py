@@ -11,13 +11,10 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen2Config,
 )
-from transformers.utils import logging as transformers_logging
 
 from ..estimate import stable_seed
 from ..record.schema import Params
 from ..text.checkpoints import from_checkpoint, unusable
-
-transformers_logging.disable_progress_bar()
 
 
 def _config(params: Params, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
@@ -82,13 +79,6 @@ def initial_model(params: Params, tokenizer: PreTrainedTokenizerBase, seed: int)
             torch.manual_seed(stable_seed(seed, "weights"))
             model = AutoModelForCausalLM.from_config(_config(params, tokenizer), attn_implementation="eager")
     return model.eval()
-
-
-def longest_sequence(model: PreTrainedModel) -> int | None:
-    """Positions that the model has, or None where its configuration names no limit, as of recurrent models."""
-    config = model.config.get_text_config()
-    names = ("max_position_embeddings", "max_seq_len", "n_positions")
-    return next((getattr(config, name) for name in names if getattr(config, name, None) is not None), None)
 
 
 def tokens_without_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

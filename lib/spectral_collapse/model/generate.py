@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..curvature.basis import wide
+from ..curvature.basis import to_float64
+from ..curvature.model import max_positions
 from ..estimate import uniforms
 from ..machine import memory, parallel, processes, speed
 from . import build
@@ -26,9 +27,9 @@ def truncated_probabilities(
     Top-p keeps the smallest set of most probable tokens whose mass reaches `top_p` (nucleus sampling,
     Holtzman et al. 2020). What falls outside has probability 0; the rest is not renormalised. Sorting a
     vocabulary costs more than a small model's step, so the `candidates` most probable tokens are tried
-    first; where they hold the nucleus of every row the result is the same. In float64, see `wide`.
+    first; where they hold the nucleus of every row the result is the same. In float64, see `to_float64`.
     """
-    logits = wide(logits)
+    logits = to_float64(logits)
     # From the largest down, so that no temperature is too small: it only leaves that one.
     probabilities = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
     size = probabilities.shape[-1]
@@ -118,9 +119,9 @@ def _sample_batch(
             tokens = torch.cat([tokens, chosen], dim=1)
         if stop_token is not None:
             running &= chosen[:, 0] != stop_token
-            if not parallel.anywhere(model, running.any()):
+            if not parallel.any_process(model, running.any()):
                 break
-    if parallel.anywhere(model, broken):
+    if parallel.any_process(model, broken):
         raise build.not_finite(model, "sampling")
     sequences = drawn.tolist()
     if stop_token is not None:
@@ -170,7 +171,7 @@ def sample(
     Raises ValueError, in one sentence, for parameters that are no decoding, for prompts that the model cannot read, and
     for a model whose predictions are not finite.
     """
-    longest, limit = max(map(len, prompts), default=0), build.longest_sequence(model)
+    longest, limit = max(map(len, prompts), default=0), max_positions(model)
     needed, size = longest + new_tokens, model.get_input_embeddings().num_embeddings
     for wrong, reason in (
         (not 0 < temperature < math.inf, f"temperature must be a finite number above 0, not {temperature}"),
@@ -202,7 +203,7 @@ def sample(
     started = time.perf_counter()
     continuations: dict[int, list[int]] = {}
     # Little padding, short prompts first.
-    left = parallel.deal(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
+    left = parallel.scatter(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
     with processes.progress(len(left), description) as advance:
         while left:
             chosen = left[:batch_size]

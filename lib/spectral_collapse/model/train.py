@@ -156,9 +156,9 @@ def _save_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optim
     for index, parameter in enumerate(model.parameters()):
         if "exp_avg" not in optimizer.state.get(parameter, {}):
             continue
-        tensors[f"weight.{index}"] = parallel.whole(parameter.detach())
+        tensors[f"weight.{index}"] = parallel.full_tensor(parameter.detach())
         for name in ("exp_avg", "exp_avg_sq", "step"):
-            tensors[f"{name}.{index}"] = parallel.whole(optimizer.state[parameter][name])
+            tensors[f"{name}.{index}"] = parallel.full_tensor(optimizer.state[parameter][name])
     text = json.dumps(note)
 
     def write(temporary: Path) -> None:  # of several processes in the first one, which has whole tensors
@@ -182,12 +182,12 @@ def _load_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optim
             for index, parameter in enumerate(model.parameters()):
                 if f"weight.{index}" not in names:
                     continue
-                parameter.detach().copy_(parallel.cut_like(file.get_tensor(f"weight.{index}"), parameter))
+                parameter.detach().copy_(parallel.shard_like(file.get_tensor(f"weight.{index}"), parameter))
                 # AdamW keeps its step counter on the CPU.
                 optimizer.state[parameter] = {
                     "step": file.get_tensor(f"step.{index}").cpu(),
                     **{
-                        name: parallel.cut_like(file.get_tensor(f"{name}.{index}"), parameter)
+                        name: parallel.shard_like(file.get_tensor(f"{name}.{index}"), parameter)
                         for name in ("exp_avg", "exp_avg_sq")
                     },
                 }
@@ -305,21 +305,21 @@ def train(
         if batch == 0 or order is None:
             order = generator(*seed_parts, "order", epoch).permutation(len(blocks))
         chosen = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
-        tokens, weight = parallel.share(blocks[torch.from_numpy(chosen)].to(model.device))  # (B, T)
+        tokens, weight = parallel.shard(blocks[torch.from_numpy(chosen)].to(model.device))  # (B, T)
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step, steps)
 
         def gradients(tokens: torch.Tensor = tokens, weight: float = weight, step: int = step) -> torch.Tensor:
             nonlocal micro_batch
             while True:
-                torch.manual_seed(stable_seed(*seed_parts, "dropout", step, *parallel.stream()))
+                torch.manual_seed(stable_seed(*seed_parts, "dropout", step, *parallel.random_stream()))
                 optimizer.zero_grad(set_to_none=True)
                 try:
                     loss = _add_gradient(model, tokens, recipe, micro_batch, weight)
                     break
                 except torch.OutOfMemoryError as error:
                     micro_batch = _half(1 if parallel.sharded(model) else micro_batch, error)
-            loss = parallel.add_up(model, loss)
+            loss = parallel.sum_gradients(model, loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
             return loss
 

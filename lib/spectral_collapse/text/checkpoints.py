@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers.utils import logging
 
 from ..record import provenance
 from ..record.schema import Params
@@ -89,6 +90,7 @@ def from_checkpoint(loader: type, params: Params, **options: Any) -> Any:
         source = local
     else:
         source = _from_hub(params)
+    logging.disable_progress_bar()  # it would stay in the outputs of a notebook
     try:
         return loader.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -1,11 +1,11 @@
 """The sentence encoder, frozen."""
 
 import importlib.util
-import os
 from pathlib import Path
 
 import torch
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from ..record import provenance
 
@@ -28,7 +28,7 @@ class Encoder:
             raise ValueError(
                 f"{folder / 'model.safetensors'} has SHA-256 {found[:12]}…, not {self.sha256[:12]}…: reinstall it."
             )
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        logging.disable_progress_bar()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
         self.model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval().to(device)
         self.dimension = self.model.config.hidden_size

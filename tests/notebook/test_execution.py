@@ -20,7 +20,7 @@ connection = json.load(open(ipykernel.get_connection_file()))
 print(connection["transport"], connection["ip"])
 """
 WORK = """
-from spectral_collapse import processes
+from spectral_collapse.machine import processes
 processes.PATIENCE = 0
 for _ in processes.steps(range(300), "work"):
     pass
