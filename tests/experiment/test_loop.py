@@ -389,7 +389,7 @@ def test_resumed_training_goes_on_from_its_saved_state(tmp_path):
     overrides = {**CHANGES, "checkpoint_steps": 3, "baseline_epochs": 4}
     kill_when(start(tmp_path, overrides), tmp_path, "baseline/*/generation_0/training_state.safetensors")
     said = kill_when(start(tmp_path, overrides), tmp_path, "baseline/*/generation_0/training.json")
-    assert "going on from step" in said
+    assert "resuming at step" in said
 
 
 def test_record_holds_what_made_it(tiny):

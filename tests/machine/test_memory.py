@@ -61,7 +61,7 @@ def peak(model, sequences: int, recipe: train.Recipe) -> int:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with memory.PeakMemory() as used:
-        train._add_gradient(model, BLOCKS[:sequences], recipe, sequences)
+        train._accumulate_gradient(model, BLOCKS[:sequences], recipe, sequences)
     return used.peak
 
 
@@ -70,7 +70,7 @@ def test_the_batch_found_fits_and_is_at_most_half_too_small(tiny_model, architec
     """By its own measured peak, beside AdamW's moments and the vector of its step."""
     recipe = train.Recipe(1, 13, 1e-2, 0.0, 0.0, "constant", gradient_checkpointing=checkpointing)
     model = tiny_model(architecture)
-    train._learn(model, recipe)
+    train._training_mode(model, recipe)
     sizes = memory.batch_sizes(13)
     peaks = {size: peak(model, size, recipe) for size in sizes}
     moments = 12 * sum(parameter.numel() for parameter in model.parameters())

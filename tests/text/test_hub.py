@@ -139,8 +139,8 @@ def test_weights_that_are_not_whole_are_fetched_again(tmp_path):
     for name, body in REPOSITORIES["in/shards"].items():
         (tmp_path / name).write_bytes(body)
     needed = ("config.json", "*.safetensors")
-    assert hub._whole(tmp_path, needed)
+    assert hub._complete(tmp_path, needed)
     (tmp_path / "model-2.safetensors").unlink()
-    assert not hub._whole(tmp_path, needed)
+    assert not hub._complete(tmp_path, needed)
     (tmp_path / "config.json").unlink()
-    assert not hub._whole(tmp_path, ("config.json",))
+    assert not hub._complete(tmp_path, ("config.json",))

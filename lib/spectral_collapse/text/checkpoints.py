@@ -1,4 +1,4 @@
-"""Checkpoints: a folder, a file of a package or the hub's, at a pinned revision, loaded without pickles."""
+"""Checkpoints from a folder, a file of a package or the hub, at a pinned revision, loaded without pickles."""
 
 import functools
 import importlib.util
@@ -17,7 +17,7 @@ PACKAGED, GGUF = "package:", ".gguf"
 
 OFFLINE = "smollm2_offline"  # the profile whose weights come as a package
 
-FILES = ("config.json", "*.safetensors")  # that a checkpoint must have; the names of a tokenizer's files differ
+FILES = ("config.json", "*.safetensors")  # required; the names of a tokenizer's files vary
 
 
 def _require_pinned(checkpoint: str, revision: str | None) -> None:
@@ -34,7 +34,7 @@ def _require_pinned(checkpoint: str, revision: str | None) -> None:
 
 
 def _packaged(checkpoint: str, sha256: str) -> Path:
-    """The file that `package:<module>/<file>` names, if it is installed and has the hash."""
+    """The installed file that `package:<module>/<file>` names. ValueError unless it has this hash."""
     module, _, name = checkpoint.removeprefix(PACKAGED).partition("/")
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
@@ -55,7 +55,7 @@ def unusable(params: Params, reason: str) -> ValueError:
 
 
 def _from_hub(params: Params) -> Path:
-    """The checkpoint's files, so that whatever reads them asks the hub nothing."""
+    """Local folder of the checkpoint's files, so that loading them needs no hub."""
     try:
         return hub.snapshot(params.checkpoint, params.revision, FILES, also=("*.json", "*.txt", "*.model"))
     except hub.Unreachable as error:
@@ -69,10 +69,10 @@ def _from_hub(params: Params) -> Path:
 
 
 def from_checkpoint(loader: type, params: Params, **options: Any) -> Any:
-    """`loader.from_pretrained` of the profile's checkpoint; a failure becomes one ValueError.
+    """`loader.from_pretrained` of the profile's checkpoint; any failure is a ValueError.
 
-    A hub name, a local folder, or a file <name>.gguf, local or of a package (`package:<module>/<file>.gguf`), whose
-    quantised weights are read into floats.
+    The checkpoint is a hub name, a local folder, or a .gguf file, local or of a package
+    (`package:<module>/<file>.gguf`), whose quantised weights are read into floats.
     """
     local = Path(params.checkpoint).expanduser()
     packaged = params.checkpoint.startswith(PACKAGED)
@@ -98,8 +98,8 @@ def from_checkpoint(loader: type, params: Params, **options: Any) -> Any:
 
 
 def checkpoint_hash(params: Params) -> str | None:
-    """What a checkpoint is: its revision, or the hash of the weights and configuration in a local folder; None where
-    the profile has none."""
+    """Identity of the profile's checkpoint, if it has one: its revision, or the hash of weights and configuration in a
+    local folder."""
     if params.checkpoint is None:
         return None
     folder = Path(params.checkpoint).expanduser()

@@ -1,4 +1,4 @@
-"""The sentence encoder, frozen."""
+"""The frozen sentence encoder."""
 
 import importlib.util
 from pathlib import Path
@@ -37,7 +37,7 @@ class Encoder:
     def __call__(self, texts: list[str], batch_size: int = 64) -> torch.Tensor:
         """Embeddings of the texts, float64, shape (len(texts), 384), each of norm 1."""
         rows = torch.empty(len(texts), self.dimension, dtype=torch.float64)
-        # Texts of like length together: less padding.
+        # Texts of similar length together, for little padding.
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), texts[i]))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
