@@ -13,6 +13,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -351,28 +352,44 @@ def _tail(slot: Slot, tail_mass: float) -> np.ndarray:
     return mask
 
 
-def _scores(counts: Sequence[np.ndarray], tails: Sequence[np.ndarray], texts: int) -> dict[str, float]:
-    """The values of `tail_metrics` from each slot's counts (K,) in so many texts."""
-    ratios, divergences, entropies = [], [], []
-    covered = expected = total_read = 0.0
-    for slot, tail, read_of in zip(SLOTS, tails, counts, strict=True):
-        true, read = slot.probabilities, read_of.sum()
-        if read == 0:
-            continue
-        total_read += read
-        ratios.append(read_of[tail].sum() / read / true[tail].sum())
-        covered += np.count_nonzero(read_of[tail])
-        expected += -np.expm1(read * np.log1p(-true[tail])).sum()
-        smoothed = (read_of + KL_SMOOTHING) / (read + KL_SMOOTHING * len(read_of))
-        divergences.append(np.sum(true * np.log(true / smoothed)))
-        seen = read_of[read_of > 0] / read
-        entropies.append(-np.sum(seen * np.log(seen)))
+class _Score(NamedTuple):
+    """What one slot contributes to `tail_metrics`."""
+
+    ratio: float
+    covered: int
+    expected: float
+    divergence: float
+    entropy: float
+    read: float
+
+
+def _score(slot: Slot, tail: np.ndarray, counts: np.ndarray) -> _Score | None:
+    """The score of a slot from its counts (K,); None if it was not read."""
+    true, read = slot.probabilities, counts.sum()
+    if read == 0:
+        return None
+    smoothed = (counts + KL_SMOOTHING) / (read + KL_SMOOTHING * len(counts))
+    seen = counts[counts > 0] / read
+    return _Score(
+        counts[tail].sum() / read / true[tail].sum(),
+        np.count_nonzero(counts[tail]),
+        -np.expm1(read * np.log1p(-true[tail])).sum(),
+        np.sum(true * np.log(true / smoothed)),
+        -np.sum(seen * np.log(seen)),
+        read,
+    )
+
+
+def _combined(scores: Sequence[_Score | None], texts: int) -> dict[str, float]:
+    """The values of `tail_metrics` from the scores of all slots in so many texts."""
+    scores = [score for score in scores if score]
+    ratios, covered, expected, divergences, entropies, read = zip(*scores, strict=True) if scores else [()] * 6
     return {
-        "tail_mass_ratio": float(np.mean(ratios)) if ratios else float("nan"),
-        "tail_coverage": float(covered / expected) if ratios else float("nan"),
-        "slot_kl": float(np.mean(divergences)) if ratios else float("nan"),
-        "slot_entropy": float(np.mean(entropies)) if ratios else float("nan"),
-        "slots_read": float(total_read / (len(SLOTS) * texts)) if texts else float("nan"),
+        "tail_mass_ratio": float(np.mean(ratios)) if scores else float("nan"),
+        "tail_coverage": float(sum(covered) / sum(expected)) if scores else float("nan"),
+        "slot_kl": float(np.mean(divergences)) if scores else float("nan"),
+        "slot_entropy": float(np.mean(entropies)) if scores else float("nan"),
+        "slots_read": float(sum(read) / (len(SLOTS) * texts)) if texts else float("nan"),
     }
 
 
@@ -407,12 +424,14 @@ def tail_metrics(texts: Sequence[str], tail_mass: float = 0.1) -> dict[str, Esti
         np.bincount(each[each >= 0], minlength=len(slot.fillers)).astype(np.float64)
         for slot, each in zip(SLOTS, read, strict=True)
     ]
-    values, left_out = _scores(counts, tails, len(texts)), []
-    for index in range(len(texts)):
-        own = [each[index] for each in read]
-        for count, filler in zip(counts, own, strict=True):
-            count[filler] -= filler >= 0
-        left_out.append(_scores(counts, tails, len(texts) - 1))
-        for count, filler in zip(counts, own, strict=True):
-            count[filler] += filler >= 0
+    # A slot's score without a text depends only on the filler that the text has there; -1, none, comes last.
+    without = []
+    for slot, tail, count in zip(SLOTS, tails, counts, strict=True):
+        less = count - np.eye(len(count) + 1, len(count))
+        without.append([_score(slot, tail, each) if (each >= 0).all() else None for each in less])
+    values = _combined([scores[-1] for scores in without], len(texts))
+    left_out = [
+        _combined([scores[filler] for scores, filler in zip(without, own, strict=True)], len(texts) - 1)
+        for own in zip(*(each.tolist() for each in read), strict=True)
+    ]
     return {name: Estimate(value, np.array([each[name] for each in left_out])) for name, value in values.items()}
