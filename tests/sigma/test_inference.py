@@ -9,8 +9,6 @@ from scipy.stats import norm
 from spectral_collapse import sigma
 from spectral_collapse.sigma import inference, logdet_estimate
 
-pytestmark = pytest.mark.numerics
-
 DELTA = 1e-3
 
 
