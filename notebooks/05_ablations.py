@@ -35,15 +35,17 @@ given = params.collect_factor(globals())
 # %%
 import pandas as pd
 from spectral_collapse.analysis import ablations
+from spectral_collapse.experiment import factors
 from spectral_collapse.paper import figures
+from spectral_collapse.paper.ablations import described
 
-study = ablations.read(**given)
+study = factors.read(**given)
 print(study.question)
-levels = {level: ablations.described(changes) for level, changes in study.changes.items()}
+levels = {level: described(changes) for level, changes in study.changes.items()}
 pd.DataFrame(levels.items(), columns=["level", "changes"]).style.hide()
 
 # %%
-ablations.run(study)
+factors.run(study)
 runs = ablations.table(study)
 
 # %% tags=["nbval-check-output"]
@@ -78,10 +80,11 @@ effects.style.format(precision=3).hide()
 # supported if the whole interval lies there, contradicted if none of it does, inconclusive otherwise.
 
 # %%
-print(ablations.judge(study, runs))
+judged = ablations.judge(study, runs)
+print(judged)
 
 # %%
-folder = ablations.write_study(study, runs)
+folder = ablations.write_study(study, runs, judged)
 
 # %% tags=["nbval-check-output"]
 print("written:", ", ".join(sorted(file.name for file in folder.glob("*.*"))))

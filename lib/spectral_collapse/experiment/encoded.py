@@ -1,4 +1,4 @@
-"""What the sentence encoder makes of a checkpoint's text: embedded blocks, SIGMA's tracks, coherence."""
+"""Stages based on sentence embeddings: embedded blocks of the responses, SIGMA's tracks, coherence."""
 
 import functools
 
@@ -28,9 +28,9 @@ def _blocks(run: View, response: str) -> list[str]:
 def embeddings(run: View, generation: int) -> dict:
     """Embeds the first `response_blocks` blocks of every response, in the encoder's live directions.
 
-    A response with fewer blocks has none: `short_responses` counts those. The observed set is the prompt bank; the
-    record of generation 0 holds its ids, the others their hash. Raises ValueError for an embedding beyond the energy
-    cap ρ, and where all responses are too short.
+    `short_responses` counts responses with fewer blocks, of which none is embedded. The observed set is the prompt
+    bank; the record of generation 0 holds its ids, the others their hash. Raises ValueError for an embedding beyond the
+    energy cap ρ, and where all responses are too short.
     """
     params, embed = run.params, embedding.sentence_encoder()
     lines = read_responses(run, generation)
@@ -72,9 +72,9 @@ def read_embeddings(run: Run | View, generation: int) -> sigma_package.Observed:
 
 
 def _logdet(observed: sigma_package.Observed, total: int) -> dict[str, list[float] | None]:
-    """log det G as [estimate, low, high], plug-in and corrected; None where the blocks are too few or alike.
+    """log det G as [estimate, low, high], plug-in and corrected; None where blocks are too few or too similar.
 
-    The plug-in takes blocks for independent, as published; the corrected one takes prompts for that.
+    The plug-in treats blocks as independent, as published; the corrected estimate treats prompts so.
     """
     rows = observed.rows
     count, m = rows.shape
@@ -86,7 +86,7 @@ def _logdet(observed: sigma_package.Observed, total: int) -> dict[str, list[floa
         leverages = sigma_package.leverages(rows, gram)
         plug_in = sigma_package.logdet_estimate(gram, count, total, "none", leverages=leverages)
         corrected = sigma_package.grouped_logdet_estimate(rows, observed.prompts, total)
-    except sigma_package.SingularGram:  # a collapse: what the tracks are for, and no reason to stop
+    except sigma_package.SingularGram:  # a collapse, which the tracks show
         return nothing
     return {"logdet_plug_in": list(plug_in[:3]), "logdet_corrected": list(corrected[:3])}
 
@@ -95,10 +95,10 @@ def _logdet(observed: sigma_package.Observed, total: int) -> dict[str, list[floa
 def sigma(run: View, generation: int) -> dict:
     """Both SIGMA tracks, their drifts from generation 0 with bands, and the surface proxies of the responses.
 
-    All are of the prompts that have `response_blocks` blocks at generation 0 and at this one, and of those blocks: as
-    much text at both. `prompts_left_out` counts the others.
+    All are of the same number of blocks at both generations: of the prompts whose responses have `response_blocks`
+    blocks at both. `prompts_left_out` counts the others.
     """
-    # What the model wrote and nobody embedded: as many blocks as a generation trains on.
+    # Unobserved: as many blocks as a generation trains on.
     budget = sigma_package.Budget(run.params.blocks_per_generation, run.params.sigma_rho, run.params.sigma_delta)
     unobserved, rho, delta = budget
     first, last = sigma_package.common(read_embeddings(run, 0), read_embeddings(run, generation))
@@ -108,7 +108,7 @@ def sigma(run: View, generation: int) -> dict:
         raise ValueError(f"{run.folder}: no prompt has a long enough response at generations 0 and {generation}.")
     gram, count = last.rows.T @ last.rows, len(last.rows)
     total = count + unobserved
-    # Of as many words as well: both proxies fall or rise with the amount of text.
+    # Of these blocks too: both proxies depend on the amount of text.
     texts = [" ".join(_blocks(run, lines[prompt]["response"])) for prompt in kept]
     surface = {
         "hashed_ngram_hhi": text_metrics.hashed_ngram_hhi(texts),
@@ -138,10 +138,10 @@ def sigma(run: View, generation: int) -> dict:
     }
 
 
-# ---- what a text says, by the sentence encoder
+# ---- coherence
 
 
-COHERENT_RESPONSES = 64  # sentences cost as much to embed as blocks do, and the mean of so many is sharp enough
+COHERENT_RESPONSES = 64  # a sentence costs as much to embed as a block, and 64 responses give a precise mean
 
 
 @functools.cache
@@ -151,7 +151,7 @@ def _embedded(embed: encoder.Encoder, texts: tuple[str, ...]) -> np.ndarray:
 
 
 def _prompt_similarity(run: View, generation: int, embed: encoder.Encoder) -> estimate.Estimate:
-    """Mean over prompts of the cosine of the prompt and the mean of its response's blocks, if it has any."""
+    """Mean over prompts of the cosine of the prompt and the mean of the blocks of its response, if it has any."""
     found = read_embeddings(run, generation)
     prompts = _embedded(embed, tuple(line["text"] for line in read_responses(run, generation)))
     cosines = []
@@ -163,7 +163,7 @@ def _prompt_similarity(run: View, generation: int, embed: encoder.Encoder) -> es
 
 
 def _mauve(run: View, generation: int, embed: encoder.Encoder) -> dict[str, float | list[float]]:
-    """MAUVE of the continuations against the held-out text, where its package is installed; else nothing."""
+    """MAUVE of the continuations against the held-out text; {} unless its package is installed."""
     if run.read("package mauve-text") is None:
         return {}
     lines = read_lines(continuations.artefact(run, generation))
@@ -175,7 +175,7 @@ def _mauve(run: View, generation: int, embed: encoder.Encoder) -> dict[str, floa
 
 @stage()
 def coherence(run: View, generation: int) -> dict:
-    """Coherence of a part of the responses, evenly chosen, their similarity to the prompts, and MAUVE if installed."""
+    """Coherence of evenly spaced responses, similarity of responses and prompts, and MAUVE if it is installed."""
     embed = embedding.sentence_encoder()
     texts = [line["response"] for line in read_responses(run, generation)]
     chosen = texts[:: -(-len(texts) // COHERENT_RESPONSES)]
@@ -186,5 +186,5 @@ def coherence(run: View, generation: int) -> dict:
     return text_metrics.with_intervals(metrics) | _mauve(run, generation, embed)
 
 
-# For grids of many runs: no continuations, and SIGMA at once.
+# For grids of many runs: no continuations, and SIGMA with the rest.
 LIGHT = {name: measured for name, measured in STAGES.items() if name != "continuations"} | {"sigma": sigma}

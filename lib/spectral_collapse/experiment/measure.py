@@ -1,4 +1,4 @@
-"""The measurements of a generation's model: what it writes, what it expects of real text, its curvature."""
+"""Measurements of a generation: text metrics, predictions on real text, responses to prompts, curvature."""
 
 import json
 import math
@@ -25,14 +25,14 @@ class IncoherentBaseline(ValueError):
 
 @stage()
 def evaluation(run: View, generation: int) -> dict:
-    """Held-out perplexity; of unconditional stories surface metrics, coverage of rare tokens, storyworld's tails."""
+    """Held-out perplexity; of unconditional stories surface metrics, coverage of rare tokens and storyworld's tails."""
     params, tokenizer = run.params, run.real.tokenizer
     model = loop.load(run, generation)
     result = train.perplexity(model, run.real.held_out, params.batch_size)
     # The same seeds for every model: differences between models are not differences between draws.
     seeds = [stable_seed(run.seed, "story", index) for index in range(params.evaluation_stories)]
     end = run.real.separator
-    drawn = loop.draw(run, generation, [[end]] * len(seeds), seeds, params.story_tokens, "stories", stop_token=end)
+    drawn = loop.sample(run, generation, [[end]] * len(seeds), seeds, params.story_tokens, "stories", stop_token=end)
     stories = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in drawn]
     metrics = text_metrics.surface_metrics(stories)
     metrics["rare_token_coverage"] = precursors.rare_token_coverage(drawn, run.real.held_out.flatten().tolist())
@@ -42,13 +42,13 @@ def evaluation(run: View, generation: int) -> dict:
 
 
 def _write_lines(path: Path, lines: list[dict[str, str]]) -> str:
-    """Writes a JSON document a line; the file's hash."""
+    """Writes one JSON document per line and returns the hash of the file."""
     provenance.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return provenance.file_hash(path)
 
 
 def read_lines(path: Path) -> list[dict[str, str]]:
-    # Not splitlines(), which takes U+2028 and the like inside a text, that a model may write, for ends of lines.
+    # Not splitlines(): a model may write U+2028 and the like, which it takes for ends of lines.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
 
 
@@ -59,7 +59,7 @@ def continuations(run: View, generation: int) -> dict:
     half = run.params.block_tokens // 2
     seeds = [stable_seed(run.seed, "continuation", index) for index in range(len(blocks))]
     new_tokens = run.params.block_tokens - half
-    drawn = loop.draw(run, generation, [block[:half] for block in blocks], seeds, new_tokens, "continuations")
+    drawn = loop.sample(run, generation, [block[:half] for block in blocks], seeds, new_tokens, "continuations")
     parts = {
         "context": [block[:half] for block in blocks],
         "continuation": drawn,
@@ -77,10 +77,8 @@ def continuations(run: View, generation: int) -> dict:
 
 @stage(file="anchors.safetensors")
 def anchors(run: View, generation: int) -> dict:
-    """Predictive entropy on the held-out blocks, and how far their representations moved since the generation before.
-
-    At generation 0 the drift is 0: it is the start of the movement, as of SIGMA's drifts.
-    """
+    """Predictive entropy on the held-out blocks, and the drift of their representations since the generation before, 0
+    at generation 0."""
     model = loop.load(run, generation)
     entropies, after = precursors.anchor_statistics(model, run.real.held_out, run.params.batch_size)
     path = run.path(generation, "anchors.safetensors")
@@ -93,7 +91,7 @@ def anchors(run: View, generation: int) -> dict:
     return {"anchors_sha256": provenance.file_hash(path), **text_metrics.with_intervals(metrics)}
 
 
-ROUNDS = 4  # of response_tokens each: a response with too few words after that is counted as too short
+ROUNDS = 4  # of response_tokens each; a response that is then too short is counted as such
 
 
 def _long_enough(run: View, tokens: list[int]) -> bool:
@@ -104,10 +102,10 @@ def _long_enough(run: View, tokens: list[int]) -> bool:
 
 @stage(file="responses.jsonl")
 def responses(run: View, generation: int) -> dict:
-    """Draws the responses to the frozen prompt bank: their number, and the hash of responses.jsonl.
+    """Samples the responses to the frozen prompt bank; their number, and the hash of responses.jsonl.
 
-    `response_tokens` tokens at a time, until there are the words of all blocks (`_long_enough`), ROUNDS times at most
-    and within the model's positions.
+    `response_tokens` tokens at a time until a response has the words of all its blocks, at most ROUNDS times and within
+    the positions of the model.
     """
     params, tokenizer = run.params, run.real.tokenizer
     prompts = prompt_bank(run.file(bank_file(params.prompt_bank)).stem)
@@ -124,7 +122,7 @@ def responses(run: View, generation: int) -> dict:
             break
         seeds = [stable_seed(run.seed, "response", prompts[i]["id"], *([number] if number else [])) for i in short]
         so_far = [starts[place] + drawn[place] for place in short]
-        more = loop.draw(run, generation, so_far, seeds, params.response_tokens, "responses")
+        more = loop.sample(run, generation, so_far, seeds, params.response_tokens, "responses")
         for place, ids in zip(short, more, strict=True):
             drawn[place] += ids
     lines = [
@@ -153,8 +151,8 @@ def _spectrum_options(run: View) -> dict[str, Any]:
 
 @stage()
 def curvature(run: View, generation: int) -> dict:
-    """Our spectral signature and the published one, both of the Hessian on the frozen held-out blocks, and what these
-    blocks say of the expected loss. The published width is read off the first of our runs."""
+    """Signatures of the Hessian on the frozen held-out blocks: ours, the published one, read off our first Lanczos run,
+    and the estimate for the expected loss."""
     options = _spectrum_options(run)
     model, batch = loop.load(run, generation), run.real.held_out[: run.params.curvature_blocks]
     state = run.path(generation, "curvature_state.json")
@@ -173,10 +171,12 @@ def curvature(run: View, generation: int) -> dict:
 
 @stage()
 def layers(run: View, generation: int) -> dict:
-    """The signature of each part of the network: of the Hessian's diagonal block in its parameters."""
+    """The signature of each part of the network: of the Hessian's diagonal block in its parameters.
+
+    Without the nodes, which nothing reads and which would be most of the record.
+    """
     model, batch = loop.load(run, generation), run.real.held_out[: run.params.curvature_blocks]
     parts = curvature_package.layerwise_signatures(model, batch, **_spectrum_options(run))
-    # Without the nodes of every part, which would be most of the record, and which nothing reads.
     drop = ("nodes", "weights")
     return {
         part: {name: value for name, value in curvature_package.as_result(signature).items() if name not in drop}
@@ -195,7 +195,7 @@ STAGES: dict[str, Callable[[Run, int], dict]] = {
 
 
 def generation(run: Run, generation: int, stages: dict[str, Callable[[Run, int], dict]] = STAGES) -> dict[str, dict]:
-    """Trains and measures one generation (embedding excepted, which notebook 4 does); the stages' results.
+    """Trains and measures one generation; the results by stage. Embeddings are notebook 4's (`encoded`).
 
     Raises IncoherentBaseline where the base model is not worth measuring.
     """
