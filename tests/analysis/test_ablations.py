@@ -10,10 +10,11 @@ import yaml
 from spectral_collapse.analysis import ablations, series, statistics
 from spectral_collapse.estimate import Interval
 from spectral_collapse.experiment import encoded, factors, loop, measure, runs
-from spectral_collapse.model import train
+from spectral_collapse.model import build, train
 from spectral_collapse.paper import ablations as report
 from spectral_collapse.paper import claims, figures
-from spectral_collapse.record import params, paths
+from spectral_collapse.record import params, paths, provenance
+from spectral_collapse.text import tokenizers
 from tiny import TINY, described
 
 GRIDS = ("ablations", "ablations_hub")
@@ -72,12 +73,12 @@ def test_a_level_that_changes_nothing_is_what_it_extends():
 
 
 def test_architectures_are_of_about_equal_size():
-    tokenizer = loop.models.train_tokenizer(["a story of a fox and a hen"] * 3, 300)
+    tokenizer = tokenizers.train_tokenizer(["a story of a fox and a hen"] * 3, 300)
     sizes = []
     for level, settings in factors.read("architecture").levels.items():
-        model = loop.models.initial_model(settings, tokenizer, 1)
+        model = build.initial_model(settings, tokenizer, 1)
         assert model.config.model_type == level
-        sizes.append(loop.models.parameter_count(model) - model.get_input_embeddings().weight.numel())
+        sizes.append(build.parameter_count(model) - model.get_input_embeddings().weight.numel())
     assert max(sizes) < 1.25 * min(sizes)
 
 
@@ -181,18 +182,19 @@ def test_generation_zero_is_computed_once_and_a_second_run_computes_nothing(tiny
     assert loop.training(one, 1)["model_sha256"] != loop.training(two, 1)["model_sha256"]
 
     # The study is what its files say, and is refused once they disagree.
-    folder = ablations.write_study(tiny, table, ablations.judge(tiny, table))
-    study = ablations.read_study(folder)
-    pd.testing.assert_frame_equal(study.runs, table, check_dtype=False, rtol=1e-7)
-    assert study.judged.verdict == ablations.judge(tiny, table).verdict and study.control == "fresh"
-    assert (study.reference, study.changes["one"]) == ("two", {"epochs": 1})
+    study = ablations.Study(tiny, table)
+    folder = ablations.write(study)
+    record, tables = provenance.read_study(folder, ["runs"], {"level": str})
+    pd.testing.assert_frame_equal(tables["runs"], table, check_dtype=False, rtol=1e-7)
+    assert record["verdict"] == study.verdict and record["control"] == "fresh"
+    assert (record["reference"], record["changes"]["one"]) == ("two", {"epochs": 1})
     with (folder / "runs.csv").open("a") as file:
         file.write("\n")
     with pytest.raises(ValueError, match=r"runs\.csv does not match study\.json"):
-        ablations.read_study(folder)
+        provenance.read_study(folder, ["runs"])
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match="or make the study again"):
-        ablations.read_study(folder)
+        provenance.read_study(folder, ["runs"])
 
 
 @pytest.mark.slow
@@ -270,9 +272,10 @@ def test_verdicts_follow_the_rule_of_the_claims(interval, verdict):
 def studies() -> dict[str, ablations.Study]:
     seen = table(a=[1, 2, 4], b_c=[3, 5, 8]).rename(columns={"x": "log_perplexity"})
     seen["distinct_2"] = -(seen["log_perplexity"] ** 2)
-    judged = ablations.Judged("It is 100 %.", Interval(1.0, 0.5, 1.5), "supported")
     changes = {"a": {}, "b_c": {"dropout": 0.1, "conditions": ["recursive", "fresh"], "base": None}}
-    return {name: ablations.Study(name, "Is it?", "a", None, changes, judged, seen) for name in ("one", "two_s")}
+    test = {"metric": "log_perplexity", "level": "b_c"}
+    rest = "Is it?", "a", {}, changes, "It is 100 %.", test, (0.0, math.inf)
+    return {name: ablations.Study(factors.Factor("grid", name, *rest), seen) for name in ("one", "two_s")}
 
 
 def test_tables_values_and_pictures_of_studies(studies):
@@ -285,7 +288,7 @@ def test_tables_values_and_pictures_of_studies(studies):
     assert values["ablation.one.verdict"] == "supported" and values["ablations.supported"] == "2"
     assert values["ablation.two_s.b_c.log_perplexity"] == shown.iloc[0, 3] and values["ablations.generations"] == "2"
     assert report.values([]) == {}
-    assert report.described(studies["one"].changes["b_c"]) == "dropout 0.1; conditions recursive, fresh"
+    assert report.described(studies["one"].factor.changes["b_c"]) == "dropout 0.1; conditions recursive, fresh"
     assert report.described({}) == "–"
     runs = studies["one"].runs
     assert len(figures.ablation(runs, "a").axes) == 3  # two panels and an empty one

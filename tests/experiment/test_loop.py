@@ -69,7 +69,7 @@ def test_sources_of_text(tiny):
 
 def test_every_source_has_a_rule_and_no_other_passes_for_one(tiny, monkeypatch):
     run = runs.Run(tiny, "static", 1, say=quiet)
-    monkeypatch.setattr(loop, "write", lambda run, writer: run.real.slice(run.seed, 1 + writer))
+    monkeypatch.setattr(loop, "synthetic_blocks", lambda run, writer: run.real.slice(run.seed, 1 + writer))
     shares = {}
     for source in schema.SOURCES:
         run.source = source
@@ -341,7 +341,8 @@ def test_a_checkpoint_is_taken_as_it_is_unless_the_profile_tunes_it(tiny, tiny_m
 
 WORKER = """
 import sys
-from spectral_collapse import measure, params, runs
+from spectral_collapse.experiment import measure, runs
+from spectral_collapse.record import params
 run = runs.Run(params.load("smoke", **{overrides!r}), "recursive", 1)
 for generation in range(3):
     measure.generation(run, generation)

@@ -228,8 +228,8 @@ def test_every_factor_of_the_ablations_has_its_study_of_three_seeds_and_a_verdic
     assert list(studied) == params.studied_factors(params.GRID)
     for study in studied.values():
         assert study.runs.groupby(["level", "condition"])["seed"].nunique().min() >= 3
-        assert set(study.runs["level"]) == {study.reference, *study.changes}
-        assert study.judged.verdict in ("supported", "contradicted", "inconclusive")
+        assert set(study.runs["level"]) == {study.factor.reference, *study.factor.changes}
+        assert study.verdict in ("supported", "contradicted", "inconclusive")
     assert len(ablations_report.hypotheses_table(studied.values())) == len(studied)
 
 

@@ -5,11 +5,9 @@ table of all runs, is kept in <results>/<grid>/<factor>.
 """
 
 import functools
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -112,47 +110,44 @@ def effects(
     return pd.DataFrame(rows, columns=names)
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A factor's hypothesis, the contrast that tests it, and the verdict."""
-
-    hypothesis: str
-    estimate: Interval
-    verdict: str
-
-    def __str__(self) -> str:
-        value, low, high = (f"{number:.3g}" for number in self.estimate)
-        return f"{self.hypothesis} {self.verdict.capitalize()}: {value} [{low}, {high}]."
-
-
-def judge(factor: Factor, runs: pd.DataFrame) -> Judged:
-    """The hypothesis by `statistics.verdict`: supported, contradicted, inconclusive, or not tested."""
-    estimate = contrast(runs, **factor.test)
-    return Judged(factor.hypothesis, estimate, statistics.verdict(estimate, factor.region))
-
-
 # ---- studies
 
 
-def write_study(factor: Factor, runs: pd.DataFrame, judged: Judged) -> Path:
+@dataclass(frozen=True)
+class Study:
+    """A factor with the table of its runs, and what they say, computed once."""
+
+    factor: Factor
+    runs: pd.DataFrame
+
+    @functools.cached_property
+    def effects(self) -> pd.DataFrame:
+        """`effects` on all METRICS."""
+        return effects(self.runs, self.factor.reference, self.factor.control)
+
+    @functools.cached_property
+    def estimate(self) -> Interval:
+        """The contrast that tests the hypothesis."""
+        return contrast(self.runs, **self.factor.test)
+
+    @property
+    def verdict(self) -> str:
+        """On the hypothesis: supported, contradicted, inconclusive, or not tested (`statistics.verdict`)."""
+        return statistics.verdict(self.estimate, self.factor.region)
+
+
+def write(study: Study) -> Path:
     """Writes runs.csv and its record study.json into <results>/<grid>/<factor>, and returns that folder."""
-    folder = paths.results_root() / factor.grid / factor.name
+    factor, folder = study.factor, paths.results_root() / study.factor.grid / study.factor.name
     levels = {level: settings.model_dump(exclude=set(PLACES)) for level, settings in factor.levels.items()}
+    said = {name: getattr(factor, name) for name in ("question", "reference", "control", "changes", "hypothesis")}
     provenance.write_study(
         folder,
-        {"runs": runs},
-        {
-            "question": factor.question,
-            "reference": factor.reference,
-            "control": factor.control,
-            "changes": factor.changes,
-            "hypothesis": judged.hypothesis,
-            "estimate": judged.estimate,
-            "verdict": judged.verdict,
-        },
+        {"runs": study.runs},
+        said | {"estimate": study.estimate, "verdict": study.verdict},
         key={
             "parameters": levels,
-            "code": closure.code_hash(table, judge),
+            "code": closure.code_hash(table, contrast),
             "inputs": {"test": factor.test, "region": factor.region},
         },
         about={"stage": "ablation", "grid": factor.grid, "factor": factor.name},
@@ -162,52 +157,25 @@ def write_study(factor: Factor, runs: pd.DataFrame, judged: Judged) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Study:
-    """The study of a factor: what its record says, and the table of its runs."""
-
-    name: str
-    question: str
-    reference: str
-    control: str | None
-    changes: dict[str, dict[str, Any]]
-    judged: Judged
-    runs: pd.DataFrame
-
-    @functools.cached_property
-    def effects(self) -> pd.DataFrame:
-        """`effects` of its runs on all METRICS."""
-        return effects(self.runs, self.reference, self.control)
-
-
-def read_study(folder: Path) -> Study:
-    """The study in a folder. ValueError where it is missing, or its table is not the one that its record describes."""
-    record, tables = provenance.read_study(folder, ["runs"], {"level": str})
-    estimate = Interval(*(math.nan if end is None else end for end in record["estimate"]))
-    judged = Judged(record["hypothesis"], estimate, record["verdict"])
-    rest = (record[key] for key in ("question", "reference", "control", "changes"))
-    return Study(folder.name, *rest, judged, tables["runs"])
-
-
 def studies(grid: str = GRID, root: Path | None = None) -> dict[str, Study]:
-    """The studies of a grid by factor, made here or committed, in the grid's order; empty where there are none.
+    """The studies of a grid by factor, made here or committed, in the grid's order.
 
     Drifts of SIGMA's tracks and the published ratio are read again from the records of the runs, which allow their
-    correction (`series.track_drifts`, `series.log_published_ratio`), and a hypothesis of theirs is judged again.
+    correction (`series.track_drifts`, `series.log_published_ratio`). ValueError for a table that is not the one that
+    its record describes.
     """
-    names = params.studied_factors(grid)
-    folders = {name: root / grid / name if root else paths.study_folder(grid, name) for name in names}
-    committed = {name: paths.COMMITTED / grid / name for name in names}
-    found = {name: read_study(folder) for name, folder in folders.items() if (folder / "study.json").exists()}
-    return {
-        name: _corrected(
-            study, read(name, grid), root or (paths.COMMITTED if folders[name] == committed[name] else None)
-        )
-        for name, study in found.items()
-    }
+    found = {}
+    for name in params.studied_factors(grid):
+        folder = root / grid / name if root else paths.study_folder(grid, name)
+        if (folder / "study.json").exists():
+            runs = provenance.read_study(folder, ["runs"], {"level": str})[1]["runs"]
+            own = root or (paths.COMMITTED if folder == paths.COMMITTED / grid / name else None)
+            factor = read(name, grid)
+            found[name] = Study(factor, _corrected(runs, factor, own))
+    return found
 
 
-def _corrected(study: Study, factor: Factor, root: Path | None) -> Study:
+def _corrected(runs: pd.DataFrame, factor: Factor, root: Path | None) -> pd.DataFrame:
     parts = []
     for level, settings in factor.levels.items():
         part = series.table(settings, stages=("curvature", "sigma"), root=root)
@@ -217,7 +185,5 @@ def _corrected(study: Study, factor: Factor, root: Path | None) -> Study:
     corrected = pd.concat(parts, ignore_index=True)
     cell = ["level", "condition", "seed", "generation"]
     names = ("log_published_ratio", *(f"{track}_drift" for track in TRACKS))
-    stale = [name for name in names if name in study.runs]
-    runs = study.runs.drop(columns=stale).merge(corrected, on=cell, how="left", validate="one_to_one")
-    again = factor.test["metric"] in corrected
-    return replace(study, runs=runs, judged=judge(factor, runs) if again else study.judged)
+    stale = [name for name in names if name in runs]
+    return runs.drop(columns=stale).merge(corrected, on=cell, how="left", validate="one_to_one")

@@ -109,6 +109,11 @@ def batch_coverage(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["model", "quantity"])
 
 
+def mean_widths(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean σ_bulk of the batch and of the expected loss over all batches of a size, by model and blocks."""
+    return frame.groupby(["model", "blocks"])[["bulk_sigma", "population_bulk_sigma"]].mean()
+
+
 def published_by_probe(curvature: dict) -> pd.DataFrame:
     """The published estimator on every probe of a curvature result: columns iqr and ratio."""
     widths = [
@@ -117,3 +122,19 @@ def published_by_probe(curvature: dict) -> pd.DataFrame:
     ]
     exact = exact_lambda(curvature)
     return pd.DataFrame({"iqr": widths, "ratio": [published_ratio(exact, width) for width in widths]})
+
+
+def power_iteration_summary(errors: pd.DataFrame) -> dict[str, float]:
+    """`series.power_iteration_errors` in numbers: models; off and far, those whose |λ| is below 0.99 and 0.8 of the
+    exact one; sign, those of the wrong sign; median relative error of |λ|; worst.found and worst.exact, λ of the worst
+    model."""
+    worst = errors.loc[errors["share"].idxmin()]
+    return {
+        "models": len(errors),
+        "off": int((errors["share"] < 0.99).sum()),
+        "far": int((errors["share"] < 0.8).sum()),
+        "sign": int((~errors["same_sign"]).sum()),
+        "median": float((errors["share"] - 1).abs().median()),
+        "worst.found": worst["found"],
+        "worst.exact": worst["exact"],
+    }

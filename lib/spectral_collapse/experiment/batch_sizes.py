@@ -66,7 +66,6 @@ def base_model(profile: str) -> tuple[PreTrainedModel, torch.Tensor]:
     """The base model of a profile, first seed, and POOL blocks of its held-out text."""
     settings = params.load(profile, block_tokens=BLOCK_TOKENS)
     run = runs.Run(settings, params.BASELINE, settings.seeds[0])
-    loop.training(run, 0)
     text = params.load(profile, block_tokens=BLOCK_TOKENS, held_out_blocks=POOL)
     return loop.load(run, 0), corpora.RealText(text).held_out
 
@@ -79,8 +78,8 @@ def checkpoint_model(profile: str, checkpoint: Path, text: Path) -> tuple[PreTra
     return build.initial_model(settings, real.tokenizer, settings.seeds[0]), real.held_out
 
 
-def write_study(folder: Path, profile: str, checkpoint: Path, text: Path) -> None:
-    """Runs the study and writes batches.csv and its record study.json into `folder`."""
+def write_study(folder: Path, profile: str, checkpoint: Path, text: Path) -> str:
+    """Runs the study and writes batches.csv and its record study.json into `folder`; where it is."""
     started = time.perf_counter()
     code = closure.code_hash(draws)  # at the start: the files may be edited within the hour
     made = {"storyworld": base_model(profile), checkpoint.name: checkpoint_model(profile, checkpoint, text)}
@@ -98,6 +97,7 @@ def write_study(folder: Path, profile: str, checkpoint: Path, text: Path) -> Non
         seconds=time.perf_counter() - started,
         device="cpu",
     )
+    return f"The study is in {folder}."
 
 
 def main(arguments: list[str]) -> int:
@@ -107,13 +107,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("text", type=Path)
     chosen = parser.parse_args(arguments)
-    folder = paths.results_root() / "batch_sizes"
-
-    def study() -> str:
-        write_study(folder, chosen.profile, chosen.checkpoint.expanduser(), chosen.text.expanduser())
-        return f"The study is in {folder}."
-
-    return cli.outcome(study)
+    models = chosen.profile, chosen.checkpoint.expanduser(), chosen.text.expanduser()
+    return cli.outcome(lambda: write_study(paths.results_root() / "batch_sizes", *models))
 
 
 if __name__ == "__main__":

@@ -4,24 +4,16 @@ import functools
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from .. import estimate
 from .. import sigma as sigma_package
 from ..estimate import stable_seed
-from ..record import provenance
 from ..text import encoder
 from ..text import metrics as text_metrics
-from . import embedding
-from .measure import STAGES, continuations, read_lines, read_responses
+from . import embedding, loop
+from .measure import STAGES, blocks_of, continuations, read_lines, read_responses
 from .runs import Run, View, stage
-
-
-def _blocks(run: View, response: str) -> list[str]:
-    """The first `response_blocks` blocks of a response, [] where it has fewer."""
-    wanted = run.params.response_blocks
-    blocks = text_metrics.split_blocks(response, run.params.response_block_words)[:wanted]
-    return blocks if len(blocks) == wanted else []
 
 
 @stage(file="embeddings.safetensors")
@@ -35,7 +27,7 @@ def embeddings(run: View, generation: int) -> dict:
     params, embed = run.params, embedding.sentence_encoder()
     lines = read_responses(run, generation)
     observed = sigma_package.ObservedSet(tuple(line["id"] for line in lines))
-    pieces = [_blocks(run, line["response"]) for line in lines]
+    pieces = [blocks_of(run, line["response"]) for line in lines]
     texts = [text for piece in pieces for text in piece]
     if not texts:
         raise ValueError(
@@ -49,10 +41,8 @@ def embeddings(run: View, generation: int) -> dict:
         "prompts": torch.tensor([index for index, piece in enumerate(pieces) for _ in piece]),
         "blocks": torch.tensor([index for piece in pieces for index in range(len(piece))]),
     }
-    path = run.path(generation, "embeddings.safetensors")
-    provenance.write_atomically(path, lambda temporary: save_file(tensors, temporary))
     return {
-        "embeddings_sha256": provenance.file_hash(path),
+        "embeddings_sha256": loop.save(run, generation, "embeddings.safetensors", tensors),
         "observed_sha256": observed.sha256,
         **({"observed_ids": list(observed.ids)} if generation == 0 else {}),
         "dimension": space.dim,
@@ -109,7 +99,7 @@ def sigma(run: View, generation: int) -> dict:
     gram, count = last.rows.T @ last.rows, len(last.rows)
     total = count + unobserved
     # Of these blocks too: both proxies depend on the amount of text.
-    texts = [" ".join(_blocks(run, lines[prompt]["response"])) for prompt in kept]
+    texts = [" ".join(blocks_of(run, lines[prompt]["response"])) for prompt in kept]
     surface = {
         "hashed_ngram_hhi": text_metrics.hashed_ngram_hhi(texts),
         "response_distinct_2": text_metrics.distinct_n(texts, 2),

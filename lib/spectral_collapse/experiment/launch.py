@@ -30,28 +30,19 @@ def make(run: Run) -> None:
         measure.generation(run, generation, stages)
 
 
-def _silent(_: str) -> None:
-    pass
-
-
-def _assigned(assignment: str) -> tuple[str, str]:
-    """Key and value of `key=value`."""
-    key, equals, value = assignment.partition("=")
-    if not equals:
-        raise ValueError(f"{assignment!r}: write key=value.")
-    return key, value
-
-
 def _run(profile: str, *assignments: str) -> Run:
     """The run that the command's arguments name; its processes have joined."""
-    values = dict(map(_assigned, assignments))
+    for assignment in assignments:
+        if "=" not in assignment:
+            raise ValueError(f"{assignment!r}: write key=value.")
+    values = dict(assignment.split("=", 1) for assignment in assignments)
     seed, condition = params.from_text("seed", values.pop("seed", None)), values.pop("condition", schema.CONDITIONS[0])
     schema.check_selectors(seed, condition)
     settings = params.load(profile, **values)
     parallel.start(devices.pick_device(settings.device))
     if processes.first() and (place := params.where(settings)):
         print(place)
-    return Run(settings, condition, seed, say=print if processes.first() else _silent)
+    return Run(settings, condition, seed, say=print if processes.first() else lambda _: None)
 
 
 def _first_to_fail() -> bool:

@@ -16,6 +16,14 @@ from ..record import provenance
 from . import interventions
 from .runs import Run, View, bare, stage
 
+
+def save(run: View, generation: int, file: str, tensors: dict[str, torch.Tensor]) -> str:
+    """Writes the file of a stage and returns its hash."""
+    path, tensors = run.path(generation, file), {name: tensor.contiguous() for name, tensor in tensors.items()}
+    provenance.write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    return provenance.file_hash(path)
+
+
 # ---- text of a generation
 
 
@@ -78,23 +86,23 @@ def _compose(run: View, generation: int) -> dict[str, torch.Tensor]:
     """Training blocks (N, T) of the generation, and which of them are synthetic (N,); for `accumulate`, which samples
     from the synthetic blocks of all generations, also those written for this one (N, T)."""
     count, shift = run.params.blocks_per_generation, run.params.shift_generation
+    none, every = torch.zeros(count, dtype=torch.bool), torch.ones(count, dtype=torch.bool)
     if shift is not None and generation >= shift:
-        other = interventions.other_domain(run, generation)
-        return {"blocks": other, "synthetic": torch.zeros(count, dtype=torch.bool)}
+        return {"blocks": interventions.other_domain(run, generation), "synthetic": none}
     original = run.real.slice(run.seed, 0)
     order = estimate.generator(run.seed, run.source, generation)
     match run.source:
         case "fresh":
-            blocks, synthetic = run.real.slice(run.seed, generation), torch.zeros(count, dtype=torch.bool)
+            return {"blocks": run.real.slice(run.seed, generation), "synthetic": none}
         case "static":
-            blocks, synthetic = original, torch.zeros(count, dtype=torch.bool)
+            return {"blocks": original, "synthetic": none}
         case "recursive":
-            blocks, synthetic = synthetic_blocks(run, generation - 1), torch.ones(count, dtype=torch.bool)
+            return {"blocks": synthetic_blocks(run, generation - 1), "synthetic": every}
         case "mixed":
             real = torch.from_numpy(order.permutation(count)[: round(run.params.real_fraction * count)])
-            synthetic = torch.ones(count, dtype=torch.bool)
-            synthetic[real] = False
-            blocks = torch.where(synthetic[:, None], synthetic_blocks(run, generation - 1), original)
+            synthetic = every.index_fill(0, real, False)
+            mixed = torch.where(synthetic[:, None], synthetic_blocks(run, generation - 1), original)
+            return {"blocks": mixed, "synthetic": synthetic}
         case "accumulate":
             written = synthetic_blocks(run, generation - 1)
             earlier = [load_file(text.artefact(run, each))["written"].long() for each in range(1, generation)]
@@ -103,22 +111,16 @@ def _compose(run: View, generation: int) -> dict[str, torch.Tensor]:
             return {"blocks": everything[kept], "synthetic": kept >= count, "written": written}
         case unknown:
             raise ValueError(f"no rule composes the text of source {unknown!r}: add one to loop._compose.")
-    return {"blocks": blocks, "synthetic": synthetic}
 
 
 @stage(file="text.safetensors")
 def text(run: View, generation: int) -> dict:
     """Makes the training blocks of generation ≥ 1; their number, and how many are synthetic."""
-    composed = _compose(run, generation)
-    path = run.path(generation, "text.safetensors")
-    tensors = {name: tensor.contiguous() for name, tensor in composed.items()}
+    tensors = _compose(run, generation)
+    count, synthetic = len(tensors["blocks"]), int(tensors["synthetic"].sum())
     tensors |= {name: tensors[name].to(torch.int32) for name in tensors.keys() - {"synthetic"}}
-    provenance.write_atomically(path, lambda temporary: save_file(tensors, temporary))
-    return {
-        "text_sha256": provenance.file_hash(path),
-        "blocks": len(composed["blocks"]),
-        "synthetic_blocks": int(composed["synthetic"].sum()),
-    }
+    digest = save(run, generation, "text.safetensors", tensors)
+    return {"text_sha256": digest, "blocks": count, "synthetic_blocks": synthetic}
 
 
 def blocks(run: View, generation: int) -> torch.Tensor:
@@ -191,16 +193,15 @@ def _train_and_save(
         partial = {"diverged": True, "losses": error.losses}
         provenance.write_text(run.path(generation, "diverged.json"), provenance.canonical(partial) + "\n")
         raise
-    path = run.path(generation, "model.safetensors")
     # Tied tensors share memory and are stored once.
-    tensors = {name: parallel.whole(tensor.detach()).cpu().contiguous() for name, tensor in model.named_parameters()}
-    provenance.write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    tensors = {name: parallel.whole(tensor.detach()).cpu() for name, tensor in model.named_parameters()}
+    digest = save(run, generation, "model.safetensors", tensors)
     state.unlink(missing_ok=True)
     last = losses[-max(1, len(losses) // 4) :]
     if not last and len(blocks):  # without a step, the loss at the start
         last = train.block_losses(model, blocks, recipe.batch_size).tolist()
     return {
-        "model_sha256": provenance.file_hash(path),
+        "model_sha256": digest,
         "parameters": build.parameter_count(model),
         "steps": len(losses),
         "training_loss": sum(last) / len(last) if last else None,
@@ -220,11 +221,6 @@ def _train_base(run: View, generation: int) -> dict:
     return _train_and_save(run, generation, model, run.real.baseline(run.seed), recipe)
 
 
-def _start(run: View, generation: int) -> int:
-    """The generation whose weights a generation starts from."""
-    return 0 if run.weights == "restart" else generation - 1
-
-
 def _regulated_recipe(run: View, generation: int) -> train.Recipe:
     """The recipe with the learning rate of `interventions.intensity`, without a step where that is 0."""
     if not interventions.regulated(run.params):
@@ -235,7 +231,8 @@ def _regulated_recipe(run: View, generation: int) -> train.Recipe:
 
 def _train_generation(run: View, generation: int) -> dict:
     text_blocks, recipe = blocks(run, generation), _regulated_recipe(run, generation)
-    model = load(run, _start(run, generation))  # last: the lines above may load other models
+    # Last: the line above may load other models.
+    model = load(run, 0 if run.weights == "restart" else generation - 1)
     holder = bare(run).base
     holder.loaded = None  # training changes it in place
     result = _train_and_save(run, generation, model, text_blocks, recipe)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from .. import curvature as curvature_package
 from ..estimate import stable_seed
@@ -59,19 +59,13 @@ def continuations(run: View, generation: int) -> dict:
     half = run.params.block_tokens // 2
     seeds = [stable_seed(run.seed, "continuation", index) for index in range(len(blocks))]
     new_tokens = run.params.block_tokens - half
-    drawn = loop.sample(run, generation, [block[:half] for block in blocks], seeds, new_tokens, "continuations")
-    parts = {
-        "context": [block[:half] for block in blocks],
-        "continuation": drawn,
-        "reference": [block[half:] for block in blocks],
-    }
-    told = {name: tokenizer.batch_decode(tokens, skip_special_tokens=True) for name, tokens in parts.items()}
-    lines = [dict(zip(told, texts, strict=True)) for texts in zip(*told.values(), strict=True)]
+    contexts, references = [block[:half] for block in blocks], [block[half:] for block in blocks]
+    sampled = loop.sample(run, generation, contexts, seeds, new_tokens, "continuations")
+    texts = [tokenizer.batch_decode(part, skip_special_tokens=True) for part in (contexts, sampled, references)]
+    names = "context", "continuation", "reference"
+    lines = [dict(zip(names, line, strict=True)) for line in zip(*texts, strict=True)]
     digest = _write_lines(run.path(generation, "continuations.jsonl"), lines)
-    metrics = {
-        "bleu": text_metrics.bleu(told["continuation"], told["reference"]),
-        "rouge_l": text_metrics.rouge_l(told["continuation"], told["reference"]),
-    }
+    metrics = {"bleu": text_metrics.bleu(*texts[1:]), "rouge_l": text_metrics.rouge_l(*texts[1:])}
     return {"continuations_sha256": digest, **text_metrics.with_intervals(metrics)}
 
 
@@ -81,23 +75,23 @@ def anchors(run: View, generation: int) -> dict:
     at generation 0."""
     model = loop.load(run, generation)
     entropies, after = precursors.anchor_statistics(model, run.real.held_out, run.params.batch_size)
-    path = run.path(generation, "anchors.safetensors")
-    provenance.write_atomically(path, lambda temporary: save_file({"representations": after}, temporary))
+    digest = loop.save(run, generation, "anchors.safetensors", {"representations": after})
     before = load_file(anchors.artefact(run, generation - 1))["representations"] if generation else after
     metrics = {
         "predictive_entropy": text_metrics.mean_over_texts(entropies),
         "representation_drift": precursors.representation_drift(before, after),
     }
-    return {"anchors_sha256": provenance.file_hash(path), **text_metrics.with_intervals(metrics)}
+    return {"anchors_sha256": digest, **text_metrics.with_intervals(metrics)}
 
 
 ROUNDS = 4  # of response_tokens each; a response that is then too short is counted as such
 
 
-def _long_enough(run: View, tokens: list[int]) -> bool:
-    """Whether a response has the words of all its blocks."""
-    text = run.real.tokenizer.decode(tokens, skip_special_tokens=True)
-    return len(text_metrics.split_blocks(text, run.params.response_block_words)) >= run.params.response_blocks
+def blocks_of(run: View, response: str) -> list[str]:
+    """The first `response_blocks` blocks of a response, [] where it has fewer."""
+    wanted = run.params.response_blocks
+    blocks = text_metrics.split_blocks(response, run.params.response_block_words)[:wanted]
+    return blocks if len(blocks) == wanted else []
 
 
 @stage(file="responses.jsonl")
@@ -114,21 +108,20 @@ def responses(run: View, generation: int) -> dict:
     positions = getattr(loop.load(run, generation).config, "max_position_embeddings", None) or math.inf
     drawn: list[list[int]] = [[] for _ in prompts]
     for number in range(ROUNDS):
-        short = [place for place, ids in enumerate(drawn) if not _long_enough(run, ids)]
-        short = [
-            place for place in short if len(starts[place]) + len(drawn[place]) + params.response_tokens <= positions
-        ]
-        if not short:
+        texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
+        so_far = {
+            place: start + ids
+            for place, (start, ids, text) in enumerate(zip(starts, drawn, texts, strict=True))
+            if not blocks_of(run, text) and len(start) + len(ids) + params.response_tokens <= positions
+        }
+        if not so_far:
             break
-        seeds = [stable_seed(run.seed, "response", prompts[i]["id"], *([number] if number else [])) for i in short]
-        so_far = [starts[place] + drawn[place] for place in short]
-        more = loop.sample(run, generation, so_far, seeds, params.response_tokens, "responses")
-        for place, ids in zip(short, more, strict=True):
+        seeds = [stable_seed(run.seed, "response", prompts[i]["id"], *([number] if number else [])) for i in so_far]
+        more = loop.sample(run, generation, list(so_far.values()), seeds, params.response_tokens, "responses")
+        for place, ids in zip(so_far, more, strict=True):
             drawn[place] += ids
-    lines = [
-        {**prompt, "response": tokenizer.decode(ids, skip_special_tokens=True)}
-        for prompt, ids in zip(prompts, drawn, strict=True)
-    ]
+    texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
+    lines = [{**prompt, "response": text} for prompt, text in zip(prompts, texts, strict=True)]
     digest = _write_lines(run.path(generation, "responses.jsonl"), lines)
     return {"responses_sha256": digest, "prompts": len(lines)}
 
@@ -154,19 +147,16 @@ def curvature(run: View, generation: int) -> dict:
     """Signatures of the Hessian on the frozen held-out blocks: ours, the published one, read off our first Lanczos run,
     and the estimate for the expected loss."""
     options = _spectrum_options(run)
+    common = {name: options[name] for name in ("seed", "memory_budget")}
     model, batch = loop.load(run, generation), run.real.held_out[: run.params.curvature_blocks]
     state = run.path(generation, "curvature_state.json")
     with provenance.room(state.parent):
         ours = curvature_package.spectral_signature(model, batch, **options, state=state, identity=run.identity())
-    expected = curvature_package.population_signature(
-        model, batch, ours, seed=options["seed"], memory_budget=options["memory_budget"]
-    )
-    published = curvature_package.published_signature(
-        model, batch, signature=ours, seed=options["seed"], memory_budget=options["memory_budget"]
-    )
+    expected = curvature_package.population_signature(model, batch, ours, **common)
+    published = curvature_package.published_signature(model, batch, signature=ours, **common)
     state.unlink(missing_ok=True)
-    signatures = ours, expected, published
-    return {name: value for one in signatures for name, value in curvature_package.as_result(one).items()}
+    as_result = curvature_package.as_result
+    return as_result(ours) | as_result(expected) | as_result(published)
 
 
 @stage()
@@ -200,17 +190,13 @@ def generation(run: Run, generation: int, stages: dict[str, Callable[[Run, int],
     Raises IncoherentBaseline where the base model is not worth measuring.
     """
     with provenance.locked(run.base.folder, run.say):
-        _require_coherent_base(run)
+        found, bound = evaluation(run, 0)["held_out_perplexity"], run.params.perplexity_bound
+        if not found <= bound:
+            raise IncoherentBaseline(
+                f"{run.params.model}, seed {run.seed}: the base model's held-out perplexity is {found:.2f}, above "
+                f"perplexity_bound {bound:g}; train it longer (baseline_epochs, baseline_blocks): "
+                "the decline of an incoherent model cannot be measured."
+            )
         anchors(run, 0)
     with provenance.locked(run.owner(generation).folder, run.say):
         return {name: measured(run, generation) for name, measured in stages.items()}
-
-
-def _require_coherent_base(run: Run) -> None:
-    found, bound = evaluation(run, 0)["held_out_perplexity"], run.params.perplexity_bound
-    if not found <= bound:
-        raise IncoherentBaseline(
-            f"{run.params.model}, seed {run.seed}: the base model's held-out perplexity is {found:.2f}, above "
-            f"perplexity_bound {bound:g}; train it longer (baseline_epochs, baseline_blocks): "
-            "the decline of an incoherent model cannot be measured."
-        )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from .. import curvature
 from ..estimate import stable_seed
@@ -129,14 +129,13 @@ def eigenpairs(run: View, generation: int) -> dict:
     # The same start of Lanczos for all generations and conditions of a seed.
     pairs = eigenvectors.ritz_pairs(operator, steps, count, stable_seed(run.seed, "eigenvectors"))
     kept = (pairs.vectors * math.sqrt(operator.n)).to(torch.float16).cpu()
-    path = run.path(generation, "eigenvectors.safetensors")
-    provenance.write_atomically(path, lambda temporary: save_file({"vectors": kept}, temporary))
+    digest = loop.save(run, generation, "eigenvectors.safetensors", {"vectors": kept})
     here = _unit(kept)
     before, start = (_read_vectors(run, number) if generation else here for number in (_before(generation), 0))
     aligned = drift.alignment(moved.cpu(), start[: params.eigenvectors])
     from_before = eigenvectors.squared_overlaps(before, here)
     return {
-        "eigenvectors_sha256": provenance.file_hash(path),
+        "eigenvectors_sha256": digest,
         "values": pairs.values,
         "residuals": pairs.residuals,
         "from_before": np.round(from_before, 6),

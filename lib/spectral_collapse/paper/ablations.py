@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..analysis.ablations import Study
 from ..estimate import Interval
-from .formatting import escape, format_interval, format_number
+from .formatting import escape, format_interval
 from .tables import Number, Raw, frame_of, label
 
 TABULATED = ("log_perplexity", "log_spectral_ratio", "track_two_drift")  # as many as fit on the page
@@ -37,8 +37,8 @@ def effects_table(studies: Iterable[Study], metrics: Sequence[str] = TABULATED) 
                 for metric in metrics
             ]
             d = Number(format_interval(Interval(*at_level.loc[metrics[0], ["d_z", "d_low", "d_high"]])))
-            names = [name.replace("_", " ") for name in (study.name, level)]
-            rows.append([*names, described(study.changes[level]), *numbers, d])
+            names = [name.replace("_", " ") for name in (study.factor.name, level)]
+            rows.append([*names, described(study.factor.changes[level]), *numbers, d])
     return frame_of(rows, ["Factor", "Level", "Changes", *map(label, metrics), Raw(rf"$d_z$, {label(metrics[0])}")])
 
 
@@ -46,10 +46,10 @@ def hypotheses_table(studies: Iterable[Study]) -> pd.DataFrame:
     """Factor, hypothesis, the contrast that tests it, and the verdict."""
     rows = [
         [
-            study.name.replace("_", " "),
-            Raw(rf"\parbox[t]{{95mm}}{{\raggedright {escape(study.judged.hypothesis)}\strut}}"),
-            Number(format_interval(study.judged.estimate)),
-            study.judged.verdict,
+            study.factor.name.replace("_", " "),
+            Raw(rf"\parbox[t]{{95mm}}{{\raggedright {escape(study.factor.hypothesis)}\strut}}"),
+            Number(format_interval(study.estimate)),
+            study.verdict,
         ]
         for study in studies
     ]
@@ -57,22 +57,18 @@ def hypotheses_table(studies: Iterable[Study]) -> pd.DataFrame:
 
 
 def values(studies: Collection[Study]) -> dict[str, str]:
-    """ablation.<factor>.verdict and .estimate; ablation.<factor>.<level>.<metric>, the difference from the reference,
-    and .<metric>.d, its d_z; ablations.{factors,cells,seeds,generations} and
-    ablations.{supported,contradicted,inconclusive}, counts; {} without studies."""
+    """ablation.<factor>.{verdict,estimate}; ablation.<factor>.<level>.<metric>, the difference from the reference;
+    counts ablations.{factors,cells,seeds,generations,supported,contradicted,inconclusive}; {} without studies."""
     text = {}
     for study in studies:
-        text[f"ablation.{study.name}.verdict"] = study.judged.verdict
-        text[f"ablation.{study.name}.estimate"] = format_interval(study.judged.estimate)
+        own = f"ablation.{study.factor.name}"
+        text |= {f"{own}.verdict": study.verdict, f"{own}.estimate": format_interval(study.estimate)}
         for row in study.effects.itertuples():
-            key = f"ablation.{study.name}.{row.level}.{row.metric}"
-            text |= {
-                key: format_interval(Interval(row.difference, row.low, row.high)),
-                f"{key}.d": format_number(row.d_z),
-            }
+            difference = Interval(row.difference, row.low, row.high)
+            text[f"{own}.{row.level}.{row.metric}"] = format_interval(difference)
     if not studies:
         return text
-    verdicts = [study.judged.verdict for study in studies]
+    verdicts = [study.verdict for study in studies]
     return text | {
         "ablations.factors": str(len(studies)),
         "ablations.cells": str(sum(study.runs["level"].nunique() for study in studies)),

@@ -55,12 +55,11 @@ def values(
     """Numbers of the paper's section, as LaTeX for running text.
 
     Set-up: mechanism.{parameters,seeds,generations,blocks,held_out,eigenvectors,bins,rare,factor,quantities}. For a
-    quantity Q, a condition C and an outcome O: mechanism.Q.C.{first,last} of `mechanism.means`; mechanism.diff.Q and
-    word.mechanism.Q of the differences; mechanism.total.O, mechanism.share.Q.O and word.mechanism.Q.O of the mediation;
-    mechanism.{most,minor,open}.O, the number of quantities with each verdict, and mechanism.none.O only where the
-    outcome has no gap. mechanism.fate.F.C, "2 of 15"; mechanism.merging and word.mechanism.merging. Of
-    `mechanism.conditions`: mechanism.noise.{start,C}, mechanism.aligned.{chance,C},
-    mechanism.{barrier,step_barrier,rises}.C.
+    quantity Q, a condition C and an outcome O: mechanism.Q.C.{first,last} of `mechanism.means`; word.mechanism.Q of the
+    differences; of the mediation mechanism.total.O and mechanism.{most,minor,open}.O, the number of quantities with
+    each verdict, and mechanism.none.O only where the outcome has no gap. mechanism.fate.F.C, "2 of 15";
+    mechanism.merging and word.mechanism.merging. Of `mechanism.conditions`: mechanism.noise.{start,C},
+    mechanism.aligned.{chance,C}, mechanism.{barrier,step_barrier,rises}.C.
     """
     quantities = study.quantities
     text = {
@@ -78,17 +77,13 @@ def values(
     for row in mechanism.means(quantities).itertuples():
         key = f"mechanism.{row.quantity}.{row.condition}.{row.at}"
         text[key] = format_interval(Interval(row.mean, row.low, row.high))
-    for row in differences.itertuples():
-        text[f"mechanism.diff.{row.quantity}"] = format_interval(Interval(row.difference, row.low, row.high))
-        text[f"word.mechanism.{row.quantity}"] = row.word
-    for row in mediated.itertuples():
-        text[f"mechanism.total.{row.outcome}"] = format_interval(Interval(row.total, row.total_low, row.total_high))
-        text[f"mechanism.share.{row.quantity}.{row.outcome}"] = format_interval(Interval(row.share, row.low, row.high))
-        text[f"word.mechanism.{row.quantity}.{row.outcome}"] = row.verdict
+    text |= {f"word.mechanism.{row.quantity}": row.word for row in differences.itertuples()}
     words = {"most": mediation.MOST, "minor": mediation.MINOR, "open": mediation.OPEN}
-    for outcome, verdicts in mediated.groupby("outcome")["verdict"]:
-        text |= {f"mechanism.{key}.{outcome}": str((verdicts == word).sum()) for key, word in words.items()}
-        if (verdicts == mediation.NO_EFFECT).any():
+    for outcome, found in mediated.groupby("outcome"):
+        total = Interval(*found[["total", "total_low", "total_high"]].iloc[0])
+        text[f"mechanism.total.{outcome}"] = format_interval(total)
+        text |= {f"mechanism.{key}.{outcome}": str((found["verdict"] == word).sum()) for key, word in words.items()}
+        if (found["verdict"] == mediation.NO_EFFECT).any():
             text[f"mechanism.none.{outcome}"] = mediation.NO_EFFECT
     for condition, found in counts.iterrows():
         text |= {f"mechanism.fate.{fate}.{condition}": f"{found[fate]:.0f} of {found['all']:.0f}" for fate in FATES}

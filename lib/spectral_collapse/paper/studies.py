@@ -52,8 +52,7 @@ def batch_sizes_values(batches: pd.DataFrame, coverage: pd.DataFrame, study: Map
     for (model, quantity), row in coverage.iterrows():
         text[f"sizes.{model}.{quantity}.batch"] = f"{row['batch']:.0f} of {row['batches']:.0f}"
         text[f"sizes.{model}.{quantity}.expected"] = f"{row['expected']:.0f} of {row['defined']:.0f}"
-    means = batches.groupby(["model", "blocks"])[["bulk_sigma", "population_bulk_sigma"]].mean()
-    for (model, blocks), (batch, expected) in means.iterrows():
+    for (model, blocks), (batch, expected) in estimators.mean_widths(batches).iterrows():
         text[f"sizes.{model}.batch.{blocks}"] = number_of(batch)
         text[f"sizes.{model}.expected.{blocks}"] = number_of(expected)
         text[f"sizes.{model}.parameters"] = f"{study[f'{model}_parameters']:,}"
@@ -61,21 +60,12 @@ def batch_sizes_values(batches: pd.DataFrame, coverage: pd.DataFrame, study: Map
 
 
 def power_iteration_values(errors: Mapping[str, pd.DataFrame]) -> dict[str, str]:
-    """power.<study>.{models,off,far,sign,median,worst.found,worst.exact}: models, those whose |λ| is below 0.99 and
-    0.8 of the exact one, those of the wrong sign, the median relative error of |λ|, and the worst model's λ."""
+    """power.<study>.<name of `estimators.power_iteration_summary`>."""
     text = {}
     for study, frame in errors.items():
-        worst = frame.loc[frame["share"].idxmin()]
-        found = {
-            "models": str(len(frame)),
-            "off": str((frame["share"] < 0.99).sum()),
-            "far": str((frame["share"] < 0.8).sum()),
-            "sign": str((~frame["same_sign"]).sum()),
-            "median": format_percent((frame["share"] - 1).abs().median()),
-            "worst.found": number_of(worst["found"]),
-            "worst.exact": number_of(worst["exact"]),
-        }
-        text |= {f"power.{study}.{name}": shown for name, shown in found.items()}
+        for name, value in estimators.power_iteration_summary(frame).items():
+            show = str if isinstance(value, int) else format_percent if name == "median" else number_of
+            text[f"power.{study}.{name}"] = show(value)
     return text
 
 
@@ -183,11 +173,8 @@ def coverage_table(covered: pd.DataFrame) -> pd.DataFrame:
 
 def coverage_values(covered: pd.DataFrame) -> dict[str, str]:
     """coverage.<correction>.{least,most} over columns and n_A/m at the study's largest m, the encoder's."""
-    text = {}
-    for correction, shares in covered[covered["m"] == covered["m"].max()].groupby("correction")["coverage"]:
-        text[f"coverage.{correction}.least"] = format_percent(shares.min())
-        text[f"coverage.{correction}.most"] = format_percent(shares.max())
-    return text
+    ranges = covered[covered["m"] == covered["m"].max()].groupby("correction")["coverage"].agg(least="min", most="max")
+    return {f"coverage.{at}.{end}": format_percent(share) for (at, end), share in ranges.stack().items()}
 
 
 def _drift(row: tuple) -> str:
