@@ -273,7 +273,7 @@ def studies() -> dict[str, ablations.Study]:
     seen = table(a=[1, 2, 4], b_c=[3, 5, 8]).rename(columns={"x": "log_perplexity"})
     seen["distinct_2"] = -(seen["log_perplexity"] ** 2)
     changes = {"a": {}, "b_c": {"dropout": 0.1, "conditions": ["recursive", "fresh"], "base": None}}
-    test = {"metric": "log_perplexity", "level": "b_c"}
+    test = {"metric": "log_perplexity", "level": "b_c", "against": "a"}
     rest = "Is it?", "a", {}, changes, "It is 100 %.", test, (0.0, math.inf)
     return {name: ablations.Study(factors.Factor("grid", name, *rest), seen) for name in ("one", "two_s")}
 

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from .early_warning import prediction_band
-from .statistics import CONTROL, TREATMENT, changes, matched_controls
+from .statistics import TREATMENT, changes, matched_controls
 
 OUTCOME = "held_out_perplexity"
 # The direction in which a metric moves as a model collapses, by the two studies and the field; fixed before these runs.
@@ -25,9 +25,7 @@ def rescued(results: Iterable[tuple[str, int, int, dict]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["condition", "seed", "generation", "perplexity"])
 
 
-def reversibility(
-    table: pd.DataFrame, after: pd.DataFrame, control: str = CONTROL, level: float = 0.95
-) -> pd.DataFrame:
+def reversibility(table: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """Whether the perplexity of each rescued model lies in the band of its matched control, or below it.
 
     Changes from generation 0 are compared with the `prediction_band` of the control's runs of the *other* seeds at the
@@ -35,14 +33,14 @@ def reversibility(
     reversible: 1.0, 0.0, or NaN without a control of the same weights or with fewer than two other control runs.
     ValueError for an incomplete table or an absent control.
     """
-    moved, controls = changes(table, OUTCOME), matched_controls(table, control)
+    moved, controls = changes(table, OUTCOME), matched_controls(table)
     start = table[table["generation"] == 0].set_index(["condition", "seed"])[OUTCOME]
     rows = []
     for condition, seed, generation, perplexity in after.itertuples(index=False):
         high = math.nan
         if controls[condition] is not None:
             others = moved.loc[controls[condition]].drop(index=seed, errors="ignore")
-            high = float(prediction_band(others[generation], level)[1])
+            high = float(prediction_band(others[generation])[1])
         back = perplexity - start[condition, seed]
         reversible = float(back <= high) if math.isfinite(high) else math.nan
         rows.append((condition, seed, generation, moved.loc[(condition, seed), generation], back, high, reversible))
