@@ -47,6 +47,7 @@ STUDIES = place(paths.results_root()) / GRID
 SOURCES = [
     *(str(file.relative_to(paths.ROOT)) for file in params.profile_files(P.profile)),
     f"params/prompts/{P.prompt_bank}.jsonl",
+    "paper/studies.yaml",
     *sorted(str(file.relative_to(paths.ROOT)) for file in (paths.ROOT / "lib" / "spectral_collapse").rglob("*.py")),
 ]
 # Studies whose records come with the project and stand in every paper.
@@ -294,6 +295,7 @@ rule pdf:
 rule sigma_experiment:
     input:
         SOURCES,
+        "paper/sigma_card.yaml",
         flags("sigma", ["sigma"]),
     output:
         touch(MODEL / "sigma" / "experiment.done"),

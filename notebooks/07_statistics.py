@@ -34,10 +34,10 @@ settings = params.collect(globals())
 # %%
 import pandas as pd
 from IPython.display import display
-from spectral_collapse.analysis import anova, early_warning, series, statistics
-from spectral_collapse.experiment import rescue
+from spectral_collapse.analysis import anova, early_warning, rescue, series, statistics
 from spectral_collapse.paper import claims, figures, findings, tables
 from spectral_collapse.paper import output as paper
+from spectral_collapse.paper import rescue as rescue_report
 from spectral_collapse.record import paths, schema
 
 print("Not judged here:", *statistics.limits(settings), sep="\n- ")
@@ -209,7 +209,7 @@ output.figure("rescue", figures.rescue(found))
 
 # %%
 separation = pd.concat([rescue.separation(table, found, reported, condition) for condition in treated])
-output.table("rescue", rescue.table(separation))
+output.table("rescue", rescue_report.separation_table(separation))
 separation.style.format(precision=3).hide()
 
 # %% [markdown]
@@ -237,7 +237,7 @@ output.table(
 output.values(
     findings.values(table)
     | paper.sigma_values(series.results(settings, "sigma"), drifts)
-    | rescue.values(found)
+    | rescue_report.values(rescue.reversibility_counts(found))
     | claims.values(verdicts)
     | paper.context(settings, series.results(settings, "training"))
 )

@@ -9,10 +9,12 @@ import pytest
 import yaml
 from spectral_collapse.analysis import ablations, series, statistics
 from spectral_collapse.estimate import Interval
-from spectral_collapse.experiment import encoded, loop, measure, runs
-from spectral_collapse.model import train
+from spectral_collapse.experiment import encoded, factors, loop, measure, runs
+from spectral_collapse.model import build, train
+from spectral_collapse.paper import ablations as report
 from spectral_collapse.paper import claims, figures
-from spectral_collapse.record import params, paths
+from spectral_collapse.record import params, paths, provenance
+from spectral_collapse.text import tokenizers
 from tiny import TINY, described
 
 GRIDS = ("ablations", "ablations_hub")
@@ -38,7 +40,7 @@ def test_every_cell_is_a_profile(cell):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_factor_is_whole(grid):
     for name in params.read_grid(grid)["factors"]:
-        factor = ablations.read(name, grid)
+        factor = factors.read(name, grid)
         assert factor.reference in factor.levels and factor.question.rstrip(")").endswith(("?", "."))
         assert factor.hypothesis.endswith(".") and factor.region[0] < factor.region[1]
         seeds = {tuple(settings.seeds) for settings in factor.levels.values()}
@@ -64,19 +66,19 @@ def test_steps_of_the_reference_are_those_of_its_epochs():
 
 
 def test_a_level_that_changes_nothing_is_what_it_extends():
-    assert ablations.read("samples").levels["x1"].profile == "small"
-    assert ablations.read("samples").levels["x5"].profile == "ablations.samples.x5"
-    reference = ablations.read("dropout").levels["0"]
+    assert factors.read("samples").levels["x1"].profile == "small"
+    assert factors.read("samples").levels["x5"].profile == "ablations.samples.x5"
+    reference = factors.read("dropout").levels["0"]
     assert (reference.profile, reference.conditions) == ("small", ["recursive"])
 
 
 def test_architectures_are_of_about_equal_size():
-    tokenizer = loop.models.train_tokenizer(["a story of a fox and a hen"] * 3, 300)
+    tokenizer = tokenizers.train_tokenizer(["a story of a fox and a hen"] * 3, 300)
     sizes = []
-    for level, settings in ablations.read("architecture").levels.items():
-        model = loop.models.initial_model(settings, tokenizer, 1)
+    for level, settings in factors.read("architecture").levels.items():
+        model = build.initial_model(settings, tokenizer, 1)
         assert model.config.model_type == level
-        sizes.append(loop.models.parameter_count(model) - model.get_input_embeddings().weight.numel())
+        sizes.append(build.parameter_count(model) - model.get_input_embeddings().weight.numel())
     assert max(sizes) < 1.25 * min(sizes)
 
 
@@ -156,18 +158,18 @@ def tiny(tmp_path, monkeypatch):
     names = ("training", "evaluation", "anchors")
     monkeypatch.setattr(encoded, "LIGHT", {name: measure.STAGES[name] for name in names})
     monkeypatch.setattr(ablations, "STAGES", names)
-    return ablations.read("epochs", "grid")
+    return factors.read("epochs", "grid")
 
 
 @pytest.mark.slow
 def test_generation_zero_is_computed_once_and_a_second_run_computes_nothing(tiny, monkeypatch):
     trained = described(monkeypatch, train, "train")
-    ablations.run(tiny)
+    factors.run(tiny)
     assert trained.count("baseline 0: training") == 2  # one a seed
     assert len(trained) == 2 + 3 * 2 * 2 * 2  # levels, conditions, seeds, generations
     found = sorted(path.parent.name for path in paths.results_root().rglob("baseline"))
     assert found == ["llama-tiny"] and (paths.results_root() / "tiny" / "llama-tiny" / "baseline").exists()
-    ablations.run(tiny)
+    factors.run(tiny)
     assert len(trained) == 26
 
     # The runs of every level start from the same models, texts and contexts.
@@ -180,23 +182,24 @@ def test_generation_zero_is_computed_once_and_a_second_run_computes_nothing(tiny
     assert loop.training(one, 1)["model_sha256"] != loop.training(two, 1)["model_sha256"]
 
     # The study is what its files say, and is refused once they disagree.
-    folder = ablations.write_study(tiny, table)
-    study = ablations.read_study(folder)
-    pd.testing.assert_frame_equal(study.runs, table, check_dtype=False, rtol=1e-7)
-    assert study.judged.verdict == ablations.judge(tiny, table).verdict and study.control == "fresh"
-    assert (study.reference, study.changes["one"]) == ("two", {"epochs": 1})
+    study = ablations.Study(tiny, table)
+    folder = ablations.write(study)
+    record, tables = provenance.read_study(folder, ["runs"], {"level": str})
+    pd.testing.assert_frame_equal(tables["runs"], table, check_dtype=False, rtol=1e-7)
+    assert record["verdict"] == study.verdict and record["control"] == "fresh"
+    assert (record["reference"], record["changes"]["one"]) == ("two", {"epochs": 1})
     with (folder / "runs.csv").open("a") as file:
         file.write("\n")
     with pytest.raises(ValueError, match=r"runs\.csv does not match study\.json"):
-        ablations.read_study(folder)
+        provenance.read_study(folder, ["runs"])
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match="or make the study again"):
-        ablations.read_study(folder)
+        provenance.read_study(folder, ["runs"])
 
 
 @pytest.mark.slow
 def test_a_profiles_table_takes_generation_zero_from_its_base(tiny):
-    ablations.run(tiny)
+    factors.run(tiny)
     own = series.table(tiny.levels["one"], stages=("evaluation",))
     base = series.table(tiny.levels["two"], stages=("evaluation",))
     same = ["condition", "seed", "held_out_perplexity"]
@@ -269,23 +272,24 @@ def test_verdicts_follow_the_rule_of_the_claims(interval, verdict):
 def studies() -> dict[str, ablations.Study]:
     seen = table(a=[1, 2, 4], b_c=[3, 5, 8]).rename(columns={"x": "log_perplexity"})
     seen["distinct_2"] = -(seen["log_perplexity"] ** 2)
-    judged = ablations.Judged("It is 100 %.", Interval(1.0, 0.5, 1.5), "supported")
     changes = {"a": {}, "b_c": {"dropout": 0.1, "conditions": ["recursive", "fresh"], "base": None}}
-    return {name: ablations.Study(name, "Is it?", "a", None, changes, judged, seen) for name in ("one", "two_s")}
+    test = {"metric": "log_perplexity", "level": "b_c", "against": "a"}
+    rest = "Is it?", "a", {}, changes, "It is 100 %.", test, (0.0, math.inf)
+    return {name: ablations.Study(factors.Factor("grid", name, *rest), seen) for name in ("one", "two_s")}
 
 
 def test_tables_values_and_pictures_of_studies(studies):
-    shown = ablations.effects_table(studies.values())
+    shown = report.effects_table(studies.values())
     assert list(shown.iloc[:, 0]) == ["one", "two s"] and list(shown.iloc[:, 1]) == ["b c", "b c"]
     assert shown.iloc[0, 2].startswith("dropout 0.1") and shown.iloc[0, 3].startswith("3.00 [")
     assert shown.iloc[0, 4] == "--"
-    assert list(ablations.hypotheses_table(studies.values()).iloc[:, 3]) == ["supported"] * 2
-    values = ablations.values(studies)
+    assert list(report.hypotheses_table(studies.values()).iloc[:, 3]) == ["supported"] * 2
+    values = report.values(studies.values())
     assert values["ablation.one.verdict"] == "supported" and values["ablations.supported"] == "2"
     assert values["ablation.two_s.b_c.log_perplexity"] == shown.iloc[0, 3] and values["ablations.generations"] == "2"
-    assert ablations.values({}) == {}
-    assert ablations.described(studies["one"].changes["b_c"]) == "dropout 0.1; conditions recursive, fresh"
-    assert ablations.described({}) == "–"
+    assert report.values([]) == {}
+    assert report.described(studies["one"].factor.changes["b_c"]) == "dropout 0.1; conditions recursive, fresh"
+    assert report.described({}) == "–"
     runs = studies["one"].runs
     assert len(figures.ablation(runs, "a").axes) == 3  # two panels and an empty one
     assert len(figures.ablation_effects(list(studies.values())).axes) == len(ablations.METRICS)
@@ -307,7 +311,7 @@ def test_claims_of_the_plan_name_factors_and_levels_of_the_grid():
     named = [claim for claim in claims.read() if claim.quantity == "ablation"]
     assert len(named) == 5
     for claim in named:
-        factor = ablations.read(claim.arguments["factor"])
+        factor = factors.read(claim.arguments["factor"])
         for key in ("level", "against"):
             assert claim.arguments.get(key, "all") in (*factor.levels, "all")
         if control := claim.arguments.get("control"):

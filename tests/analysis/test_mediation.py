@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from margins import rate_at_least, rate_is
-from spectral_collapse.analysis import mediation
-from spectral_collapse.analysis.mediation import MINOR, MOST, NO_EFFECT, OPEN, gaps, share, verdict
+from spectral_collapse.analysis.mediation import MINOR, MOST, NO_EFFECT, OPEN, gaps, mediation, share, verdict
 from spectral_collapse.estimate import Interval
 from spectral_collapse.paper import mechanism as report
 

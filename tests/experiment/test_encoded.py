@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from spectral_collapse import sigma
 from spectral_collapse.analysis import series, statistics
-from spectral_collapse.experiment import encoded, measure, runs
+from spectral_collapse.experiment import embedding, encoded, measure, runs
 from spectral_collapse.paper import figures, tables
 from spectral_collapse.paper import output as paper
 from spectral_collapse.record import params, paths
@@ -20,7 +20,7 @@ def tiny(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(tmp_path_factory.mktemp("results")))
         encoder = WordEncoder()
-        patch.setattr(encoded, "sentence_encoder", lambda: encoder)
+        patch.setattr(embedding, "sentence_encoder", lambda: encoder)
         chosen = params.load("smoke", **TINY | {"generations": 1, "conditions": ["recursive", "fresh"]})
         real = None
         for seed in chosen.seeds:
@@ -120,7 +120,7 @@ def test_responses_are_drawn_until_they_have_all_blocks(run, monkeypatch):
         drawn.append((len(prompts), len(set(seeds))))
         return [[one.real.separator] * new_tokens for _ in prompts]  # no words: short for ever
 
-    monkeypatch.setattr(measure.loop, "draw", draw)
+    monkeypatch.setattr(measure.loop, "sample", draw)
     monkeypatch.setattr(measure, "_write_lines", lambda path, lines: str(len(lines)))
     measure.responses.compute(runs.View(run(), ""), 1)
     assert drawn == [(200, 200)] * measure.ROUNDS
@@ -184,7 +184,7 @@ def test_health_messages_are_in_the_record(run, monkeypatch):
 
 
 def test_energy_beyond_the_cap_is_refused(run, monkeypatch):
-    monkeypatch.setattr(encoded, "sentence_encoder", lambda: WordEncoder(1.1))
+    monkeypatch.setattr(embedding, "sentence_encoder", lambda: WordEncoder(1.1))
     with pytest.raises(ValueError, match="above the energy budget rho"):
         encoded.embeddings.compute(runs.View(run(), ""), 1)
 

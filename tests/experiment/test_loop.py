@@ -69,7 +69,7 @@ def test_sources_of_text(tiny):
 
 def test_every_source_has_a_rule_and_no_other_passes_for_one(tiny, monkeypatch):
     run = runs.Run(tiny, "static", 1, say=quiet)
-    monkeypatch.setattr(loop, "write", lambda run, writer: run.real.slice(run.seed, 1 + writer))
+    monkeypatch.setattr(loop, "synthetic_blocks", lambda run, writer: run.real.slice(run.seed, 1 + writer))
     shares = {}
     for source in schema.SOURCES:
         run.source = source
@@ -95,9 +95,9 @@ def test_tokens_without_text_are_not_written(tiny, tmp_path):
     changes = {"checkpoint": str(tmp_path), "baseline_epochs": 0, "baseline_blocks": 0, "profile": "padded"}
     run = runs.Run(params.check({**tiny.model_dump(), **changes}), "recursive", 1, say=quiet)
     assert loop.load(run, 0).config.vocab_size == 2 * size
-    assert int(loop.write(run, 0).max()) < size
+    assert int(loop.synthetic_blocks(run, 0).max()) < size
     prompts = run.real.openings(1)
-    assert max(map(max, loop.draw(run, 0, prompts, list(range(len(prompts))), 8, "test"))) < size
+    assert max(map(max, loop.sample(run, 0, prompts, list(range(len(prompts))), 8, "test"))) < size
 
 
 def test_mixed_at_its_ends_is_static_and_recursive(tiny):
@@ -116,7 +116,9 @@ def test_accumulate_draws_from_everything_so_far(tiny):
     run = runs.Run(tiny, "accumulate", 1, say=quiet)
     count = tiny.blocks_per_generation
     for generation in (1, 2):
-        everything = torch.cat([run.real.slice(1, 0), *(loop.write(run, writer) for writer in range(generation))])
+        everything = torch.cat(
+            [run.real.slice(1, 0), *(loop.synthetic_blocks(run, writer) for writer in range(generation))]
+        )
         kept = estimate.generator(1, "accumulate", generation).permutation(len(everything))[:count]
         assert torch.equal(loop.blocks(run, generation), everything[torch.from_numpy(kept)])
         assert loop.text(run, generation)["synthetic_blocks"] == (kept >= count).sum() > 0
@@ -339,7 +341,8 @@ def test_a_checkpoint_is_taken_as_it_is_unless_the_profile_tunes_it(tiny, tiny_m
 
 WORKER = """
 import sys
-from spectral_collapse import measure, params, runs
+from spectral_collapse.experiment import measure, runs
+from spectral_collapse.record import params
 run = runs.Run(params.load("smoke", **{overrides!r}), "recursive", 1)
 for generation in range(3):
     measure.generation(run, generation)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from spectral_collapse import sigma
 from spectral_collapse.experiment import sigma_coverage
-from spectral_collapse.paper import tables
+from spectral_collapse.paper import studies, tables
 from spectral_collapse.record import paths, provenance
 
 COMMITTED = paths.ROOT / "results" / "sigma_coverage"
@@ -49,7 +49,7 @@ def test_the_study_is_repeatable_and_complete(embeddings, tmp_path, monkeypatch)
     assert len(pd.read_csv(tmp_path / "shrinkage.csv")) == 2 * 3 * 6
     result = provenance.read_result(tmp_path / "study.json")
     assert result["coverage_csv_sha256"] == provenance.file_hash(tmp_path / "coverage.csv")
-    tables.write_table(sigma_coverage.coverage_table(covered), tmp_path / "table.tex")
+    tables.write_table(studies.coverage_table(covered), tmp_path / "table.tex")
     assert (tmp_path / "table.tex").read_text().count(r"\\") == 1 + 18
 
 

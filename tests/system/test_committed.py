@@ -7,13 +7,18 @@ import shutil
 import faults
 import pandas as pd
 import pytest
-from spectral_collapse.analysis import ablations, mechanism, series, statistics
-from spectral_collapse.paper import formatting, pdf, studies
+from spectral_collapse.analysis import ablations, estimators, mechanism, series, sigma_settings, statistics, studies
+from spectral_collapse.experiment import factors
+from spectral_collapse.paper import ablations as ablations_report
+from spectral_collapse.paper import formatting, pdf
+from spectral_collapse.paper import studies as report
 from spectral_collapse.record import params, paths
+
+SHOWN = studies.shown()
 
 
 def test_the_noise_study_has_every_probe_batch_and_number_of_steps():
-    noise = studies.estimator_noise()
+    noise = studies.estimator_noise(SHOWN["estimators"])
     assert (noise["probe"].nunique(), noise["batch"].nunique()) == (20, 5)
     assert sorted(noise["steps"].unique()) == [20, 30, 60, 120]
     counts = noise.groupby("quantity", observed=True).size()
@@ -21,27 +26,28 @@ def test_the_noise_study_has_every_probe_batch_and_number_of_steps():
 
 
 def test_smollm2_has_its_spectrum_from_three_probes():
-    (result,) = studies.committed(studies.PRETRAINED, "curvature")
+    (result,) = studies.committed(SHOWN["pretrained"], "curvature")
     assert (result["parameters"], result["blocks"], result["probes"]) == (134_515_008, 4, 3)
     assert result["steps"] == 12 and len(result["nodes"]) == 3
     low, high = result["log_spectral_ratio_interval"]
     assert low < result["log_spectral_ratio"] < high
     # Two estimators of the same eigenvalue.
     assert series.exact_lambda(result) == pytest.approx(result["published_lambda_max"], rel=0.01)
-    table = studies.pretrained_table(result).set_index("Quantity")["Value"]
+    table = report.pretrained_table(result).set_index("Quantity")["Value"]
     assert len(table["IQR, published, by probe"].split(", ")) == 3
 
 
 def test_their_numbers_have_keys_for_the_text():
-    (result,) = studies.committed(studies.PRETRAINED, "curvature")
-    values = studies.noise_values(studies.estimator_noise()) | studies.pretrained_values(result)
+    (result,) = studies.committed(SHOWN["pretrained"], "curvature")
+    noise = studies.estimator_noise(SHOWN["estimators"])
+    values = report.noise_values(noise, estimators.noise_summary(noise)) | report.pretrained_values(result)
     used = {"noise.published_iqr.cv_probes", "noise.bulk_sigma.at_20", "pretrained.iqr.most", "noise.most"}
     assert used <= values.keys()
 
 
 def test_power_iteration_was_stopped_early_and_no_ratio_rests_on_it():
-    errors = studies.power_iteration_errors()
-    values = studies.power_iteration_values(errors)
+    errors = studies.power_iteration_errors(SHOWN["power_iteration"])
+    values = report.power_iteration_values(errors)
     found = {name: [values[f"power.{name}.{count}"] for count in ("models", "off", "far", "sign")] for name in errors}
     assert found["tinystories"] == ["245", "51", "15", "7"]
     assert (values["power.tinystories.worst.found"], values["power.tinystories.worst.exact"]) == ("0.142", "$-13.6$")
@@ -56,39 +62,40 @@ def test_power_iteration_was_stopped_early_and_no_ratio_rests_on_it():
 
 
 def test_the_injected_collapse_is_whole_and_seen_by_track_two_alone():
-    drifts = studies.drifts("sigma_injection")
+    drifts = studies.drifts(SHOWN["injection"])
     assert len(drifts) == 3 * 2 * 7 * 3 and drifts["low"].isna().all()  # of changing numbers of blocks: no bands
     assert drifts.loc[drifts["track"] != "logdet", "drift"].notna().all()  # which a collapse leaves without rank
     last = drifts[drifts["generation"] == 6].set_index(["condition", "track"])["drift"]
     assert last["recursive_carry", "track_two"].max() < 10 * last["fresh", "track_two"].min() < 0
     assert last["recursive_carry", "track_one"].abs().max() < 1
-    values = studies.injection_values(drifts)
+    values = report.injection_values(sigma_settings.last_drifts(drifts), params.load(SHOWN["injection"]))
     assert {"injection.track_two.recursive_carry", "injection.temperature"} <= values.keys()
 
 
 def test_no_published_interval_of_the_coverage_study_covers_at_the_encoders_dimension():
-    assert studies.coverage_values(studies.sigma_coverage())["coverage.none.most"] == r"0.0\,\%"
+    assert report.coverage_values(studies.sigma_coverage())["coverage.none.most"] == r"0.0\,\%"
 
 
 def test_the_settings_of_sigma_are_whole_and_contract_on_all_prompts():
     runs = {"stories": 3, "finance": 1, "technology": 1}
-    by_bank = {bank: studies.drifts(profile) for bank, profile in studies.BANKS.items()}
-    for bank, drifts in by_bank.items():
+    for bank, profile in SHOWN["settings"].items():
+        drifts = studies.drifts(profile)
         assert len(drifts) == runs[bank] * 2 * 11 * 3 and drifts["drift"].notna().all()
         last = drifts[drifts["generation"] == 10].set_index(["condition", "seed", "track"])["drift"].unstack()
         assert (last["track_two"] < -50).all()
         # Two corrections for the number of blocks, which rest on different things, agree.
         assert (last["track_two"] - last["logdet"]).abs().max() < 0.02 * last["track_two"].abs().max()
         assert last["track_one"].abs().max() < 1
-    table = studies.settings_table(by_bank)
+    by_bank = {bank: studies.settings_drifts(profile) for bank, profile in SHOWN["settings"].items()}
+    table = report.settings_table(by_bank)
     assert list(table["Runs"]) == [3, 3, 1, 1, 1, 1] and list(table["Setting"]) == ["S1", "S2"] * 3
-    values = studies.settings_values(by_bank["stories"])
-    gap = studies.settings_differences(by_bank["stories"], "track_two")
+    values = report.settings_values(by_bank["stories"])
+    gap = studies.sigma_differences(SHOWN["settings"]["stories"])["track_two"]
     assert values["settings.track_two.difference"] == formatting.format_interval(statistics.mean_interval(gap))
 
 
 def test_the_study_of_the_mechanism_has_every_run_and_generation():
-    study, settings = mechanism.committed()
+    study, settings = studies.mechanism_study(SHOWN["mechanism"]), params.load(SHOWN["mechanism"])
     runs = len(settings.conditions) * len(settings.seeds)
     assert len(study.quantities) == runs * (settings.generations + 1)
     assert study.quantities[list(mechanism.QUANTITIES)].drop(columns="drift_aligned").notna().all().all()
@@ -96,7 +103,7 @@ def test_the_study_of_the_mechanism_has_every_run_and_generation():
 
 
 def test_the_study_of_the_mechanism_is_that_of_its_records():
-    inside, settings = mechanism.committed()
+    inside, settings = studies.mechanism_study(SHOWN["mechanism"]), params.load(SHOWN["mechanism"])
     found = {
         stage: {(c, s, g): result for c, s, g, result in series.results(settings, stage, root=paths.COMMITTED)}
         for stage in ("evaluation", "mechanism", "landscape")
@@ -221,15 +228,15 @@ def test_every_factor_of_the_ablations_has_its_study_of_three_seeds_and_a_verdic
     assert list(studied) == params.studied_factors(params.GRID)
     for study in studied.values():
         assert study.runs.groupby(["level", "condition"])["seed"].nunique().min() >= 3
-        assert set(study.runs["level"]) == {study.reference, *study.changes}
-        assert study.judged.verdict in ("supported", "contradicted", "inconclusive")
-    assert len(ablations.hypotheses_table(studied.values())) == len(studied)
+        assert set(study.runs["level"]) == {study.factor.reference, *study.factor.changes}
+        assert study.verdict in ("supported", "contradicted", "inconclusive")
+    assert len(ablations_report.hypotheses_table(studied.values())) == len(studied)
 
 
 def test_the_studies_of_the_ablations_are_those_of_their_records(monkeypatch):
     monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(paths.COMMITTED))
     for name, study in ablations.studies().items():
-        found = ablations.table(ablations.read(name))
+        found = ablations.table(factors.read(name))
         pd.testing.assert_frame_equal(found, study.runs, check_dtype=False, check_like=True, rtol=1e-5)
 
 
@@ -241,17 +248,17 @@ def test_the_number_of_blocks_explains_the_published_track_one():
         pairs += [(start, result)] if generation else []
     found = series.count_finding(pairs)
     assert found["drifts"] == "240" and float(found["r2"]) > 0.999 and int(found["significant"]) == 33
-    published = studies.counts_values()
-    assert published["published.counts.base"] == "977" and published["published.counts.series"] == "25"
-    assert (published["published.counts.least"], published["published.counts.most"]) == ("998", "1000")
+    published = sigma_settings.published_counts(pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv"))
+    assert (published["base"], published["series"]) == (977, 25)
+    assert (published["least"], published["most"]) == (998, 1000)
 
 
 def test_the_ends_of_runs_are_the_first_seed_before_and_after(monkeypatch):
     monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(paths.COMMITTED))
-    settings = params.load(studies.PRETRAINED)
+    settings = params.load(SHOWN["pretrained"])
     ends = series.ends(settings, "curvature")
     assert [label for label, _ in ends] == ["generation 0", "recursive, generation 2", "fresh, generation 2"]
-    runs = studies.pretrained_runs().query("seed == 1").set_index(["condition", "generation"])["lambda_max"]
+    runs = studies.runs(SHOWN["pretrained"]).query("seed == 1").set_index(["condition", "generation"])["lambda_max"]
     wanted = [runs["recursive", 0], runs["recursive", 2], runs["fresh", 2]]
     assert [result["lambda_max"] for _, result in ends] == wanted
 
@@ -267,23 +274,24 @@ def test_values_on_pretrained_weights_are_listed_by_seed_and_compared_by_sign():
         for generation, value in enumerate(values)
     ]
     runs = pd.DataFrame(rows, columns=["condition", "seed", "generation", "held_out_perplexity", "distinct_2"])
-    runs = runs.assign(**dict.fromkeys(set(studies.PRETRAINED_METRICS) - set(runs), 1.0))
-    values = studies.pretrained_runs_values(runs)
+    runs = runs.assign(**dict.fromkeys(set(report.PRETRAINED_METRICS) - set(runs), 1.0))
+    found = studies.before_and_after(runs, report.PRETRAINED_METRICS)
+    values = report.pretrained_runs_values(found)
     assert values["pretrained.held_out_perplexity.start"] == "8.00, 9.00"
     assert values["pretrained.held_out_perplexity.recursive"] == "12.0, 14.0"
     assert values["pretrained.held_out_perplexity.recursive.moved"] == "rose for every seed"
     assert values["pretrained.held_out_perplexity.word"] == "higher for every seed"
     assert values["pretrained.distinct_2.recursive.moved"] == "did not move to one side"
     assert values["pretrained.distinct_2.word"] == "not to one side of it for every seed"
-    assert "smollm2" in values["pretrained.waiting"] and "offline" not in values["pretrained.waiting"]
-    table = studies.pretrained_runs_table(runs)
+    assert "smollm2" in studies.waiting() and "smollm2_offline" not in studies.waiting()
+    table = report.pretrained_runs_table(found)
     assert list(table.iloc[0]) == ["Perplexity (held out)", "8.00, 9.00", "12.0, 14.0", "11.0, 10.0", "1.00, 4.00"]
 
 
 def test_the_runs_on_pretrained_weights_are_whole():
-    settings, runs = params.load(studies.PRETRAINED), studies.pretrained_runs()
+    settings, runs = params.load(SHOWN["pretrained"]), studies.runs(SHOWN["pretrained"])
     cells = len(settings.seeds) * len(settings.conditions) * (settings.generations + 1)
     assert len(settings.seeds) >= 2 and settings.generations >= 2 and {"recursive", "fresh"} <= set(settings.conditions)
-    assert len(runs) == cells and runs[list(studies.PRETRAINED_METRICS)].notna().all(axis=None)
+    assert len(runs) == cells and runs[list(report.PRETRAINED_METRICS)].notna().all(axis=None)
     base = runs[runs["generation"] == 0].groupby("seed")["held_out_perplexity"]
     assert (base.nunique() == 1).all() and runs["held_out_perplexity"].max() < settings.perplexity_bound

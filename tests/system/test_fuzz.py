@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from parameter_cells import TAGGED, injected, notebook
 from spectral_collapse import curvature, sigma
-from spectral_collapse.analysis import ablations, anova, correlation, detection, early_warning, slopes, statistics
-from spectral_collapse.experiment import measure, rescue
+from spectral_collapse.analysis import anova, correlation, detection, early_warning, rescue, slopes, statistics
+from spectral_collapse.experiment import factors, measure
 from spectral_collapse.model import build, generate, precursors, train
 from spectral_collapse.paper import claims, findings
 from spectral_collapse.record import params, paths, schema
@@ -246,7 +246,7 @@ def test_mutated_grid_is_read_or_refused(folder, place, value, drop):
         params.grid_files("ablations")
         for factor in params.studied_factors("ablations"):
             paths.path_name(factor)  # a folder, and a word of a command
-            for level in ablations.read(factor, "ablations").levels.values():
+            for level in factors.read(factor, "ablations").levels.values():
                 holds(level)
     except ValueError as error:
         sentence(error)

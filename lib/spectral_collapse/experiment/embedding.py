@@ -1,4 +1,4 @@
-"""What the sentence encoder makes of text: embeddings in its live directions."""
+"""Sentence embeddings of text, in the live directions of the encoder."""
 
 import functools
 
@@ -10,15 +10,14 @@ from ..text import encoder, storyworld
 from ..text.prompts import bank_file, prompt_bank
 from .runs import View
 
-sentence_encoder = functools.cache(encoder.Encoder)  # loaded only if something is left to embed
+sentence_encoder = functools.cache(encoder.Encoder)  # loaded once, when something has to be embedded
 
-REFERENCE_BLOCKS = 200  # of storyworld: with the prompts of all banks more than twice the encoder's dimension
-
+REFERENCE_BLOCKS = 200  # of storyworld: with all prompts, more than twice the encoder's dimension
 REFERENCE_BANKS = ("finance", "stories", "technology")
 
 
 def live_space(run: View) -> sigma.LiveSpace:
-    """The encoder's live directions, found on the same text for all profiles: the project's prompts, and storyworld."""
+    """The encoder's live directions on one reference text for all profiles: the prompts of all banks and storyworld."""
     for bank in REFERENCE_BANKS:
         run.file(bank_file(bank))
     return _live_space(sentence_encoder())

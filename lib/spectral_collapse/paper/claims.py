@@ -12,12 +12,10 @@ import pandas as pd
 import scipy.stats
 import yaml
 
-from ..analysis import ablations, early_warning, mechanism
+from ..analysis import ablations, early_warning, mechanism, studies
 from ..analysis.statistics import CONTROL, TREATMENT, matched_controls, mean_interval, verdict
 from ..estimate import Interval
 from ..record import paths
-from . import mechanism as report
-from . import studies
 from .formatting import escape, format_interval
 from .tables import Number, Raw, frame_of
 
@@ -66,7 +64,7 @@ class Verdict:
 @dataclass(frozen=True)
 class Evidence:
     """What quantities are computed from: the tidy table of the runs, and the committed studies: of SIGMA's intervals,
-    of the ablations by factor, of the Hessian's outliers, and of SIGMA's settings (their drifts)."""
+    of the ablations by factor, of the Hessian's outliers, and of SIGMA's settings (S2 less S1 by seed and track)."""
 
     table: pd.DataFrame
     coverage: pd.DataFrame
@@ -150,7 +148,7 @@ def settings(evidence: Evidence, track: str) -> Estimate:
     except NotTested:
         if evidence.settings is None:
             raise
-        return _over_seeds(studies.settings_differences(evidence.settings, track), "S2 less S1, their own runs")
+        return _over_seeds(evidence.settings[track], "S2 less S1, their own runs")
     return _over_seeds(carried - restarted, "S2 less S1")
 
 
@@ -228,11 +226,11 @@ def ablation(
 
 def merging(evidence: Evidence) -> Estimate:
     """Share of generation 0's leading Hessian eigenvectors that merged with the bulk, recursive less fresh
-    (`mechanism.report.merging`)."""
+    (`mechanism.merging`)."""
     if evidence.outliers is None:
         raise NotTested("no study of the mechanism")
     seeds = evidence.outliers["seed"].nunique()
-    return Estimate(report.merging(evidence.outliers), f"t, {seeds} seeds", f"{TREATMENT} less {CONTROL}")
+    return Estimate(mechanism.merging(evidence.outliers), f"t, {seeds} seeds", f"{TREATMENT} less {CONTROL}")
 
 
 QUANTITIES: dict[str, Callable[..., Estimate]] = {
@@ -246,8 +244,10 @@ QUANTITIES: dict[str, Callable[..., Estimate]] = {
 
 def gather(table: pd.DataFrame) -> Evidence:
     """The table of a profile's runs beside the studies that come with the project."""
-    outliers = mechanism.committed()[0].outliers
-    return Evidence(table, studies.sigma_coverage(), ablations.studies(), outliers, studies.drifts("sigma_s1s2"))
+    shown = studies.shown()
+    outliers = studies.mechanism_study(shown["mechanism"]).outliers
+    settings = studies.sigma_differences(shown["settings"]["stories"])
+    return Evidence(table, studies.sigma_coverage(), ablations.studies(), outliers, settings)
 
 
 def read(path: Path = CLAIMS) -> list[Claim]:

@@ -9,13 +9,12 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers.utils import logging
 
+from ..record import params as profiles
 from ..record import provenance
 from ..record.schema import Params
 from . import hub
 
 PACKAGED, GGUF = "package:", ".gguf"
-
-OFFLINE = "smollm2_offline"  # the profile whose weights come as a package
 
 FILES = ("config.json", "*.safetensors")  # required; the names of a tokenizer's files vary
 
@@ -47,6 +46,11 @@ def _packaged(checkpoint: str, sha256: str) -> Path:
     return path
 
 
+def packaged_profiles() -> list[str]:
+    """Profiles whose checkpoint is a file of a Python package."""
+    return [name for name in profiles.profiles() if (profiles.load(name).checkpoint or "").startswith(PACKAGED)]
+
+
 def unusable(params: Params, reason: str) -> ValueError:
     return ValueError(
         f"checkpoint {params.checkpoint!r} could not be loaded ({reason}): give a folder with config.json, "
@@ -62,7 +66,7 @@ def _from_hub(params: Params) -> Path:
         raise ValueError(
             f"checkpoint {params.checkpoint!r} could not be loaded ({error}): connect this machine; or set "
             "checkpoint to a folder with these files and the tokenizer's; or take the profile "
-            f"{OFFLINE}, whose weights `make models` installs."
+            f"{' or '.join(packaged_profiles())}, whose weights `make models` installs."
         ) from None
     except ValueError as error:
         raise unusable(params, str(error)) from None

@@ -45,7 +45,7 @@ def ablation(runs: pd.DataFrame, reference: str, metrics: Sequence[str] = METRIC
 def ablation_effects(studies: Sequence[Study], metrics: Sequence[str] = METRICS) -> Figure:
     """Small multiples: a panel a metric, a row a level, by factor: the paired difference from the factor's reference
     level (change from generation 0 to the last), with the 95 % t interval, cut off at the range of the estimates."""
-    frames = {study.name: study.effects(metrics) for study in studies}
+    frames = {study.factor.name: study.effects for study in studies}
     rows = [(name, level) for name, frame in frames.items() for level in dict.fromkeys(frame["level"])]
     figure, panels = plt.subplots(
         1, len(metrics), figsize=(WIDTH, 0.8 + 0.16 * len(rows)), sharey=True, squeeze=False, layout="constrained"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from spectra import Rotated
 from spectral_collapse import curvature
-from spectral_collapse.experiment import estimators
+from spectral_collapse.analysis import estimators
 from spectral_collapse.paper import tables
 
 STEPS = [12, 18, 36]
@@ -29,7 +29,7 @@ def record(seed: int, probes: int = 8) -> tuple[dict, np.ndarray]:
 @pytest.fixture(scope="module")
 def study():
     results, eigenvalues = zip(*(record(seed) for seed in range(3)), strict=True)
-    return estimators.values(list(results), STEPS), eigenvalues
+    return estimators.noise(list(results), STEPS), eigenvalues
 
 
 def test_every_cell_is_there_and_pools_stand_at_their_first_probe(study):
@@ -51,7 +51,7 @@ def test_moments_and_the_top_agree_with_the_spectrum(study):
 
 
 def test_moments_do_not_depend_on_the_steps_and_the_published_width_does(study):
-    summary = estimators.summary(study[0])
+    summary = estimators.noise_summary(study[0])
     assert summary.loc["spectral_sigma", "at_12"] == pytest.approx(1, abs=1e-4)
     assert summary.loc["bulk_sigma", "at_12"] == pytest.approx(1, abs=0.02)
     assert summary.loc["bulk_sigma", "cv_probes"] < summary.loc["spectral_sigma", "cv_probes"] / 2
@@ -68,11 +68,11 @@ def test_widths_are_those_of_a_run_of_that_many_steps(study):
 
 
 def test_too_few_probes_for_a_pool_leave_it_out():
-    frame = estimators.values([record(0, probes=3)[0], record(1, probes=3)[0]], [6, 12])
-    assert "published_iqr_pooled" not in estimators.summary(frame).index
+    frame = estimators.noise([record(0, probes=3)[0], record(1, probes=3)[0]], [6, 12])
+    assert "published_iqr_pooled" not in estimators.noise_summary(frame).index
 
 
 def test_the_table_shows_percentages_and_ratios(study):
-    frame = tables.estimators(estimators.summary(study[0]))
+    frame = tables.estimators(estimators.noise_summary(study[0]))
     assert list(frame.columns) == ["Quantity", "CV, probes", "CV, batches", "12 steps", "18 steps"]
     assert all(cell.endswith(r"\,\%") for cell in frame["CV, probes"])

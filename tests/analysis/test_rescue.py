@@ -1,14 +1,12 @@
-"""Rescue runs: trained as they should be, judged by the fresh control's band, and told apart by a metric."""
+"""Rescued models: judged by the fresh control's band, and separated by a metric."""
 
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from spectral_collapse.experiment import loop, rescue, runs
-from spectral_collapse.model import train
-from spectral_collapse.record import params
+from spectral_collapse.analysis import rescue
+from spectral_collapse.paper import rescue as report
 
 
 def series(treated: list[float], seeds: int = 5, slope: float = 0.0) -> pd.DataFrame:
@@ -76,7 +74,7 @@ def test_a_condition_without_a_control_of_its_weights_is_not_judged(directions):
     rescued = after([10.0, 10.1, 13.0]).replace({"condition": {"recursive": "recursive_carry"}})
     found = rescue.reversibility(table, rescued)
     assert found["reversible"].isna().all() and found["after"].notna().all()
-    assert rescue.values(found) == {"rescue.unjudged.recursive_carry": "15"}
+    assert report.values(rescue.reversibility_counts(found)) == {"rescue.unjudged.recursive_carry": "15"}
     assert rescue.separation(table, found, ["follows"], "recursive_carry")["auc"].isna().all()
 
 
@@ -105,7 +103,7 @@ def test_conditions_are_counted_apart():
         ],
         columns=["condition", "seed", "generation", "reversible"],
     )
-    values = rescue.values(found)
+    values = report.values(rescue.reversibility_counts(found))
     assert (values["rescue.reversible.recursive"], values["rescue.reversible.recursive_carry"]) == ("6", "2")
     assert (values["rescue.lost.recursive"], values["rescue.lost.recursive_carry"]) == ("0", "2")
     assert "rescue.turning.recursive" not in values
@@ -116,31 +114,3 @@ def test_a_run_that_recovers_later_is_not_past_its_turning_point():
     table = series([10.0, 11.0, 12.0, 14.0])
     found = rescue.reversibility(table, after([13.0, 10.0, 13.0]))
     assert set(rescue.turning_point(found).values()) == {3.0}
-
-
-@pytest.fixture
-def run(monkeypatch, tmp_path):
-    monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(tmp_path))
-    small = {"hidden_size": 16, "layers": 1, "heads": 2, "baseline_blocks": 64, "perplexity_bound": 1e9}
-    small |= {"blocks_per_generation": 16, "held_out_blocks": 8, "generations": 1}
-    return runs.Run(params.load("smoke", **small), "recursive", 1, say=lambda _: None)
-
-
-def test_rescue_trains_on_the_fresh_slice_and_leaves_the_generation_as_it_was(run):
-    before = {name: p.clone() for name, p in loop.load(run, 1).state_dict().items()}
-    result = rescue.rescue(run, 1)
-    model = loop.load(run, 1)
-    assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
-    train.train(
-        model,
-        run.real.slice(run.seed, 1),
-        loop.recipe_of(run),
-        seed_parts=(run.seed, "rescue", 1),
-        state=run.path(1, "other_state"),
-        state_steps=10**6,
-        identity="",
-        say=lambda _: None,
-    )
-    expected = train.perplexity(model, run.real.held_out, run.params.batch_size)
-    assert result["held_out_perplexity"] == pytest.approx(expected["held_out_perplexity"], rel=1e-6)
-    assert not run.path(1, "rescue_state.safetensors").exists()
