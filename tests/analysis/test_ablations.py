@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from spectral_collapse.analysis import ablations, series, statistics
+from spectral_collapse.analysis import ablations, claims, series, statistics
 from spectral_collapse.estimate import Interval
 from spectral_collapse.experiment import encoded, loop, measure, runs
 from spectral_collapse.model import train
-from spectral_collapse.paper import claims, figures
+from spectral_collapse.paper import figures
 from spectral_collapse.record import params, paths
 from tiny import TINY, described
 
@@ -296,11 +296,11 @@ def test_claims_about_ablations_read_the_studies(studies):
     claim = claims.Claim("one", "A claim.", "a source", "1", "ablation", region, {
         "factor": "one", "metric": "log_perplexity", "level": "b_c", "against": "a",
     })  # fmt: skip
-    evidence = claims.Evidence(studies["one"].runs, pd.DataFrame(), studies)
-    assert claims.judge(claim, evidence).estimate.interval == pytest.approx(statistics.mean_interval([2, 3, 4]))
-    assert claims.judge(claim, evidence).verdict == "supported"
-    without = claims.judge(claim, claims.Evidence(studies["one"].runs, pd.DataFrame()))
-    assert (without.verdict, without.reason) == ("not tested", "no study of one")
+    evidence = claims.Evidence(studies["one"].runs, pd.DataFrame(), pd.DataFrame(), studies)
+    verdict, _, found = claims.judge(claim, evidence)
+    assert verdict == "supported" and found.estimate == pytest.approx(statistics.mean_interval([2, 3, 4]))
+    without = claims.judge(claim, claims.Evidence(studies["one"].runs, pd.DataFrame(), pd.DataFrame()))
+    assert without == ("not tested", "no study of one", None)
 
 
 def test_claims_of_the_plan_name_factors_and_levels_of_the_grid():

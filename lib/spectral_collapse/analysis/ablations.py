@@ -191,7 +191,7 @@ class Judged:
 
     def __str__(self) -> str:
         low, high = (f"{end:.3g}" for end in self.estimate[1:])
-        return f"{self.hypothesis} {self.verdict.capitalize()}: {self.estimate.estimate:.3g} [{low}, {high}]."
+        return f"{self.hypothesis} {self.verdict.capitalize()}: {self.estimate.value:.3g} [{low}, {high}]."
 
 
 def judge(factor: Factor, runs: pd.DataFrame) -> Judged:

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 from scipy import linalg, stats
 
-from .statistics import CONTROL, ROUNDING, matched_controls, mean_interval, paired_tests, require_complete
+from ..estimate import Estimate
+from .statistics import CONTROL, ROUNDING, matched_controls, paired_tests, require_complete
 
 
 def run_slopes(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -34,7 +35,7 @@ def slope_tests(table: pd.DataFrame, metric: str, control: str = CONTROL) -> pd.
         found = found.merge(table[["condition", "weights"]].drop_duplicates())
     tests = paired_tests(found, "slope", control=control)
     means = [
-        (name, *mean_interval(found.loc[found["condition"] == name, "slope"])) for name in table["condition"].unique()
+        (name, *Estimate.mean(found.loc[found["condition"] == name, "slope"])) for name in table["condition"].unique()
     ]
     return pd.DataFrame(means, columns=["condition", "slope", "slope_low", "slope_high"]).merge(
         tests, on="condition", how="left"

@@ -419,4 +419,6 @@ def tail_metrics(texts: Sequence[str], tail_mass: float = 0.1) -> dict[str, Esti
         left_out.append(_scores(counts, tails, len(texts) - 1))
         for count, filler in zip(counts, own, strict=True):
             count[filler] += filler >= 0
-    return {name: Estimate(value, np.array([each[name] for each in left_out])) for name, value in values.items()}
+    return {
+        name: Estimate.jackknife(value, np.array([each[name] for each in left_out])) for name, value in values.items()
+    }

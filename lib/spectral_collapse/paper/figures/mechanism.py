@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from ..tables import LABELS
-from .style import WIDTH, colour, conditions_of, drawn, legend_above, panels_of
+from ...analysis.metrics import label
+from .style import WIDTH, colour, conditions_of, drawn, in_lines, legend_above, panels_of
 
 PARTS = ("relative_drift_start", "real_gradient_norm", "gradient_cosine_start", "real_own_cosine")
 LAYERS = ("activation_rank", "activation_entropy_rank", "anisotropy", "cka_start")
@@ -44,7 +44,7 @@ def mechanism_parts(parts: pd.DataFrame) -> Figure:
             places = np.arange(len(names)) + shift
             axes.plot(values, places, "o", color=colour(group), markersize=2, alpha=0.5, mew=0)
             axes.plot(values.mean(axis=1), places, "|", color=colour(group), markersize=6, label=_name(group))
-        axes.set_title(LABELS[metric].replace(", ", ",\n", 1))
+        axes.set_title(in_lines(label(metric)))
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     legend_above(figure, panels[0])
@@ -64,7 +64,7 @@ def mechanism_layers(layers: pd.DataFrame) -> Figure:
             axes.plot(
                 values.mean(axis=1).to_numpy(), color=colour(group), marker="o", markersize=2.5, label=_name(group)
             )
-        axes.set(title=LABELS[metric].replace(", ", ",\n", 1), xlabel="after layer")
+        axes.set(title=in_lines(label(metric)), xlabel="after layer")
         axes.set_xticks(range(len(names)), ["emb.", *(name.removeprefix("layer ") for name in names[1:])])
     legend_above(figure, panels[0])
     return figure

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...analysis.statistics import mean_interval
-from ..tables import LABELS
+from ...analysis.metrics import label
+from ...estimate import Estimate
 from .style import WIDTH, colour, conditions_of, drawn, legend_above, linestyle, panels_of
 
 
@@ -31,10 +31,10 @@ def _draw_series(axes: Axes, table: pd.DataFrame, metric: str) -> None:
     if table["seed"].nunique() > 2:  # that of two says nothing
         for condition in conditions_of(table):
             runs = table[table["condition"] == condition].pivot(index="generation", columns="seed", values=metric)
-            intervals = np.array([mean_interval(row)[1:3] for row in runs.to_numpy()])
+            intervals = np.array([Estimate.mean(row)[1:] for row in runs.to_numpy()])
             axes.fill_between(runs.index, *intervals.T, color=colour(condition), alpha=0.12, linewidth=0)
     axes.set_ylim(limits)
-    axes.set_title(LABELS.get(metric, metric))
+    axes.set_title(label(metric))
     axes.set_xlabel("generation")
     axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
 

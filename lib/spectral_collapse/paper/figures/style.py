@@ -12,10 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ...record import provenance
-from ...record.schema import CONDITIONS
-
-# It warns of the dates inside matplotlib's own fonts at every figure.
-logging.getLogger("fontTools").setLevel(logging.ERROR)
+from ...record.schema import CONDITIONS, split_condition
 
 WIDTH = 6.5  # inches, the paper's text width
 LETTERS = 110  # of a legend's type that fit into it
@@ -48,12 +45,17 @@ STYLE = {
 
 def colour(condition: str) -> str:
     """Colour of a condition, the same in every figure."""
-    return COLOURS[condition.removesuffix("_carry").removesuffix("_restart")]
+    return COLOURS[split_condition(condition, "")[0]]
 
 
 def linestyle(condition: str) -> str:
     """Line of a condition: dotted where its name says that weights restart, dashed where it says that they carry."""
-    return {"restart": ":", "carry": "--"}.get(condition.rpartition("_")[2], "-")
+    return {"restart": ":", "carry": "--"}.get(split_condition(condition, "")[1], "-")
+
+
+def in_lines(label: str) -> str:
+    """A label in two lines, broken at its comma, for the title of a narrow panel."""
+    return label.replace(", ", ",\n", 1)
 
 
 def drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -71,6 +73,7 @@ def drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PDF, without a creation date, so that equal figures are equal files."""
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of the dates inside matplotlib's own fonts
     with plt.rc_context(STYLE):
         provenance.write_atomically(
             path, lambda temporary: figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
