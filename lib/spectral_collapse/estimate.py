@@ -43,14 +43,7 @@ class Estimate(_Row):
     standard_error: float
     df: float
 
-    def __new__(
-        cls,
-        value: float,
-        low: float = math.nan,
-        high: float = math.nan,
-        standard_error: float = math.nan,
-        df: float = math.nan,
-    ):
+    def __new__(cls, value: float, low=math.nan, high=math.nan, standard_error=math.nan, df=math.nan):
         self = super().__new__(cls, value, low, high)
         self.standard_error, self.df = standard_error, df
         return self

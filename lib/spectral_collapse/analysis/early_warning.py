@@ -125,11 +125,7 @@ def leads(
 
 
 def lead_summary(
-    found: pd.DataFrame,
-    metrics: Sequence[str],
-    outcome: str,
-    generations: Sequence[int],
-    condition: str = TREATMENT,
+    found: pd.DataFrame, metrics: Sequence[str], outcome: str, generations: Sequence[int], condition: str = TREATMENT
 ) -> pd.DataFrame:
     """`leads` over the runs, a row a metric.
 

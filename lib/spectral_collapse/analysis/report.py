@@ -20,45 +20,29 @@ SAME = "not distinguishable"
 
 @dataclass(frozen=True)
 class Analysis:
-    """Frames of a tidy table of one model's runs; every frame but `table` and `drifts` has a column `metric`.
+    """Frames of a tidy table of one model's runs, each with a column `metric` where nothing else is said.
 
-    `control` is the name of the control; `design` what the number of seeds allows (`_design`). What a table cannot give
-    is an empty frame: without the control there is no comparison, without the treatment besides no warning.
-
-    means            condition, generation; mean, low, high
-    anova            effect; as `anova.repeated_measures_anova`
-    paired           as `statistics.paired_tests`, with the verdict by p_holm
-    effect_sizes     as `statistics.effect_sizes`
-    equivalence      as `statistics.equivalence`, of metrics with a margin
-    slopes           as `slopes.slope_tests`, with p_mixed of `slopes.mixed_model`, and is_control
-    alarms           as `early_warning.alarms`, of every condition
-    detection        as `detection.detection`, outcomes in a family of their own; `outcome`: whether it is one
-    leads            outcome; as `early_warning.lead_summary`
-    correlations     metric_a, metric_b; as `correlation.within_run_spearman`
-    lagged           leading, following; as `correlation.lagged_spearman`
-    icarus           as `early_warning.icarus_counts`, of `RATIOS`
-    forecasts        as `forecast.forecast_summary`, of `DRIFTS`
-    drifts           condition, track: the last drift of SIGMA's tracks (`drift_summary`)
+    What a table cannot give is an empty frame: without the control nothing is compared, without the treatment besides
+    there is no warning.
     """
 
     table: pd.DataFrame
     metrics: list[str]
-    control: str
-    design: dict[str, float]
-    means: pd.DataFrame
-    anova: pd.DataFrame
-    paired: pd.DataFrame
-    effect_sizes: pd.DataFrame
-    equivalence: pd.DataFrame
-    slopes: pd.DataFrame
-    alarms: pd.DataFrame
-    detection: pd.DataFrame
-    leads: pd.DataFrame
-    correlations: pd.DataFrame
-    lagged: pd.DataFrame
-    icarus: pd.DataFrame
-    forecasts: pd.DataFrame
-    drifts: pd.DataFrame
+    design: dict[str, float]  # what the number of seeds allows, see `_design`
+    means: pd.DataFrame  # `statistics.summary`
+    anova: pd.DataFrame  # `anova.repeated_measures_anova`
+    paired: pd.DataFrame  # `statistics.paired_tests`, with the verdict by p_holm
+    effect_sizes: pd.DataFrame  # `statistics.effect_sizes`
+    equivalence: pd.DataFrame  # `statistics.equivalence`, of metrics with a margin
+    slopes: pd.DataFrame  # `slopes.slope_tests`, with p_mixed of `slopes.mixed_model`, and is_control
+    alarms: pd.DataFrame  # `early_warning.alarms`, of every condition
+    detection: pd.DataFrame  # `detection.detection`; outcome: whether it is of their family
+    leads: pd.DataFrame  # `early_warning.lead_summary`, with its outcome
+    correlations: pd.DataFrame  # `correlation.within_run_spearman`: metric_a, metric_b
+    lagged: pd.DataFrame  # `correlation.lagged_spearman`: leading, following
+    icarus: pd.DataFrame  # `early_warning.icarus_counts`, of `RATIOS`
+    forecasts: pd.DataFrame  # `forecast.forecast_summary`, of `DRIFTS`
+    drifts: pd.DataFrame  # `drift_summary`: condition, track
 
     @property
     def outcomes(self) -> list[str]:
@@ -72,12 +56,16 @@ class Analysis:
 
 
 def _each(names: Iterable[str], function: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
-    """The frames of all names below each other, the name in the column `metric`; an empty frame of none."""
-    frames = [function(name).assign(metric=name) for name in names]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    """The function's frames below each other, each name in the column `metric`; an empty frame of no name."""
+    return _joined(function(name).assign(metric=name) for name in names)
 
 
-def analyse(table: pd.DataFrame, drifts: pd.DataFrame | None = None, control: str = CONTROL) -> Analysis:
+def _joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    found = list(frames)
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def analyse(table: pd.DataFrame, drifts: pd.DataFrame | None = None) -> Analysis:
     """The `Analysis` of a tidy table (`series.table`) and of `series.drifts`, if given.
 
     ValueError for an empty table, and for one with a missing cell (`statistics.require_complete`).
@@ -86,49 +74,42 @@ def analyse(table: pd.DataFrame, drifts: pd.DataFrame | None = None, control: st
         raise ValueError("The table holds no runs.")
     names, conditions = statistics.metric_names(table), set(table["condition"])
     generations = table["generation"].unique()
-    compared = names if control in conditions else []
+    compared = names if CONTROL in conditions else []
     treated = names if TREATMENT in conditions else []
     moved = compared if len(generations) > 1 else []
     warned = [name for name in moved if name not in metrics.OUTCOMES] if treated else []
     outcomes = [name for name in metrics.OUTCOMES if name in names] if warned else []
     followed = [name for name in FOLLOWED if name in names] if warned else []
+    margins = {name: statistics.margin_of(table, name) for name in compared}
 
-    found = early_warning.alarms(table, moved, control=control)
-    tried = [
-        detection.detection(table, family, found, control=control).assign(outcome=family is outcomes)
+    alarms = early_warning.alarms(table, moved)
+    tried = _joined(
+        detection.detection(table, family, alarms).assign(outcome=family is outcomes)
         for family in (warned, outcomes)
         if family
-    ]
+    )
+    leads = (
+        early_warning.lead_summary(alarms, warned, outcome, generations).assign(outcome=outcome) for outcome in outcomes
+    )
     return Analysis(
         table=table,
         metrics=names,
-        control=control,
-        design=_design(table, control, int(tried[0]["runs"].max()) if tried else 0, len(warned)),
+        design=_design(table, int(tried["runs"].max()) if warned else 0, len(warned)),
         means=_each(names, lambda name: statistics.summary(table, name)),
         anova=_each(names, lambda name: anova.repeated_measures_anova(table, name)),
-        paired=_each(compared, lambda name: _judged(statistics.paired_tests(table, name, control=control))),
-        effect_sizes=_each(compared, lambda name: statistics.effect_sizes(table, name, control)),
+        paired=_each(compared, lambda name: _judged(statistics.paired_tests(table, name))),
+        effect_sizes=_each(compared, lambda name: statistics.effect_sizes(table, name)),
         equivalence=_each(
-            [name for name in compared if statistics.margin_of(table, name) > 0],
-            lambda name: statistics.equivalence(table, name, statistics.margin_of(table, name), control=control),
+            [name for name, margin in margins.items() if margin > 0],
+            lambda name: statistics.equivalence(table, name, margins[name]),
         ),
-        slopes=_each(moved, lambda name: _slopes(table, name, control)),
-        alarms=found,
-        detection=pd.concat(tried, ignore_index=True) if tried else pd.DataFrame(),
-        leads=pd.concat(
-            [
-                early_warning.lead_summary(found, warned, outcome, generations).assign(outcome=outcome)
-                for outcome in outcomes
-            ]
-        )
-        if outcomes
-        else pd.DataFrame(),
+        slopes=_each(moved, lambda name: _slopes(table, name)),
+        alarms=alarms,
+        detection=tried,
+        leads=_joined(leads),
         correlations=correlation.within_run_spearman(table, treated) if treated else pd.DataFrame(),
         lagged=correlation.lagged_spearman(table, warned, followed) if followed else pd.DataFrame(),
-        icarus=_each(
-            [name for name in RATIOS if name in moved],
-            lambda name: early_warning.icarus_counts(table, name, control),
-        ),
+        icarus=_each([name for name in RATIOS if name in moved], lambda name: early_warning.icarus_counts(table, name)),
         forecasts=_each(
             [name for name in DRIFTS if name in names], lambda name: forecast.forecast_summary(table, name)
         ),
@@ -136,12 +117,12 @@ def analyse(table: pd.DataFrame, drifts: pd.DataFrame | None = None, control: st
     )
 
 
-def _design(table: pd.DataFrame, control: str, judged: int, tried: int) -> dict[str, float]:
+def _design(table: pd.DataFrame, judged: int, tried: int) -> dict[str, float]:
     """seeds; tests, comparisons with a matched control; detectable, the least d_z after Holm's correction over these,
     and single, of one test; judged, treated runs with a band; of the sign test over those least_p, and least_p_holm
     over the metrics tried; coverage of the range of their leads."""
     seeds = table["seed"].nunique()
-    controls = statistics.matched_controls(table, control) if control in set(table["condition"]) else {}
+    controls = statistics.matched_controls(table) if CONTROL in set(table["condition"]) else {}
     tests = max(1, sum(own not in (None, name) for name, own in controls.items()))
     least = design.least_p("sign", judged) if judged else np.nan
     return {
@@ -163,10 +144,10 @@ def _judged(tests: pd.DataFrame) -> pd.DataFrame:
     return tests.assign(verdict=np.where(tests["p"].isna(), None, verdicts))
 
 
-def _slopes(table: pd.DataFrame, metric: str, control: str) -> pd.DataFrame:
-    controls = statistics.matched_controls(table, control)
-    models = slopes.mixed_model(table, metric, control)[["condition", "p"]].rename(columns={"p": "p_mixed"})
-    tests = slopes.slope_tests(table, metric, control).merge(models, on="condition", how="left")
+def _slopes(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    controls = statistics.matched_controls(table)
+    models = slopes.mixed_model(table, metric)[["condition", "p"]].rename(columns={"p": "p_mixed"})
+    tests = slopes.slope_tests(table, metric).merge(models, on="condition", how="left")
     return tests.assign(is_control=[controls[name] == name for name in tests["condition"]])
 
 

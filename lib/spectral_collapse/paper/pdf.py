@@ -55,18 +55,12 @@ def build(profile: str) -> Path:
         "tectonic": ["main.tex"],
     }
     done = subprocess.run(
-        [command, *arguments[command]],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
+        [command, *arguments[command]], cwd=folder, capture_output=True, text=True, errors="replace", check=False
     )
     if done.returncode:
         lines = (done.stdout + done.stderr).splitlines()
         first = next(
-            (line for line in lines if "error:" in line.lower() or line.startswith("!") or ".tex:" in line),
-            "",
+            (line for line in lines if "error:" in line.lower() or line.startswith("!") or ".tex:" in line), ""
         )
         raise ValueError(f"LaTeX stopped: {first.strip() or 'no message'} (the whole log is in {folder / 'main.log'}).")
     target = PAPER / f"{profile}.pdf"

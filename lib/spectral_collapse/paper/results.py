@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.report import Analysis
+from ..analysis.statistics import CONTROL
 from .formatting import format_generations, format_interval, format_number, format_p
 from .tables import Number, Raw, frame_of, label
 
@@ -78,7 +79,7 @@ def posthoc(analysis: Analysis, metrics: Sequence[str] | None = None) -> pd.Data
         for row in _rows(analysis.paired, metrics).itertuples()
     ]
     statistic = Raw(rf"$t({analysis.design['seeds'] - 1})$")
-    return frame_of(rows, ["Metric", "Condition", f"Difference from {analysis.control}", statistic, P_HOLM, P_FLIP])
+    return frame_of(rows, ["Metric", "Condition", f"Difference from {CONTROL}", statistic, P_HOLM, P_FLIP])
 
 
 def effect_sizes(analysis: Analysis, metrics: Sequence[str] | None = None) -> pd.DataFrame:
@@ -104,7 +105,7 @@ def equivalence(analysis: Analysis, metrics: Sequence[str] | None = None) -> pd.
         ]
         for row in _rows(analysis.equivalence, metrics).itertuples()
     ]
-    return frame_of(rows, ["Metric", "Condition", f"Less {analysis.control}", "Margin", P_HOLM, "Equal"])
+    return frame_of(rows, ["Metric", "Condition", f"Less {CONTROL}", "Margin", P_HOLM, "Equal"])
 
 
 def slope_tests(analysis: Analysis, metrics: Sequence[str] | None = None) -> pd.DataFrame:
@@ -115,7 +116,7 @@ def slope_tests(analysis: Analysis, metrics: Sequence[str] | None = None) -> pd.
         ps = (Number(format_p(p)) for p in (row.p_holm, row.p_permutation, row.p_mixed))
         compared = [_interval(row.difference, row.low, row.high), *ps] if not row.is_control else [Number("--")] * 4
         rows.append([label(row.metric), row.condition, slope, *compared])
-    headings = ["Slope per generation", f"Less {analysis.control}", P_HOLM, P_FLIP, Raw(r"$p_{\mathrm{mixed}}$")]
+    headings = ["Slope per generation", f"Less {CONTROL}", P_HOLM, P_FLIP, Raw(r"$p_{\mathrm{mixed}}$")]
     return frame_of(rows, ["Metric", "Condition", *headings])
 
 
@@ -163,7 +164,7 @@ def icarus(analysis: Analysis) -> pd.DataFrame:
     """Metric and condition: runs that could be judged, and how many rise, fall, and do both."""
     rows = []
     for row in analysis.icarus.itertuples():
-        name = f"{row.condition} (false alarms)" if row.condition == analysis.control else row.condition
+        name = f"{row.condition} (false alarms)" if row.condition == CONTROL else row.condition
         counts = (Number(str(count)) for count in (row.runs, row.rise, row.fall, row.icarus))
         rows.append([label(row.metric), name, *counts])
     return frame_of(rows, ["Metric", "Condition", "Runs", "Rise", "Fall", "Both"])

@@ -31,9 +31,8 @@ def ablation(runs: pd.DataFrame, reference: str, metrics: Sequence[str] = METRIC
                 axes.plot(change.index, change, color=shades[level], linewidth=0.5, alpha=0.4)
             name = level.replace("_", " ") if role == "treated" else None
             line = "-" if role == "treated" else "--"
-            axes.plot(
-                change.index, change.mean(axis=1), line, color=shades[level], label=name, marker="o", markersize=2
-            )
+            style = {"color": shades[level], "label": name, "marker": "o", "markersize": 2}
+            axes.plot(change.index, change.mean(axis=1), line, **style)
         axes.set(title=label(metric), xlabel="generation")
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     panels[0].set_ylabel("change")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ...analysis.metrics import label
 from ...analysis.report import Analysis
-from ...analysis.statistics import TREATMENT
+from ...analysis.statistics import CONTROL, TREATMENT
 from .style import WIDTH, colour, drawn, legend_above
 
 
@@ -29,15 +29,8 @@ def correlations(analysis: Analysis, metrics: Sequence[str]) -> Figure:
     axes.grid(False)
     for (i, j), value in np.ndenumerate(matrix.to_numpy()):
         if np.isfinite(value):
-            axes.text(
-                j,
-                i,
-                f"{value:.1f}",
-                ha="center",
-                va="center",
-                fontsize=6,
-                color="white" if abs(value) > 0.6 else "black",
-            )
+            shade = "white" if abs(value) > 0.6 else "black"
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=6, color=shade)
     figure.colorbar(image, ax=axes, shrink=0.8, label=r"Spearman's $\rho$ over generations")
     return figure
 
@@ -50,7 +43,7 @@ def alarms(analysis: Analysis) -> Figure:
     to the line's left warned."""
     last = analysis.table["generation"].max()
     never = last + 1.4  # a column of its own, set apart from the generations
-    treated, control = TREATMENT, analysis.control
+    treated, control = TREATMENT, CONTROL
     outcomes, names = analysis.outcomes, analysis.outcomes + analysis.candidates
     judged = analysis.alarms[analysis.alarms["condition"].isin([treated, control])].dropna()
     judged = judged.set_index("condition")

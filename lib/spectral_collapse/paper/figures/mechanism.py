@@ -61,9 +61,8 @@ def mechanism_layers(layers: pd.DataFrame) -> Figure:
         for group, rows in _groups(layers):
             values = rows.pivot(index="layer", columns="seed", values=metric).loc[names]
             axes.plot(range(len(names)), values, color=colour(group), linewidth=0.5, alpha=0.45)
-            axes.plot(
-                values.mean(axis=1).to_numpy(), color=colour(group), marker="o", markersize=2.5, label=_name(group)
-            )
+            mean = values.mean(axis=1).to_numpy()
+            axes.plot(mean, color=colour(group), marker="o", markersize=2.5, label=_name(group))
         axes.set(title=in_lines(label(metric)), xlabel="after layer")
         axes.set_xticks(range(len(names)), ["emb.", *(name.removeprefix("layer ") for name in names[1:])])
     legend_above(figure, panels[0])
@@ -142,15 +141,8 @@ def outlier_tracks(outliers: pd.DataFrame) -> Figure:
             axes.plot(line["generation"], line["value"], color=colour(condition), linewidth=0.7, alpha=0.6)
             kept = line.dropna(subset="value")
             for row in kept.itertuples():
-                axes.plot(
-                    row.generation,
-                    row.value,
-                    "o",
-                    color=colour(condition),
-                    fillstyle=FATE_STYLES[row.fate],
-                    markersize=4,
-                    mew=0.8,
-                )
+                style = {"color": colour(condition), "fillstyle": FATE_STYLES[row.fate], "markersize": 4, "mew": 0.8}
+                axes.plot(row.generation, row.value, "o", **style)
             if len(kept) < len(line):
                 last, mark = kept.iloc[-1], ENDS[line["fate"].iloc[-1]][0]
                 axes.plot(last["generation"] + 0.18, last["value"], mark, color="0.3", fillstyle="none", markersize=4)

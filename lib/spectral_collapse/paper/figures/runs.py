@@ -15,27 +15,21 @@ from .style import WIDTH, colour, conditions_of, drawn, legend_above, linestyle,
 
 def _draw_series(axes: Axes, table: pd.DataFrame, metric: str) -> None:
     """Mean over seeds with its 95 % t interval from three seeds on, and every seed as a thin line."""
-    for condition in conditions_of(table):
-        runs = table[table["condition"] == condition].pivot(index="generation", columns="seed", values=metric)
+    found = {
+        name: table[table["condition"] == name].pivot(index="generation", columns="seed", values=metric)
+        for name in conditions_of(table)
+    }
+    for condition, runs in found.items():
+        style = {"color": colour(condition), "label": condition, "marker": "o", "markersize": 2.5}
         axes.plot(runs.index, runs, color=colour(condition), linewidth=0.5, alpha=0.45)
-        axes.plot(
-            runs.index,
-            runs.mean(axis=1),
-            linestyle(condition),
-            color=colour(condition),
-            label=condition,
-            marker="o",
-            markersize=2.5,
-        )
+        axes.plot(runs.index, runs.mean(axis=1), linestyle(condition), **style)
     limits = axes.get_ylim()  # the intervals of few seeds are wide; the runs set the scale
     if table["seed"].nunique() > 2:  # that of two says nothing
-        for condition in conditions_of(table):
-            runs = table[table["condition"] == condition].pivot(index="generation", columns="seed", values=metric)
+        for condition, runs in found.items():
             intervals = np.array([Estimate.mean(row)[1:] for row in runs.to_numpy()])
             axes.fill_between(runs.index, *intervals.T, color=colour(condition), alpha=0.12, linewidth=0)
     axes.set_ylim(limits)
-    axes.set_title(label(metric))
-    axes.set_xlabel("generation")
+    axes.set(title=label(metric), xlabel="generation")
     axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
 
 

@@ -90,10 +90,7 @@ def estimators(frame: pd.DataFrame) -> Figure:
 def batch_sizes(found: pd.DataFrame) -> Figure:
     """σ_bulk and λ_max against the number of blocks, a column a model (`batch_sizes.draws`): a mark a batch, lines
     through the means; of the expected loss σ_bulk is an estimate and λ_max a bound from below."""
-    names = {
-        "bulk_sigma": ("bulk_sigma", "population_bulk_sigma"),
-        "lambda_max": ("lambda_max", "held_out_lambda_max"),
-    }
+    names = {"bulk_sigma": ("bulk_sigma", "population_bulk_sigma"), "lambda_max": ("lambda_max", "held_out_lambda_max")}
     models = list(found["model"].unique())
     figure, panels = plt.subplots(
         2, len(models), figsize=(WIDTH, 4.0), sharex=True, squeeze=False, layout="constrained"
@@ -143,28 +140,13 @@ def published_estimator(table: pd.DataFrame) -> Figure:
     """The published log ratio against the converged one, run by run: equal readings lie on a line of slope 1."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.4), layout="constrained")
     for condition in conditions_of(table):
-        rows = table[table["condition"] == condition]
-        left.plot(
-            rows["log_spectral_ratio"],
-            rows["log_published_ratio"],
-            "o",
-            markersize=3,
-            alpha=0.7,
-            color=colour(condition),
-            label=condition,
-        )
+        rows, style = table[table["condition"] == condition], {"color": colour(condition), "alpha": 0.7}
+        left.plot(rows["log_spectral_ratio"], rows["log_published_ratio"], "o", markersize=3, label=condition, **style)
+        for _, run in rows.groupby("seed"):
+            style = {"color": colour(condition), "alpha": 0.8}
+            right.semilogy(run["generation"], run["published_iqr"], linewidth=0.7, **style)
+            right.semilogy(run["generation"], run["bulk_sigma"], linewidth=1.2, linestyle="--", **style)
     left.set(xlabel=label("log_spectral_ratio") + ", ours", ylabel=label("log_published_ratio"))
-    for condition in conditions_of(table):
-        for _, run in table[table["condition"] == condition].groupby("seed"):
-            right.semilogy(run["generation"], run["published_iqr"], color=colour(condition), linewidth=0.7, alpha=0.8)
-            right.semilogy(
-                run["generation"],
-                run["bulk_sigma"],
-                color=colour(condition),
-                linewidth=1.2,
-                alpha=0.8,
-                linestyle="--",
-            )
     right.plot([], [], color="0.3", linewidth=0.7, label="published IQR")
     right.plot([], [], color="0.3", linewidth=1.2, linestyle="--", label=label("bulk_sigma"))
     right.set(xlabel="generation", ylabel="width of the bulk, each run")

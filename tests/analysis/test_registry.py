@@ -19,7 +19,7 @@ def test_every_entry_is_whole_and_its_label_is_matplotlib_text():
 
 
 def test_columns_are_read_or_computed_and_what_a_result_lacks_is_left_out(monkeypatch):
-    twice = Metric("twice", "Twice", "anchors", "Of a test.", value=lambda result: 2 * result["predictive_entropy"])
+    twice = Metric("twice", "Twice", "Of a test.", value=lambda r: 2 * r["predictive_entropy"], stage="anchors")
     monkeypatch.setitem(metrics.METRICS, "twice", twice)
     assert metrics.columns("anchors", {"predictive_entropy": 1.5, "other": 1}) == {
         "predictive_entropy": 1.5,
@@ -30,8 +30,8 @@ def test_columns_are_read_or_computed_and_what_a_result_lacks_is_left_out(monkey
 def test_a_new_metric_is_an_entry_and_a_function_and_is_seen_in_table_figure_and_values(monkeypatch):
     """From the records on: nothing but the registry knows it."""
     entry = Metric(
-        "story_length", "Length of a story", "evaluation", "Mean number of words.", "words", collapse=-1,
-        value=lambda result: result["words_per_text"],
+        "story_length", "Length of a story", "Mean number of words.", "words", collapse=-1,
+        value=lambda result: result["words_per_text"], stage="evaluation",
     )  # fmt: skip
     monkeypatch.setitem(metrics.METRICS, "story_length", entry)
     settings = params.load("smoke").model_copy(update={"seeds": [1, 2, 3], "generations": 2})
