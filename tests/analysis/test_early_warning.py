@@ -73,8 +73,8 @@ def test_two_control_runs_judge_nothing():
 
 def test_an_absent_control_and_an_incomplete_table_are_refused():
     table = series({"recursive": np.ones((3, 3)), "fresh": np.ones((3, 3))})
-    with pytest.raises(ValueError, match="Control 'static' is not among"):
-        early_warning.icarus(table, "ratio", control="static")
+    with pytest.raises(ValueError, match="Control 'fresh' is not among"):
+        early_warning.icarus(table[table["condition"] != "fresh"], "ratio")
     with pytest.raises(ValueError, match="seed"):
         early_warning.icarus(table.drop(index=4), "ratio")
 

@@ -147,8 +147,8 @@ def test_changes_need_generation_zero():
 
 def test_an_unknown_control_or_generation_is_refused():
     table = make_table(noise(0))
-    with pytest.raises(ValueError, match="Control 'placebo'"):
-        statistics.paired_tests(table, METRIC, control="placebo")
+    with pytest.raises(ValueError, match="Control 'fresh' is not among the conditions recursive, static, mixed"):
+        statistics.paired_tests(table[table["condition"] != "fresh"], METRIC)
     with pytest.raises(ValueError, match="no generation 9"):
         statistics.paired_tests(table, METRIC, generation=9)
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 from run_tables import METRIC, make_table, noise
-from spectral_collapse.analysis import anova, early_warning, report, statistics
+from spectral_collapse.analysis import anova, report, statistics
 from spectral_collapse.estimate import Estimate
 from spectral_collapse.paper import findings, formatting, tables
 
@@ -73,7 +73,7 @@ def test_values_of_alarms_and_leads():
     assert "lead.impossible" not in text and text["lead.range.coverage"] == r"97\,\%"
     assert text[f"lead.{METRIC}.always"] == tables.label("lambda_max")
     assert {"slope.lambda_max.fresh", "slope_diff.lambda_max.recursive", "equal.lambda_max.recursive"} <= text.keys()
-    assert early_warning.candidates(table) == ["lambda_max"]
+    assert report.analyse(table).candidates == ["lambda_max"]
     still = values_of(table.assign(lambda_max=values["lambda_max"][1, 0, 0]))
     assert still[f"lead.lambda_max.{METRIC}.both"] == "0" and f"lead.lambda_max.{METRIC}.median" not in still
 

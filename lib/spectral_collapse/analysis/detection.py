@@ -10,7 +10,7 @@ from scipy import optimize, stats
 
 from ..estimate import Estimate
 from .early_warning import RATE, alarms, band_positions
-from .statistics import CONTROL, TREATMENT, changes, control_of
+from .statistics import TREATMENT, changes, matched_controls
 
 EXACT_SEEDS = 12  # up to here all 2^seeds exchanges of the permutation test are made
 
@@ -48,9 +48,7 @@ def auc_interval(auc: float, treated: int, control: int, level: float = 0.95) ->
     return Estimate(auc, low, high)
 
 
-def separation(
-    table: pd.DataFrame, metric: str, condition: str = TREATMENT, control: str = CONTROL
-) -> tuple[Estimate, float]:
+def separation(table: pd.DataFrame, metric: str) -> tuple[Estimate, float]:
     """AUC of the alarm score between treated and control runs, and its exact permutation p.
 
     Without an effect the treated and the control run of a seed may be exchanged: all 2^seeds exchanges are made, bands
@@ -58,10 +56,10 @@ def separation(
     separated conditions just as well, so that p is hardly below `least_p("exchange", seeds)`: 0.25 at three seeds, 0.06
     at five. NaN below three seeds and without a matched control; p is NaN beyond `EXACT_SEEDS`.
     """
-    moved, matched = changes(table, metric), control_of(table, condition, control)
+    moved, matched = changes(table, metric), matched_controls(table).get(TREATMENT)
     if matched is None:
         return Estimate(math.nan, math.nan, math.nan), math.nan
-    pair = np.stack([moved.loc[name].to_numpy(float) for name in (condition, matched)])  # (2, seeds, generations)
+    pair = np.stack([moved.loc[name].to_numpy(float) for name in (TREATMENT, matched)])  # (2, seeds, generations)
     seeds = pair.shape[1]
     if seeds < 3:
         return Estimate(math.nan, math.nan, math.nan), math.nan
@@ -81,8 +79,6 @@ def detection(
     metrics: Sequence[str],
     found: pd.DataFrame,
     rate: float = RATE,
-    condition: str = TREATMENT,
-    control: str = CONTROL,
 ) -> pd.DataFrame:
     """Which metrics tell treated runs from control runs? A row a metric, of all `metrics` that were tried.
 
@@ -99,8 +95,8 @@ def detection(
     """
     if not metrics:
         raise ValueError("There is no metric to try: give at least one.")
-    matched = control_of(table, condition, control)
-    family = alarms(table[table["condition"].isin([condition, matched])], metrics, rate / len(metrics), control)
+    matched = matched_controls(table).get(TREATMENT)
+    family = alarms(table[table["condition"].isin([TREATMENT, matched])], metrics, rate / len(metrics))
     raised = {
         suffix: dict(list(frame.groupby(["metric", "condition"])["alarm"]))
         for suffix, frame in (("", found), ("_family", family))
@@ -108,13 +104,13 @@ def detection(
     rows = []
     for metric in metrics:
         row: dict[str, str | float] = {"metric": metric}
-        for runs, count, group in (("runs", "detected", condition), ("control_runs", "false_alarms", matched)):
+        for runs, count, group in (("runs", "detected", TREATMENT), ("control_runs", "false_alarms", matched)):
             for suffix, by_group in raised.items():
                 alarm = by_group.get((metric, group), pd.Series(dtype=float))
                 row[f"{count}{suffix}"] = int(np.isfinite(alarm).sum())
                 row.setdefault(runs, int(alarm.notna().sum()))
             _, row[f"{count}_low"], row[f"{count}_high"] = exact_interval(row[count], row[runs])
-        auc, p = separation(table, metric, condition, control)
+        auc, p = separation(table, metric)
         rows.append(row | {"auc": auc.value, "auc_low": auc.low, "auc_high": auc.high, "p": p})
     frame = pd.DataFrame(rows)
     frame["p_holm"] = pingouin.multicomp(frame["p"].to_numpy(float), method="holm")[1]

@@ -13,16 +13,10 @@ import pandas as pd
 import pingouin
 from scipy import stats
 
-from .metrics import OUTCOMES
-from .statistics import CONTROL, ROUNDING, TREATMENT, changes, matched_controls, metric_names
+from .statistics import ROUNDING, TREATMENT, changes, matched_controls
 
 RATE = 0.05  # false alarms a run and metric, over all generations, in the long run
 NO_LEAD = "not shown to be earlier"
-
-
-def candidates(table: pd.DataFrame) -> list[str]:
-    """The metrics that may warn of an outcome: all but the outcomes."""
-    return [name for name in metric_names(table) if name not in OUTCOMES]
 
 
 def prediction_band(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -56,13 +50,13 @@ def band_positions(judged: np.ndarray, control: np.ndarray, level: float) -> np.
     return found
 
 
-def positions(table: pd.DataFrame, metric: str, level: float, control: str = CONTROL) -> pd.DataFrame:
+def positions(table: pd.DataFrame, metric: str, level: float) -> pd.DataFrame:
     """`band_positions` of every run in the band of its matched control: rows (condition, seed), a column for every
     generation after 0; NaN for conditions without a control of their own weights.
 
     ValueError for an incomplete table, an absent control, and a table without generation 0.
     """
-    controls, moved = matched_controls(table, control), changes(table, metric)
+    controls, moved = matched_controls(table), changes(table, metric)
     found = []
     for name in table["condition"].unique():
         runs = moved.loc[[name]]
@@ -84,7 +78,7 @@ def level_of(rate: float, generations: int) -> float:
     return (1 - rate) ** (1 / generations)
 
 
-def alarms(table: pd.DataFrame, metrics: Sequence[str], rate: float = RATE, control: str = CONTROL) -> pd.DataFrame:
+def alarms(table: pd.DataFrame, metrics: Sequence[str], rate: float = RATE) -> pd.DataFrame:
     """First generation at which each run leaves its control's band, on either side, at `level_of(rate, G)`.
 
     Columns metric, condition, seed; alarm, a generation of the table, inf where the run stays inside, and NaN where
@@ -95,7 +89,7 @@ def alarms(table: pd.DataFrame, metrics: Sequence[str], rate: float = RATE, cont
     level = level_of(rate, max(table["generation"].nunique() - 1, 1))
     rows = []
     for metric in metrics:
-        for (condition, seed), run in positions(table, metric, level, control).iterrows():
+        for (condition, seed), run in positions(table, metric, level).iterrows():
             sizes = run.abs()
             open_or_out = sizes.index[~(sizes <= 1)]  # NaN is neither inside nor outside
             first = open_or_out[0] if len(open_or_out) else None
@@ -171,7 +165,7 @@ def lead_verdict(p: float, p_holm: float) -> str:
     return "earlier before correction, not after" if p < 0.05 else NO_LEAD
 
 
-def icarus(table: pd.DataFrame, metric: str, control: str = CONTROL, level: float = 0.95) -> pd.DataFrame:
+def icarus(table: pd.DataFrame, metric: str, level: float = 0.95) -> pd.DataFrame:
     """The Icarus pattern in every run: a rise above the control at generation 1, a fall below it at the last one.
 
     In a normal population a run without effect rises, and falls, with probability (1 − level)/2.
@@ -180,7 +174,7 @@ def icarus(table: pd.DataFrame, metric: str, control: str = CONTROL, level: floa
     be had, as with fewer than two other control runs. ValueError as in `positions`.
     """
     rows = []
-    for (condition, seed), run in positions(table, metric, level, control).iterrows():
+    for (condition, seed), run in positions(table, metric, level).iterrows():
         first, last = run.get(1, math.nan), run.iloc[-1] if len(run) else math.nan
         judged = math.isfinite(first) and math.isfinite(last)
         rise, fall = (float(first > 1), float(last < -1)) if judged else (math.nan, math.nan)
@@ -188,12 +182,12 @@ def icarus(table: pd.DataFrame, metric: str, control: str = CONTROL, level: floa
     return pd.DataFrame(rows, columns=["condition", "seed", "rise", "fall", "icarus"])
 
 
-def icarus_counts(table: pd.DataFrame, metric: str, control: str = CONTROL) -> pd.DataFrame:
+def icarus_counts(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Runs of each condition, and how many of them rise, fall, and do both; the control's are false alarms.
 
     Columns condition, runs (that could be judged), rise, fall, icarus.
     """
-    groups = icarus(table, metric, control).groupby("condition", sort=False)
+    groups = icarus(table, metric).groupby("condition", sort=False)
     counts = groups[["rise", "fall", "icarus"]].sum().astype(int)
     counts.insert(0, "runs", groups["rise"].count())
     return counts.reset_index()

@@ -100,14 +100,6 @@ def require_complete(table: pd.DataFrame, metric: str, paired: bool = True) -> N
         )
 
 
-def control_of(table: pd.DataFrame, condition: str, control: str = CONTROL) -> str | None:
-    """A condition's control by `matched_controls`. ValueError where the table lacks the condition or any control."""
-    controls = matched_controls(table, control)
-    if condition not in controls:
-        raise ValueError(f"Condition {condition!r} is not among {', '.join(controls)}.")
-    return controls[condition]
-
-
 def changes(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Changes of every run from its generation 0: rows (condition, seed), a column for every later generation.
 
@@ -183,9 +175,7 @@ def cohen_d(a: Sequence[float], b: Sequence[float]) -> EffectSize:
     return EffectSize(Estimate(d_z, *ends), d_av, float(correction * d_z) if np.isfinite(d_z) else d_z)
 
 
-def _pairs(
-    table: pd.DataFrame, metric: str, generation: int | None, control: str
-) -> dict[str, tuple[np.ndarray, np.ndarray] | None]:
+def _pairs(table: pd.DataFrame, metric: str, generation: int | None) -> dict[str, tuple[np.ndarray, np.ndarray] | None]:
     """Values (seeds,) of every condition but the controls at one generation, and those of its `matched_controls`, in
     the order of seeds; None where it has no such control."""
     require_complete(table, metric)
@@ -195,7 +185,7 @@ def _pairs(
         raise ValueError(f"The table has no generation {generation}; it ends at {table['generation'].max()}.")
     return {
         name: None if matched is None else (wide[name].to_numpy(float), wide[matched].to_numpy(float))
-        for name, matched in matched_controls(table, control).items()
+        for name, matched in matched_controls(table).items()
         if name != matched
     }
 
@@ -215,9 +205,7 @@ def _sign_flip_p(differences: np.ndarray) -> float:
     return float(np.mean(sums >= sums[0] - ROUNDING * np.abs(differences).max()))
 
 
-def paired_tests(
-    table: pd.DataFrame, metric: str, generation: int | None = None, control: str = CONTROL
-) -> pd.DataFrame:
+def paired_tests(table: pd.DataFrame, metric: str, generation: int | None = None) -> pd.DataFrame:
     """Every condition against its matched control at one generation (the last by default), paired by seed.
 
     Columns: condition, difference (mean over seeds, condition − control) with its 95 % t interval low, high;
@@ -229,7 +217,7 @@ def paired_tests(
     Where no seed differs t is NaN and p is 1; where all differ by the same amount t is infinite and p is 0.
     """
     rows = []
-    for condition, pair in _pairs(table, metric, generation, control).items():
+    for condition, pair in _pairs(table, metric, generation).items():
         if pair is None:
             rows.append((condition, *[np.nan] * 8))
             continue
@@ -259,7 +247,6 @@ def equivalence(
     metric: str,
     margin: float,
     generation: int | None = None,
-    control: str = CONTROL,
     level: float = 0.95,
 ) -> pd.DataFrame:
     """Is every condition within ± `margin` of its matched control at one generation (by default the last)? By seed.
@@ -276,7 +263,7 @@ def equivalence(
     if not margin > 0:
         raise ValueError(f"An equivalence margin is a positive number in units of {metric}, not {margin}.")
     rows = []
-    for condition, pair in _pairs(table, metric, generation, control).items():
+    for condition, pair in _pairs(table, metric, generation).items():
         if pair is None:
             rows.append((condition, *[np.nan] * 3, margin, np.nan))
             continue
@@ -292,10 +279,10 @@ def equivalence(
     return result.assign(equivalent=result["p_holm"] < 1 - level)
 
 
-def effect_sizes(table: pd.DataFrame, metric: str, control: str = CONTROL) -> pd.DataFrame:
+def effect_sizes(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """`cohen_d` of every condition against its matched control at the last generation: columns condition; d_z with its
     95 % interval low, high; g_z, d_av. Conditions without such a control have no row."""
-    pairs = {name: pair for name, pair in _pairs(table, metric, None, control).items() if pair is not None}
+    pairs = {name: pair for name, pair in _pairs(table, metric, None).items() if pair is not None}
     sizes = {name: cohen_d(*pair) for name, pair in pairs.items()}
     rows = [(name, *size.d_z, size.g_z, size.d_av) for name, size in sizes.items()]
     return pd.DataFrame(rows, columns=["condition", "d_z", "low", "high", "g_z", "d_av"])
