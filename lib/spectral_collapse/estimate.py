@@ -83,4 +83,4 @@ class Estimate(_Row):
         return cls.of_error(value, error, n - 1, level)
 
 
-Interval = Estimate
+Interval = Estimate  # its name in modules that still build rows by hand

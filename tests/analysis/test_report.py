@@ -91,8 +91,8 @@ def test_without_a_control_or_a_treatment_there_is_nothing_to_compare_or_to_warn
 
 
 def test_the_best_lag_has_the_greatest_correlation(table):
-    lagged = report.analyse(table).lagged
-    best = report.best_lags(lagged, "held_out_perplexity").set_index("leading")
+    found = report.analyse(table)
+    lagged, best = found.lagged, found.best_lags.set_index("leading")
     rows = lagged[(lagged["leading"] == "lambda_max") & (lagged["following"] == "held_out_perplexity")]
     assert abs(best["rho"]["lambda_max"]) == rows["rho"].abs().max()
 

@@ -40,6 +40,7 @@ class Analysis:
     leads: pd.DataFrame  # `early_warning.lead_summary`, with its outcome
     correlations: pd.DataFrame  # `correlation.within_run_spearman`: metric_a, metric_b
     lagged: pd.DataFrame  # `correlation.lagged_spearman`: leading, following
+    best_lags: pd.DataFrame  # of `lagged`, before the first outcome (`best_lags`)
     icarus: pd.DataFrame  # `early_warning.icarus_counts`, of `RATIOS`
     forecasts: pd.DataFrame  # `forecast.forecast_summary`, of `DRIFTS`
     drifts: pd.DataFrame  # `drift_summary`: condition, track
@@ -88,6 +89,7 @@ def analyse(table: pd.DataFrame, drifts: pd.DataFrame | None = None) -> Analysis
         for family in (warned, outcomes)
         if family
     )
+    lagged = correlation.lagged_spearman(table, warned, followed) if followed else pd.DataFrame()
     leads = (
         early_warning.lead_summary(alarms, warned, outcome, generations).assign(outcome=outcome) for outcome in outcomes
     )
@@ -108,7 +110,8 @@ def analyse(table: pd.DataFrame, drifts: pd.DataFrame | None = None) -> Analysis
         detection=tried,
         leads=_joined(leads),
         correlations=correlation.within_run_spearman(table, treated) if treated else pd.DataFrame(),
-        lagged=correlation.lagged_spearman(table, warned, followed) if followed else pd.DataFrame(),
+        lagged=lagged,
+        best_lags=_joined(best_lags(lagged, outcome) for outcome in outcomes[:1] if outcome in followed),
         icarus=_each([name for name in RATIOS if name in moved], lambda name: early_warning.icarus_counts(table, name)),
         forecasts=_each(
             [name for name in DRIFTS if name in names], lambda name: forecast.forecast_summary(table, name)
@@ -120,7 +123,7 @@ def analyse(table: pd.DataFrame, drifts: pd.DataFrame | None = None) -> Analysis
 def _design(table: pd.DataFrame, judged: int, tried: int) -> dict[str, float]:
     """seeds; tests, comparisons with a matched control; detectable, the least d_z after Holm's correction over these,
     and single, of one test; judged, treated runs with a band; of the sign test over those least_p, and least_p_holm
-    over the metrics tried; coverage of the range of their leads."""
+    over the metrics tried."""
     seeds = table["seed"].nunique()
     controls = statistics.matched_controls(table) if CONTROL in set(table["condition"]) else {}
     tests = max(1, sum(own not in (None, name) for name, own in controls.items()))
@@ -133,7 +136,6 @@ def _design(table: pd.DataFrame, judged: int, tried: int) -> dict[str, float]:
         "judged": judged,
         "least_p": least,
         "least_p_holm": min(1.0, least * tried),
-        "coverage": design.range_coverage(judged) if judged else np.nan,
     }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..analysis.early_warning import RATE
-from ..analysis.report import Analysis, best_lags
+from ..analysis.report import Analysis
 from ..analysis.statistics import MARGIN
 from .formatting import escape, format_generations, format_interval, format_number, format_p, format_percent
 from .tables import label
@@ -19,18 +19,17 @@ def values(analysis: Analysis) -> dict[str, str]:
 
     seeds, generations (the last one), model, margin; detectable.{d,tests,single} (after Holm's correction over so many
     tests, and of a single one); M.C.{first,last}, means at both ends, and M.C.peak_generation, where the mean is
-    greatest, the earlier at a tie; anova.M.{condition,generation,interaction}.{F,p,df,eta} with Greenhouse–Geisser p.
+    greatest, the earlier at a tie; anova.M.{condition,generation,interaction}.{F,p,eta} with Greenhouse–Geisser p.
 
     Against the matched control at the last generation d.M.C, diff.M.C, equal.M.C, and word.M.C, `higher` or `lower`
-    where Holm's p is below 0.05; slope.M.C and slope_diff.M.C; rho.A.B over the generations of treated runs.
+    where Holm's p is below 0.05; slope.M.C; rho.A.B over the generations of treated runs.
 
     alarm.rate, alarm.metrics (tried), alarm.runs (judged, of the treatment), alarm.detecting (metrics with an alarm in
     every judged treated run), alarm.false.share (of all control runs and metrics); alarm.M.{detected,false,auc,p}.
-    lead.O.always, metrics that fire before O in every judged run; lead.M.O.{median,bounds,both,earlier,later,p}, no
+    lead.O.always, metrics that fire before O in every judged run; lead.M.O.{median,bounds,both,earlier,later}, no
     median where no run has both alarms; word.lead.M.O; lead.least.{p,p_holm}, the least that the sign test can give,
-    and after Holm's correction; lead.{possible,impossible}, "yes", whether the latter is below 0.05;
-    lead.range.coverage, of the range of leads for their median. For the first outcome lag.M.O.{best,rho}, the lag with
-    the greatest |ρ| of M before O.
+    and after Holm's correction; lead.impossible, where the latter is not below 0.05. For the first outcome
+    lag.M.O.{best,rho}, the lag with the greatest |ρ| of M before O.
 
     Keys that need an absent control or treatment are absent too.
     """
@@ -67,7 +66,6 @@ def _anova(analysis: Analysis) -> Pairs:
         key = f"anova.{row.metric}.{row.effect}"
         yield f"{key}.F", format_number(row.F)
         yield f"{key}.p", format_p(row.p)
-        yield f"{key}.df", f"{row.df1:.0f}, {row.df2:.0f}" if np.isfinite(row.df1) else "--"
         yield f"{key}.eta", format_number(row.eta)
 
 
@@ -86,10 +84,7 @@ def _comparisons(analysis: Analysis) -> Pairs:
 
 def _slopes(analysis: Analysis) -> Pairs:
     for row in analysis.slopes.itertuples():
-        key = f"{row.metric}.{row.condition}"
-        yield f"slope.{key}", format_interval((row.slope, row.slope_low, row.slope_high))
-        if np.isfinite(row.difference):
-            yield f"slope_diff.{key}", format_interval((row.difference, row.low, row.high))
+        yield f"slope.{row.metric}.{row.condition}", format_interval((row.slope, row.slope_low, row.slope_high))
 
 
 def _correlations(analysis: Analysis) -> Pairs:
@@ -122,8 +117,8 @@ def _leads(analysis: Analysis) -> Pairs:
     if design["judged"]:
         yield "lead.least.p", format_p(design["least_p"])
         yield "lead.least.p_holm", format_p(design["least_p_holm"])
-        yield "lead.possible" if design["least_p_holm"] < 0.05 else "lead.impossible", "yes"
-        yield "lead.range.coverage", format_percent(design["coverage"])
+        if design["least_p_holm"] >= 0.05:
+            yield "lead.impossible", "yes"
     if analysis.leads.empty:
         return
     for outcome, leads in analysis.leads.groupby("outcome", sort=False):
@@ -136,15 +131,14 @@ def _leads(analysis: Analysis) -> Pairs:
         yield f"{key}.bounds", f"[{format_generations(row.low)}, {format_generations(row.high)}]"
         for name in ("both", "earlier", "later"):
             yield f"{key}.{name}", str(getattr(row, name))
-        yield f"{key}.p", format_p(row.p)
         yield f"word.{key}", row.verdict
 
 
 def _lags(analysis: Analysis) -> Pairs:
-    for outcome in analysis.outcomes[:1] if len(analysis.lagged) else ():
-        for row in best_lags(analysis.lagged, outcome).itertuples():
-            yield f"lag.{row.leading}.{outcome}.best", format_generations(row.lag)
-            yield f"lag.{row.leading}.{outcome}.rho", format_interval((row.rho, row.low, row.high))
+    for row in analysis.best_lags.itertuples():
+        key = f"lag.{row.leading}.{row.following}"
+        yield f"{key}.best", format_generations(row.lag)
+        yield f"{key}.rho", format_interval((row.rho, row.low, row.high))
 
 
 def sigma_values(checkpoints: dict[str, int | str], analysis: Analysis) -> dict[str, str]:

@@ -83,13 +83,14 @@ def training_curves(curves: Sequence[tuple[str, int, int, dict]]) -> Figure:
             seen.add((seed, 0))
             continue
         x = generation - 1 + np.asarray(curve["step"]) / result["steps"]
-        name = condition if condition not in seen else None
+        right.plot(x, curve["loss"], linestyle(condition), color=colour(condition), linewidth=0.6, alpha=0.7)
+        if condition not in seen:
+            right.plot([], [], linestyle(condition), color=colour(condition), label=condition)
         seen.add(condition)
-        right.plot(x, curve["loss"], color=colour(condition), linewidth=0.6, alpha=0.7, label=name)
     left.set(title="base model", xlabel="step", ylabel="training loss (nats per token)")
     right.set(title="generations", xlabel="generation (end of its training)")
     if len(right.lines):
-        right.legend(ncols=2, fontsize=7)
+        legend_above(figure, right)
     else:  # the base model alone
         right.set_visible(False)
     return figure

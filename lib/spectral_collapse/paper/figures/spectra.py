@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from ...analysis.metrics import label
 from ...curvature import cumulated_bounds, smoothed_density
-from .style import COLOURS, WIDTH, colour, conditions_of, drawn, in_lines, legend_above, panels_of
+from .style import COLOURS, WIDTH, colour, conditions_of, drawn, in_lines, legend_above, linestyle, panels_of
 
 PUBLISHED = ("published_iqr", "published_iqr_pooled")
 
@@ -140,8 +140,10 @@ def published_estimator(table: pd.DataFrame) -> Figure:
     """The published log ratio against the converged one, run by run: equal readings lie on a line of slope 1."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.4), layout="constrained")
     for condition in conditions_of(table):
-        rows, style = table[table["condition"] == condition], {"color": colour(condition), "alpha": 0.7}
-        left.plot(rows["log_spectral_ratio"], rows["log_published_ratio"], "o", markersize=3, label=condition, **style)
+        rows = table[table["condition"] == condition]
+        style = {"color": colour(condition), "alpha": 0.7, "markersize": 3, "label": condition}
+        style["fillstyle"] = "full" if linestyle(condition) == "-" else "none"  # as a line would be dashed or dotted
+        left.plot(rows["log_spectral_ratio"], rows["log_published_ratio"], "o", **style)
         for _, run in rows.groupby("seed"):
             style = {"color": colour(condition), "alpha": 0.8}
             right.semilogy(run["generation"], run["published_iqr"], linewidth=0.7, **style)

@@ -97,6 +97,6 @@ def conditions_of(table: pd.DataFrame) -> list[str]:
 def legend_above(figure: Figure, axes: Axes) -> None:
     """What the axes name, above the figure: in one row if it fits."""
     handles, names = axes.get_legend_handles_labels()
-    widths = [len(name) + 5 for name in names]  # in letters, with the handle
+    widths = [len(name) + 6 for name in names]  # in letters, with the handle
     ncols = len(names) if sum(widths) <= LETTERS else max(1, LETTERS // max(widths))
-    figure.legend(handles, names, loc="outside upper center", ncols=ncols, handlelength=1.6, columnspacing=1.4)
+    figure.legend(handles, names, loc="outside upper center", ncols=ncols, handlelength=2.4, columnspacing=1.4)
