@@ -4,7 +4,7 @@ Every function takes the tidy table, one row per (condition, seed, generation) o
 that is missing, doubled or not finite.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -175,19 +175,26 @@ def cohen_d(a: Sequence[float], b: Sequence[float]) -> EffectSize:
     return EffectSize(Estimate(d_z, *ends), d_av, float(correction * d_z) if np.isfinite(d_z) else d_z)
 
 
-def _pairs(table: pd.DataFrame, metric: str, generation: int | None) -> dict[str, tuple[np.ndarray, np.ndarray] | None]:
-    """Values (seeds,) of every condition but the controls at one generation, and those of its `matched_controls`, in
-    the order of seeds; None where it has no such control."""
+def _compared(
+    table: pd.DataFrame,
+    metric: str,
+    generation: int | None,
+    columns: Sequence[str],
+    figures: Callable[[np.ndarray, np.ndarray], Sequence[float]],
+) -> pd.DataFrame:
+    """A row for every condition but the controls: the figures of its values (seeds,) at one generation and those of its
+    `matched_controls`, paired by seed; NaN where it has no such control."""
     require_complete(table, metric)
     generation = table["generation"].max() if generation is None else generation
     wide = table[table["generation"] == generation].pivot(index="seed", columns="condition", values=metric)
     if wide.empty:
         raise ValueError(f"The table has no generation {generation}; it ends at {table['generation'].max()}.")
-    return {
-        name: None if matched is None else (wide[name].to_numpy(float), wide[matched].to_numpy(float))
+    rows = [
+        (name, *(figures(*wide[[name, matched]].to_numpy(float).T) if matched else [np.nan] * len(columns)))
         for name, matched in matched_controls(table).items()
         if name != matched
-    }
+    ]
+    return pd.DataFrame(rows, columns=["condition", *columns])
 
 
 def _holm(p: pd.Series) -> np.ndarray:
@@ -208,26 +215,24 @@ def _sign_flip_p(differences: np.ndarray) -> float:
 def paired_tests(table: pd.DataFrame, metric: str, generation: int | None = None) -> pd.DataFrame:
     """Every condition against its matched control at one generation (the last by default), paired by seed.
 
-    Columns: condition, difference (mean over seeds, condition − control) with its 95 % t interval low, high;
-    t, df, p of the paired t-test; p_holm, adjusted over the conditions of this metric and generation;
-    p_permutation, two-sided over all 2ⁿ sign flips of the differences (NaN beyond 20 seeds). The last needs
-    no normality, only symmetry, but cannot fall below `least_p("sign-flip", n)`: 0.25 with three seeds. All NaN for a
-    condition without a control of its own weights (`matched_controls`).
+    Columns: condition; difference, condition − control, mean over seeds with its 95 % t interval low, high; t, df, p of
+    the paired t-test; p_holm, adjusted over the conditions; p_permutation, two-sided over all 2ⁿ sign flips of the
+    differences (NaN beyond 20 seeds). The last needs no normality, only symmetry, but cannot fall below
+    `design.least_p("sign-flip", n)`: 0.25 with three seeds. All NaN for a condition without a control of its own
+    weights (`matched_controls`).
 
     Where no seed differs t is NaN and p is 1; where all differ by the same amount t is infinite and p is 0.
     """
-    rows = []
-    for condition, pair in _pairs(table, metric, generation).items():
-        if pair is None:
-            rows.append((condition, *[np.nan] * 8))
-            continue
-        differences = _differences(*pair)
+
+    def figures(a: np.ndarray, b: np.ndarray) -> Sequence[float]:
+        differences = _differences(a, b)
         n = len(differences)
         t = _standardised(differences.mean(), differences.std(ddof=1)) * np.sqrt(n)
         p = 1.0 if np.isnan(t) else 2 * stats.t.sf(abs(t), n - 1)
-        rows.append((condition, *Estimate.mean(differences), t, n - 1, p, p, _sign_flip_p(differences)))
-    names = ["condition", "difference", "low", "high", "t", "df", "p", "p_holm", "p_permutation"]
-    result = pd.DataFrame(rows, columns=names)
+        return *Estimate.mean(differences), t, n - 1, p, p, _sign_flip_p(differences)
+
+    names = ["difference", "low", "high", "t", "df", "p", "p_holm", "p_permutation"]
+    result = _compared(table, metric, generation, names, figures)
     return result.assign(p_holm=_holm(result["p"]))
 
 
@@ -262,19 +267,16 @@ def equivalence(
     """
     if not margin > 0:
         raise ValueError(f"An equivalence margin is a positive number in units of {metric}, not {margin}.")
-    rows = []
-    for condition, pair in _pairs(table, metric, generation).items():
-        if pair is None:
-            rows.append((condition, *[np.nan] * 3, margin, np.nan))
-            continue
-        differences = _differences(*pair)
+
+    def figures(a: np.ndarray, b: np.ndarray) -> Sequence[float]:
+        differences = _differences(a, b)
         interval = Estimate.mean(differences, 2 * level - 1)
         if np.ptp(differences) == 0:
-            p = float(abs(interval.value) >= margin)
-        else:
-            p = float(ttost_paired(differences, np.zeros(len(differences)), -margin, margin)[0])
-        rows.append((condition, *interval, margin, p))
-    result = pd.DataFrame(rows, columns=["condition", "difference", "low", "high", "margin", "p"])
+            return *interval, float(abs(interval.value) >= margin)
+        return *interval, float(ttost_paired(differences, np.zeros(len(differences)), -margin, margin)[0])
+
+    result = _compared(table, metric, generation, ["difference", "low", "high", "p"], figures)
+    result.insert(4, "margin", margin)
     result["p_holm"] = _holm(result["p"])
     return result.assign(equivalent=result["p_holm"] < 1 - level)
 
@@ -282,7 +284,12 @@ def equivalence(
 def effect_sizes(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """`cohen_d` of every condition against its matched control at the last generation: columns condition; d_z with its
     95 % interval low, high; g_z, d_av. Conditions without such a control have no row."""
-    pairs = {name: pair for name, pair in _pairs(table, metric, None).items() if pair is not None}
-    sizes = {name: cohen_d(*pair) for name, pair in pairs.items()}
-    rows = [(name, *size.d_z, size.g_z, size.d_av) for name, size in sizes.items()]
-    return pd.DataFrame(rows, columns=["condition", "d_z", "low", "high", "g_z", "d_av"])
+
+    def figures(a: np.ndarray, b: np.ndarray) -> Sequence[float]:
+        size = cohen_d(a, b)
+        return *size.d_z, size.g_z, size.d_av
+
+    matched = [name for name, control in matched_controls(table).items() if control is not None]
+    return _compared(
+        table[table["condition"].isin(matched)], metric, None, ["d_z", "low", "high", "g_z", "d_av"], figures
+    )
