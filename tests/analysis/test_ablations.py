@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from spectral_collapse.analysis import ablations, series, statistics
-from spectral_collapse.estimate import Interval
+from spectral_collapse.analysis import ablations, claims, series, statistics
+from spectral_collapse.estimate import Estimate
 from spectral_collapse.experiment import encoded, factors, loop, measure, runs
 from spectral_collapse.model import build, train
 from spectral_collapse.paper import ablations as report
-from spectral_collapse.paper import claims, figures
+from spectral_collapse.paper import figures
 from spectral_collapse.record import params, paths, provenance
 from spectral_collapse.text import tokenizers
 from tiny import TINY, described
@@ -234,7 +234,7 @@ def test_contrasts_are_paired_differences_of_changes():
 def test_what_holds_of_all_levels_holds_of_each():
     seen = table(a=[1, 2, 3], b=[4, 5, 6], c=[2, 2.1, 2.2])
     low, high = (statistics.mean_interval(x) for x in ([1, 2, 3], [4, 5, 6]))
-    assert ablations.contrast(seen, "x", "all") == pytest.approx(Interval(2.1, low.low, high.high))
+    assert ablations.contrast(seen, "x", "all") == pytest.approx(Estimate(2.1, low.low, high.high))
     assert statistics.verdict(ablations.contrast(seen, "x", "all"), (0, math.inf)) == "inconclusive"
     assert statistics.verdict(ablations.contrast(seen, "x", "c"), (0, math.inf)) == "supported"
 
@@ -262,7 +262,7 @@ def test_effects_are_paired_with_the_reference():
      ((1, math.nan, math.nan), "not tested")],
 )  # fmt: skip
 def test_verdicts_follow_the_rule_of_the_claims(interval, verdict):
-    assert statistics.verdict(Interval(*interval), (0, math.inf)) == verdict
+    assert statistics.verdict(Estimate(*interval), (0, math.inf)) == verdict
 
 
 # ---- for the paper
@@ -300,11 +300,11 @@ def test_claims_about_ablations_read_the_studies(studies):
     claim = claims.Claim("one", "A claim.", "a source", "1", "ablation", region, {
         "factor": "one", "metric": "log_perplexity", "level": "b_c", "against": "a",
     })  # fmt: skip
-    evidence = claims.Evidence(studies["one"].runs, pd.DataFrame(), studies)
-    assert claims.judge(claim, evidence).estimate.interval == pytest.approx(statistics.mean_interval([2, 3, 4]))
-    assert claims.judge(claim, evidence).verdict == "supported"
-    without = claims.judge(claim, claims.Evidence(studies["one"].runs, pd.DataFrame()))
-    assert (without.verdict, without.reason) == ("not tested", "no study of one")
+    evidence = claims.Evidence(studies["one"].runs, pd.DataFrame(), pd.DataFrame(), studies)
+    verdict, _, found = claims.judge(claim, evidence)
+    assert verdict == "supported" and found.estimate == pytest.approx(statistics.mean_interval([2, 3, 4]))
+    without = claims.judge(claim, claims.Evidence(studies["one"].runs, pd.DataFrame(), pd.DataFrame()))
+    assert without == ("not tested", "no study of one", None)
 
 
 def test_claims_of_the_plan_name_factors_and_levels_of_the_grid():

@@ -36,8 +36,8 @@ def test_a_planted_share_is_found(direct, through, expected):
     """The mean of pace times generation is 3: the total gap is 3 through + direct."""
     tables = [simulated(seed, 40, direct, through) for seed in range(3)]
     found = [share(gaps(table, "x"), gaps(table, "y"), 200) for table in tables]
-    assert np.mean([one.estimate for one in found]) == pytest.approx(expected, abs=0.05)
-    assert all(one.low <= one.estimate <= one.high for one in found)
+    assert np.mean([one.value for one in found]) == pytest.approx(expected, abs=0.05)
+    assert all(one.low <= one.value <= one.high for one in found)
 
 
 def covered(seeds: int, replicates: int = 200) -> list[bool]:

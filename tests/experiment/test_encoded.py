@@ -1,12 +1,13 @@
 """SIGMA in the experiment: what is embedded, what the record says, and what a drift is taken of."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from spectral_collapse import sigma
-from spectral_collapse.analysis import series, statistics
+from spectral_collapse.analysis import report, series
+from spectral_collapse.estimate import Estimate
 from spectral_collapse.experiment import embedding, encoded, measure, runs
-from spectral_collapse.paper import figures, tables
-from spectral_collapse.paper import output as paper
+from spectral_collapse.paper import figures, findings, results, tables
 from spectral_collapse.record import params, paths
 from spectral_collapse.text import metrics as text_metrics
 from spectral_collapse.text import prompts
@@ -137,7 +138,7 @@ def test_drifts_of_older_records_are_put_right():
         for count in (430, 414):
             rows = np.random.default_rng([seed, count]).normal(size=(count, m)) / np.sqrt(m)
             gram, total = rows.T @ rows, count + 384
-            corrected = sigma.logdet_estimate(gram, count, total, "wishart").estimate
+            corrected = sigma.logdet_estimate(gram, count, total, "wishart").value
             results.append(
                 {
                     "observed_blocks": count,
@@ -227,7 +228,7 @@ def test_mauve_is_a_column_where_its_package_is_installed(run, monkeypatch):
 
     def mauve(texts, references, seed):
         given.update(texts=texts, references=references)
-        return 0.7, (0.6, 0.8)
+        return Estimate(0.7, 0.6, 0.8)
 
     monkeypatch.setattr(text_metrics, "mauve_installed", lambda: True)
     monkeypatch.setattr(text_metrics, "mauve", mauve)
@@ -251,8 +252,9 @@ def test_series_have_drifts_bands_and_no_other_columns_of_the_tracks(tiny):
 
 
 def test_pictures_tables_and_values(tiny, tmp_path):
-    table, drifts = series.table(tiny[0], stages=("evaluation", "sigma")), series.drifts(tiny[0])
-    points = tables.pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv")
+    drifts = series.drifts(tiny[0])
+    analysis = report.analyse(series.table(tiny[0], stages=("evaluation", "sigma")), drifts)
+    points = pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv")
     figures.save(figures.sigma_tracks(drifts), tmp_path / "tracks.pdf")
     figures.save(figures.sigma_buckets(series.bucket_drifts(tiny[0])), tmp_path / "buckets.pdf")
     shown = figures.sigma_published(points, drifts[drifts["condition"] == "recursive"])
@@ -260,21 +262,9 @@ def test_pictures_tables_and_values(tiny, tmp_path):
     counts = shown.axes[1].lines[0].get_ydata()
     np.testing.assert_allclose(counts, np.round(counts), atol=1e-4)
     assert set(np.round(counts[1:])) == {998, 999, 1000} and counts[0] == 977
-    assert list(tables.sigma_drifts(drifts).iloc[0])[:2] == ["recursive", tables.label("track_two_drift")]
-    frame = tables.forecasts(table, ["track_two_drift"])  # too short for a fit, and said so
-    assert list(frame["Rate"]) == ["--", "--"]
-    values = paper.sigma_values(series.results(tiny[0], "sigma"), drifts)
+    assert list(results.sigma_drifts(analysis).iloc[0])[:2] == ["recursive", tables.label("track_two_drift")]
+    frame = results.forecasts(analysis)  # too short for a fit, and said so
+    assert set(frame["Rate"]) == {"--"}
+    values = findings.sigma_values(report.checkpoints(series.results(tiny[0], "sigma")), analysis)
     assert values["sigma.live"] == "11" and values["sigma.checkpoints"] == "6"
     assert values["moved.track_two.recursive"].endswith(" of 2")
-
-
-def test_forecast_finds_a_fixed_point_and_its_rate():
-    rows = [
-        {"condition": "recursive", "seed": seed, "generation": t, "x": -10 * seed * (1 - 0.5**t)}
-        for seed in (1, 2)
-        for t in range(8)
-    ]
-    found = statistics.forecasts(tables.pd.DataFrame(rows), "x")
-    np.testing.assert_allclose(found["rate"], 0.5, rtol=1e-8)
-    np.testing.assert_allclose(found["fixed_point"], [-10, -20], rtol=1e-8)
-    assert (found["model_rmse"] < 1e-6).all() and (found["naive_rmse"] > 0.05).all()

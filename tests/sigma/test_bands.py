@@ -24,7 +24,7 @@ def test_value_is_the_track(track):
     first = checkpoint(0)
     found, pulls = prompt_influences(first, np.arange(30), track, BUDGET)
     if track == "logdet":  # of log det G for n ≫ n_A, a column
-        estimate = sigma.grouped_logdet_estimate(first.rows, first.prompts, 1e9).estimate
+        estimate = sigma.grouped_logdet_estimate(first.rows, first.prompts, 1e9).value
         assert found == pytest.approx(estimate - 12 * math.log(1e9), abs=1e-5)
     else:
         assert found == pytest.approx(value(first.rows.T @ first.rows, len(first.rows), track), rel=1e-10)

@@ -15,34 +15,7 @@ from ..curvature import largest_eigenvalue
 from ..record import paths, provenance
 from ..record.params import BASELINE, base_params, folders
 from ..record.schema import DESIGN, PLACES, Params, noted, split_condition
-
-# Numbers of a stage that become columns as they are.
-_COLUMNS = {
-    "training": ("training_loss",),
-    "evaluation": (
-        *("held_out_perplexity", "distinct_1", "distinct_2", "distinct_3", "distinct_4", "repetition_4"),
-        *("type_token_ratio", "ngram_entropy_2", "self_bleu", "rare_token_coverage"),
-        *("tail_mass_ratio", "tail_coverage", "slot_kl", "slot_entropy"),
-    ),
-    "continuations": ("bleu", "rouge_l"),
-    "anchors": ("predictive_entropy", "representation_drift"),
-    "curvature": (
-        *(
-            "lambda_max",
-            "lambda_min",
-            "bulk_sigma",
-            "log_spectral_ratio",
-            "spectral_variance",
-            "effective_rank",
-        ),
-        *("published_iqr",),
-        *("held_out_lambda_max", "held_out_lambda_min"),
-        *("population_bulk_sigma", "population_log_ratio"),
-        *("population_spectral_variance", "population_effective_rank"),
-    ),
-    "sigma": ("hashed_ngram_hhi", "response_distinct_2"),
-    "coherence": ("coherence", "prompt_similarity", "mauve"),
-}
+from . import metrics
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +216,7 @@ def table(
     params: Params,
     conditions: list[str] | None = None,
     seeds: list[int] | None = None,
-    stages: tuple[str, ...] = tuple(_COLUMNS),
+    stages: tuple[str, ...] = metrics.STAGES,
     root: Path | None = None,
 ) -> pd.DataFrame:
     """Tidy table of the profile's runs: model, condition, weights (restart or carry), seed, generation, then the
@@ -259,7 +232,7 @@ def table(
     for stage in stages:
         for condition, seed, generation, result in results(params, stage, conditions, seeds, root=root):
             row = rows.setdefault((condition, seed, generation), {})
-            row |= {name: result[name] for name in _COLUMNS[stage] if name in result}
+            row |= metrics.columns(stage, result)
             if stage == "curvature":
                 row["log_published_ratio"] = log_published_ratio(result)
             if stage == "sigma":
@@ -281,10 +254,10 @@ def table(
     if "logdet_drift" in frame and frame["logdet_drift"].isna().any():
         # It takes more blocks than dimensions at every checkpoint, and statistics take every cell.
         frame = frame.drop(columns="logdet_drift")
-    metrics = [name for name in frame if name not in ("model", "condition", "weights", "seed", "generation")]
+    names = [name for name in frame if name not in ("model", "condition", "weights", "seed", "generation")]
     # JSON has no NaN: an undefined value arrives as None.
-    frame = frame.astype(dict.fromkeys(metrics, float))
-    of_loss = [name for name in metrics if name.startswith(("population_", "held_out_lambda_"))]
+    frame = frame.astype(dict.fromkeys(names, float))
+    of_loss = [name for name in names if name.startswith(("population_", "held_out_lambda_"))]
     if undefined := [name for name in of_loss if frame[name].isna().any()]:
         log.warning("%s: undefined for some model, and left out: raise curvature_blocks.", ", ".join(undefined))
     return frame.drop(columns=undefined)

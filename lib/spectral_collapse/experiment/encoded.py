@@ -159,8 +159,7 @@ def _mauve(run: View, generation: int, embed: encoder.Encoder) -> dict[str, floa
     lines = read_lines(continuations.artefact(run, generation))
     references = _embedded(embed, tuple(line["reference"] for line in lines))
     texts = embed([line["continuation"] for line in lines]).numpy()
-    value, interval = text_metrics.mauve(texts, references, stable_seed(run.seed, "mauve"))
-    return {"mauve": value, "mauve_interval": list(interval)}
+    return text_metrics.with_intervals({"mauve": text_metrics.mauve(texts, references, stable_seed(run.seed, "mauve"))})
 
 
 @stage()

@@ -81,7 +81,7 @@ def coverage(population: Population, ratio: float, replicates: int, seed: int) -
         for correction in CORRECTIONS:
             e = sigma.logdet_estimate(gram, count, population.n_total, correction, LEVEL, leverages)
             held = e.low <= population.truth <= e.high
-            errors[correction].append((e.estimate - population.truth, (e.high - e.low) / 2, held))
+            errors[correction].append((e.value - population.truth, (e.high - e.low) / 2, held))
     cell = {"dimensions": population.dim, "n_observed": count, "n_total": population.n_total, "replicates": replicates}
     table = []
     for correction, found in errors.items():

@@ -75,10 +75,10 @@ def rare_mass_ratio(rare_mass: np.ndarray, rare: np.ndarray) -> Estimate:
     """
     mass, came = rare_mass.sum(1), rare.sum(1)
     if came.sum() == 0:
-        return Estimate(math.nan, np.full(len(mass), math.nan))
+        return Estimate.jackknife(math.nan, np.full(len(mass), math.nan))
     with np.errstate(divide="ignore", invalid="ignore"):
         left_out = (mass.sum() - mass) / (came.sum() - came)
-    return Estimate(float(mass.sum() / came.sum()), left_out)
+    return Estimate.jackknife(float(mass.sum() / came.sum()), left_out)
 
 
 def output_metrics(found: Predictions) -> dict[str, Estimate]:

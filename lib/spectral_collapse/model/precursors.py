@@ -64,4 +64,4 @@ def rare_token_coverage(
     found = count_matrix([[token for token in set(text) if token in rare] for text in texts])
     holders = np.asarray(found.sum(axis=0)).ravel()  # texts that have each type
     alone = np.bincount(found.row, holders[found.col] == 1, minlength=len(texts))
-    return Estimate(len(holders) / len(rare), (len(holders) - alone) / len(rare))
+    return Estimate.jackknife(len(holders) / len(rare), (len(holders) - alone) / len(rare))

@@ -7,16 +7,16 @@ coverage; proofs are in the paper's appendix.
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import scipy.linalg
 from scipy.optimize import brentq
 from scipy.special import digamma, polygamma
 from scipy.stats import beta, norm
-from scipy.stats import t as student
 from sklearn.covariance import LedoitWolf
 
+from ..estimate import Estimate
 from .gram import SingularGram, cholesky_logdet, finite_rows, require_full_rank
 
 CHUNK = 4096  # embeddings whitened at a time
@@ -69,15 +69,6 @@ def required_sample_size(sigma: float, precision: float, level: float = 0.95) ->
 # ---- log det G from independent columns
 
 Correction = Literal["wishart", "leverage", "none"]
-
-
-class Estimate(NamedTuple):
-    """An estimate with its interval and standard error."""
-
-    estimate: float
-    low: float
-    high: float
-    standard_error: float
 
 
 def wishart_moments(m: int, n_observed: int, n_total: float) -> tuple[float, float]:
@@ -205,8 +196,7 @@ def logdet_estimate(
         case _:
             raise ValueError(f"the correction is wishart, leverage or none, not {correction!r}.")
     error = math.sqrt(max(variance, 0))
-    half = float(norm.ppf((1 + level) / 2)) * error
-    return Estimate(base + mean, base + mean - half, base + mean + half, error)
+    return Estimate.of_error(base + mean, error, level=level)
 
 
 def _odds(h: np.ndarray, whose: str) -> np.ndarray:
@@ -294,8 +284,7 @@ def grouped_logdet_estimate(
     count = len(names)
     spread = (count - 1) / count * float(((without - without.mean()) ** 2).sum())
     error = math.sqrt(spread * (1 - len(embeddings) / n_total))
-    half = float(student.ppf((1 + level) / 2, count - 1)) * error
-    return Estimate(estimate, estimate - half, estimate + half, error)
+    return Estimate.of_error(estimate, error, count - 1, level)
 
 
 def shrunk_logdet(embeddings: np.ndarray) -> float:

@@ -39,15 +39,15 @@ def mean_over_texts(values: Sequence[float]) -> Estimate:
     values = values[~np.isnan(values)]
     n = len(values)
     if n < 2:
-        return Estimate(float(values[0]) if n else math.nan, np.full(n, math.nan))
-    return Estimate(float(values.mean()), (values.sum() - values) / (n - 1))
+        return Estimate(float(values[0]) if n else math.nan)
+    return Estimate.jackknife(float(values.mean()), (values.sum() - values) / (n - 1))
 
 
 def with_intervals(metrics: dict[str, Estimate]) -> dict[str, float | list[float]]:
     """Metrics as a record holds them: <name>, and <name>_interval as [low, high]."""
     result: dict[str, float | list[float]] = {}
     for name, estimate in metrics.items():
-        result |= {name: estimate.value, f"{name}_interval": list(estimate.interval())}
+        result |= {name: estimate.value, f"{name}_interval": [estimate.low, estimate.high]}
     return result
 
 
@@ -135,7 +135,7 @@ def distinct_n(texts: Sequence[str], n: int) -> Estimate:
     counts = _ngram_counts(texts, n)
     unique, unique_left = _additive(counts, np.sign)
     total, total_left = _additive(counts, np.asarray)
-    return Estimate(float(_ratio(unique, total)), _ratio(unique_left, total_left))
+    return Estimate.jackknife(float(_ratio(unique, total)), _ratio(unique_left, total_left))
 
 
 def ngram_entropy(texts: Sequence[str], n: int) -> Estimate:
@@ -147,7 +147,7 @@ def ngram_entropy(texts: Sequence[str], n: int) -> Estimate:
     weighted, weighted_left = _additive(counts, lambda c: special.xlogy(c, c))
     total, total_left = _additive(counts, np.asarray)
     with np.errstate(divide="ignore"):  # log 0, where the ratio is NaN
-        return Estimate(
+        return Estimate.jackknife(
             float(np.log(total) - _ratio(weighted, total)), np.log(total_left) - _ratio(weighted_left, total_left)
         )
 
@@ -163,7 +163,7 @@ def hashed_ngram_hhi(texts: Sequence[str], n: int = 3, buckets: int = 2**16) -> 
     )
     squares, squares_left = _additive(counts, np.square)
     total, total_left = _additive(counts, np.asarray)
-    return Estimate(float(_ratio(squares, total**2)), _ratio(squares_left, total_left**2))
+    return Estimate.jackknife(float(_ratio(squares, total**2)), _ratio(squares_left, total_left**2))
 
 
 def repetition_n(texts: Sequence[str], n: int) -> Estimate:
@@ -229,7 +229,7 @@ def self_bleu(texts: Sequence[str], order: int = BLEU_ORDER) -> Estimate:
     tokens = [each for each in map(words, texts) if each]
     n = len(tokens)
     if n < 2:
-        return Estimate(math.nan, np.full(n, math.nan))
+        return Estimate(math.nan)
     best = [_best_matches(count_matrix([ngrams(each, k) for each in tokens])) for k in range(1, order + 1)]
     matches, cuts = (np.stack(parts, axis=-1) for parts in zip(*best, strict=True))
     lengths = np.array([len(each) for each in tokens])
@@ -241,11 +241,11 @@ def self_bleu(texts: Sequence[str], order: int = BLEU_ORDER) -> Estimate:
     closest, after = ranked[:, 0], ranked[:, 1]
     value = float(_sentence_bleu(matches, totals, lengths, lengths[closest]).mean())
     if n < 3:
-        return Estimate(value, np.full(n, math.nan))
+        return Estimate(value)
     reference = np.where(np.arange(n) == closest[:, None], lengths[after][:, None], lengths[closest][:, None])
     without = _sentence_bleu(matches[:, None] - cuts, totals[:, None], lengths[:, None], reference)  # (text, left out)
     np.fill_diagonal(without, 0)
-    return Estimate(value, without.sum(axis=0) / (n - 1))
+    return Estimate.jackknife(value, without.sum(axis=0) / (n - 1))
 
 
 def surface_metrics(texts: Sequence[str]) -> dict[str, Estimate]:
@@ -281,9 +281,9 @@ def bleu(texts: Sequence[str], references: Sequence[str]) -> Estimate:
         return BLEU.compute_bleu(matches, totals, length, reference, smooth_method="exp").score
 
     if not len(rows):
-        return Estimate(math.nan, np.empty(0))
+        return Estimate(math.nan)
     total = rows.sum(axis=0)
-    return Estimate(corpus(total), np.array([corpus(total - row) for row in rows]))
+    return Estimate.jackknife(corpus(total), np.array([corpus(total - row) for row in rows]))
 
 
 def _longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
@@ -331,7 +331,7 @@ def mauve_installed() -> bool:
     return importlib.util.find_spec("mauve") is not None
 
 
-def mauve(texts: np.ndarray, references: np.ndarray, seed: int) -> tuple[float, tuple[float, float]]:
+def mauve(texts: np.ndarray, references: np.ndarray, seed: int) -> Estimate:
     """MAUVE of texts against references, given as embeddings (N, m) both, 0 to 1 (alike), and its 95 % interval.
 
     By the package mauve-text with its defaults (N/10 clusters), which is stable only for thousands of texts. The
@@ -346,8 +346,7 @@ def mauve(texts: np.ndarray, references: np.ndarray, seed: int) -> tuple[float, 
 
     everything = np.arange(len(texts))
     left_out = np.array([score(everything[everything % MAUVE_GROUPS != group]) for group in range(MAUVE_GROUPS)])
-    estimate = Estimate(score(everything), left_out)
-    return estimate.value, estimate.interval()
+    return Estimate.jackknife(score(everything), left_out)
 
 
 def split_blocks(text: str, block_words: int) -> list[str]:

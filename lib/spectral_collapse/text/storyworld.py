@@ -434,4 +434,4 @@ def tail_metrics(texts: Sequence[str], tail_mass: float = 0.1) -> dict[str, Esti
         _combined([scores[filler] for scores, filler in zip(without, own, strict=True)], len(texts) - 1)
         for own in zip(*(each.tolist() for each in read), strict=True)
     ]
-    return {name: Estimate(value, np.array([each[name] for each in left_out])) for name, value in values.items()}
+    return {name: Estimate.jackknife(value, [each[name] for each in left_out]) for name, value in values.items()}

@@ -55,7 +55,7 @@ def sigma_tracks(drifts: pd.DataFrame) -> Figure:
             _draw_drifts(axes, own, style, colour(condition), name)
         axes.set_title(condition)
     _finish_drifts(figure, panels, drifts)
-    panels[0].legend(fontsize=7)
+    legend_above(figure, panels[0])
     return figure
 
 

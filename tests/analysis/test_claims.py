@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from spectral_collapse.paper import claims
-from spectral_collapse.paper.claims import Claim, Evidence, NotTested, judge
+from spectral_collapse.analysis import claims, early_warning
+from spectral_collapse.analysis.claims import Claim, Evidence, NotTested
 from spectral_collapse.record import paths
 
 COVERAGE = pd.DataFrame(
@@ -39,7 +39,24 @@ def evidence(**metrics: dict[str, list[float]]) -> Evidence:
                 noise = 0.01 * math.sin(7 * seed + 3 * generation)
                 values = {name: means[condition][generation] + noise for name, means in metrics.items()}
                 rows.append({"condition": condition, "seed": seed, "generation": generation, **values})
-    return Evidence(pd.DataFrame(rows), COVERAGE)
+    return Evidence(pd.DataFrame(rows), pd.DataFrame(), COVERAGE)
+
+
+@dataclasses.dataclass
+class Found:
+    """What `judge` says of a claim."""
+
+    verdict: str
+    reason: str
+    quantity: claims.Quantity | None
+
+    @property
+    def estimate(self):
+        return self.quantity.estimate
+
+
+def judge(claim: Claim, evidence: Evidence) -> Found:
+    return Found(*claims.judge(claim, evidence))
 
 
 def claim(quantity: str, region: tuple[float, float], **arguments) -> Claim:
@@ -68,17 +85,17 @@ def test_the_verdict_is_where_the_interval_lies(region, verdict):
     seen = evidence(ratio={"recursive": [5.0, 4.5, 4.0]})
     found = judge(claim("change", region, metric="ratio", conditions=["recursive"]), seen)
     assert found.verdict == verdict
-    assert found.estimate.interval.low < -1 < found.estimate.interval.high
-    assert (found.estimate.kind, found.estimate.compared) == ("t, 4 seeds", "recursive, since generation 0")
+    assert found.estimate.low < -1 < found.estimate.high
+    assert (found.quantity.kind, found.quantity.compared) == ("t, 4 seeds", "recursive, since generation 0")
 
 
 def test_differences_are_paired_and_changes_start_where_they_are_told_to():
     seen = evidence(ratio={"recursive": [5.0, 9.0, 4.0], "fresh": [5.0, 6.0, 5.0]})
     arguments = {"metric": "ratio", "conditions": ["recursive"]}
     spike = judge(claim("difference", (0, math.inf), **arguments, control="fresh", generation=1), seen)
-    assert spike.verdict == "supported" and spike.estimate.interval == pytest.approx((3, 3, 3))  # one noise for both
+    assert spike.verdict == "supported" and spike.estimate == pytest.approx((3, 3, 3))  # one noise for both
     later = judge(claim("change", (-math.inf, 0), **arguments, first=1), seen)
-    assert later.estimate.interval.estimate == pytest.approx(-5, abs=0.05)
+    assert later.estimate.value == pytest.approx(-5, abs=0.05)
 
 
 def test_the_first_condition_that_exists_is_taken():
@@ -116,7 +133,7 @@ def test_recursion_is_named_by_what_the_profiles_weights_do():
 
 def test_one_seed_gives_no_verdict():
     seen = evidence(ratio={"recursive": [1.0, 2.0, 3.0]})
-    seen = Evidence(seen.table[seen.table["seed"] == 1], COVERAGE)
+    seen = Evidence(seen.table[seen.table["seed"] == 1], pd.DataFrame(), COVERAGE)
     found = judge(claim("change", (0, 9), metric="ratio", conditions=["recursive"]), seen)
     assert (found.verdict, found.reason) == ("not tested", "no interval")
 
@@ -124,7 +141,7 @@ def test_one_seed_gives_no_verdict():
 def test_shares_are_ratios_at_the_last_generation():
     seen = evidence(one={"s2": [0.0, 0.0, -10.0]}, two={"s2": [0.0, 0.0, -1000.0]})
     found = judge(claim("share", (-0.1, 0.1), metric="one", of="two", conditions=["s2"]), seen)
-    assert found.verdict == "supported" and found.estimate.interval.estimate == pytest.approx(0.01, abs=1e-4)
+    assert found.verdict == "supported" and found.estimate.value == pytest.approx(0.01, abs=1e-4)
 
 
 def test_the_error_exponent_of_a_power_law_is_found_and_of_cells_the_hull_is_judged():
@@ -132,11 +149,11 @@ def test_the_error_exponent_of_a_power_law_is_found_and_of_cells_the_hull_is_jud
     found = judge(claim("error_exponent", (-0.6, -0.4)), seen)
     # The log RMSE of 2,000 draws has a standard error of 1/√4000, and the slope over log 1, log 4, log 16 follows.
     half = stats.norm.isf(0.025) / math.sqrt(4000) / (math.log(4) * math.sqrt(2))
-    assert found.estimate.interval == pytest.approx((-0.5, -0.5 - half, -0.5 + half))
-    assert found.verdict == "supported" and found.estimate.kind == "hull of 2 Monte Carlo intervals"
+    assert found.estimate == pytest.approx((-0.5, -0.5 - half, -0.5 + half))
+    assert found.verdict == "supported" and found.quantity.kind == "hull of 2 Monte Carlo intervals"
     found = judge(claim("coverage", (0.9, 1.0)), seen)
-    assert found.verdict == "contradicted" and found.estimate.interval[1:] == (0.09, 0.51)
-    assert found.estimate.kind == "hull of 6 Clopper–Pearson intervals"
+    assert found.verdict == "contradicted" and found.estimate[1:] == (0.09, 0.51)
+    assert found.quantity.kind == "hull of 6 Clopper–Pearson intervals"
 
 
 def test_an_asymptotic_statement_is_not_judged_where_its_premise_fails():
@@ -150,11 +167,11 @@ def test_what_carries_weights_is_held_against_a_control_that_does():
     means = {"recursive_carry": [0.0, -5.0, -9.0], "recursive": [0.0, -2.0, -3.0], "fresh": [0.0, -1.0, -1.0]}
     arguments = {"metric": "track_two_drift", "conditions": ["recursive_carry", "recursive"], "control": "fresh"}
     found = judge(claim("difference", (-math.inf, 0), **arguments), evidence(track_two_drift=means))
-    assert found.estimate.compared == "recursive less fresh"
-    assert found.estimate.interval.estimate == pytest.approx(-2, abs=0.05)
+    assert found.quantity.compared == "recursive less fresh"
+    assert found.estimate.value == pytest.approx(-2, abs=0.05)
     own = evidence(track_two_drift=means | {"fresh_carry": [0.0, -1.0, -2.0]})
     found = judge(claim("difference", (-math.inf, 0), **arguments), own)
-    assert found.estimate.compared == "recursive_carry less fresh_carry"
+    assert found.quantity.compared == "recursive_carry less fresh_carry"
     alone = evidence(track_two_drift={name: means[name] for name in ("recursive_carry", "fresh")})
     found = judge(claim("difference", (-math.inf, 0), **arguments), alone)
     assert (found.verdict, found.reason) == ("not tested", "no fresh condition with as many updates")
@@ -163,11 +180,11 @@ def test_what_carries_weights_is_held_against_a_control_that_does():
 def test_the_settings_are_those_of_the_profile_or_of_their_own_runs():
     means = {"recursive_carry": [0.0, -5.0, -9.0], "recursive_restart": [0.0, -2.0, -3.0]}
     found = judge(claim("settings", (-math.inf, 0), track="track_two"), evidence(track_two_drift=means))
-    assert found.estimate.interval.estimate == pytest.approx(-6, abs=0.05) and found.estimate.compared == "S2 less S1"
-    differences = pd.DataFrame({"track_two": [-30.0] * 3})
+    assert found.estimate.value == pytest.approx(-6, abs=0.05) and found.quantity.compared == "S2 less S1"
+    own = pd.DataFrame({"track_two": [-30.0] * 3})
     lone = evidence(track_two_drift={"recursive": [0.0, -2.0, -3.0]})
-    found = judge(claim("settings", (-math.inf, 0), track="track_two"), dataclasses.replace(lone, settings=differences))
-    assert found.estimate.interval == (-30, -30, -30) and "their own runs" in found.estimate.compared
+    found = judge(claim("settings", (-math.inf, 0), track="track_two"), dataclasses.replace(lone, settings=own))
+    assert found.estimate == (-30, -30, -30) and "their own runs" in found.quantity.compared
     assert judge(claim("settings", (-math.inf, 0), track="track_two"), lone).verdict == "not tested"
 
 
@@ -189,11 +206,10 @@ def test_a_broken_row_is_named(tmp_path, text, message):
 def test_all_claims_are_judged_on_the_committed_file():
     assert claims.CLAIMS == paths.PUBLISHED / "claims.yaml"
     seen = evidence(training_loss={"recursive": [3.0, 2.0, 1.0], "fresh": [3.0, 2.5, 2.4]})
-    found = claims.verdicts(seen)
-    by_id = {one.claim.id: one for one in found}
-    assert by_id["loss_improves"].verdict == "supported"
-    assert by_id["ratio_below_baseline"].reason == "no metric log_published_ratio"
-    assert {one.verdict for one in found} <= set(claims.VERDICTS)
+    found = claims.verdicts(seen).set_index("id")
+    assert found.verdict["loss_improves"] == "supported" and found.value["loss_improves"] < 0
+    assert found.reason["ratio_below_baseline"] == "no metric log_published_ratio"
+    assert np.isnan(found.value["ratio_below_baseline"]) and set(found.verdict) <= set(claims.VERDICTS)
 
 
 @pytest.mark.parametrize(
@@ -216,25 +232,11 @@ def test_a_lead_is_the_range_over_runs_with_censored_ones_at_their_bounds(late, 
                 outcome = 50.0 * (treated and late is not None and generation >= late)
                 rows.append((condition, seed, generation, early + noise, outcome + noise))
     names = ["condition", "seed", "generation", "ratio", "held_out_perplexity"]
-    seen = Evidence(pd.DataFrame(rows, columns=names), COVERAGE)
+    table = pd.DataFrame(rows, columns=names)
+    seen = Evidence(table, early_warning.alarms(table, names[3:]), COVERAGE)
     arguments = {"metric": "ratio", "outcome": "held_out_perplexity", "conditions": ["recursive"]}
     found = judge(claim("lead", (2, math.inf), **arguments), seen)
     assert found.verdict == verdict
-    assert found.estimate.interval == pytest.approx(ends, nan_ok=True)
-    assert found.estimate.kind == f"range of {seeds} runs, covers {100 * (1 - 2 ** (1 - seeds)):.0f} %"
+    assert found.estimate == pytest.approx(ends, nan_ok=True)
+    assert found.quantity.kind == f"range of {seeds} runs, covers {100 * (1 - 2 ** (1 - seeds)):.0f} %"
     assert bool(found.reason) == (seeds == 5)
-
-
-def test_the_table_sets_figures_verdicts_and_reasons():
-    seen = evidence(training_loss={"recursive": [3.0, 2.0, 1.0], "fresh": [3.0, 2.5, 2.4]})
-    found = claims.verdicts(seen)
-    frame = claims.table(found)
-    assert len(frame) == len(found) and "$-$150.986" in "".join(frame["Figure there"])
-    assert set(frame["Verdict"]) <= set(claims.VERDICTS)
-    row = frame[[one.claim.id == "s2_faster_than_s1" for one in found]].iloc[0]
-    assert row["Here"] == "--" and r"no recursive\_carry condition" in row["Compared; kind of interval"]
-    row = frame[[one.claim.id == "loss_improves" for one in found]].iloc[0]
-    assert "recursive, since generation 1; t, 4 seeds" in row["Compared; kind of interval"]
-    values = claims.values(found)
-    counts = [int(values[f"claims.{name.replace(' ', '_')}"]) for name in claims.VERDICTS]
-    assert sum(counts) == int(values["claims.all"]) == len(found)
