@@ -17,7 +17,7 @@ LATEX_PACKAGES := latexmk texlive-latex-recommended texlive-latex-extra texlive-
 HAVE_LATEX := command -v latexmk >/dev/null || command -v tectonic >/dev/null
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help paper results estimators mechanism ablations sigma models test slow notebooks lab graph bench faults lint clean \
+.PHONY: help paper results pack estimators mechanism ablations sigma models test slow notebooks lab graph bench faults lint clean \
 	setup known latex
 
 help:  ## this list
@@ -38,17 +38,22 @@ results: setup  ## the same without the PDF
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results && \
 		echo "The runs of $(PROFILE) and their statistics are there; make paper PROFILE=$(PROFILE) typesets them."
 
-# The study of the estimators' own noise; its record is committed, so that the paper need not wait for it.
+# Records of results/work, verified, into results/evidence, and the table of all trajectories with them: commit both.
+pack: setup  ## verify the records of PROFILE and pack them for committing
+	@$(BIN)/python -m spectral_collapse.record.evidence pack $(PROFILE)
+	@$(BIN)/python -m spectral_collapse.analysis.trajectories
+
+# The study of the estimators' own noise; its record is packed, so that the paper need not wait for it.
 estimators: setup  ## the study of the estimators' own noise
 	@$(SNAKEMAKE) --config profile=estimators $(CONFIG) -- estimators
 
-# Why it happens: make mechanism, or of any profile's runs: make mechanism PROFILE=default. The committed tables, of the
-# profile mechanism, are in results/mechanism.
+# Why it happens: make mechanism, or of any profile's runs: make mechanism PROFILE=default. Those of the profile
+# mechanism are packed.
 mechanism: PROFILE := $(if $(filter command line,$(origin PROFILE)),$(PROFILE),mechanism)
 mechanism: setup  ## what changes inside the models of PROFILE (default: mechanism)
 	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- mechanism
 
-# Every factor of params/ablations.yaml (or GRID=ablations_hub): about an hour on two cores; their studies are committed.
+# Every factor of params/ablations.yaml (or GRID=ablations_hub): about an hour on two cores; their studies are packed.
 ablations: setup  ## every factor of GRID (default: ablations); about an hour
 	@$(SNAKEMAKE) --config grid=$(GRID) $(CONFIG) -- ablations
 

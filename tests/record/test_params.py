@@ -205,7 +205,7 @@ def test_unknown_injected_name_is_refused():
 def test_second_execution_sees_only_parameters():
     collect = "settings = params.collect(globals())"
     later = "temprature = 3\nlayers = 'many'\ntemperature = 9.0\nrows = [1]"
-    namespace = notebook("from spectral_collapse import params", TAGGED, collect, later, TAGGED, collect)
+    namespace = notebook("from spectral_collapse.record import params", TAGGED, collect, later, TAGGED, collect)
     assert namespace["settings"] == params.load("smoke")
 
 

@@ -4,7 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import pandas as pd
 from scipy.special import digamma
 
 from ..curvature import largest_eigenvalue
-from ..record import paths, provenance
+from ..record import evidence, paths, provenance
+from ..record.evidence import Source
 from ..record.params import BASELINE, base_params, folders
 from ..record.schema import DESIGN, PLACES, Params, noted, split_condition
 
@@ -44,6 +45,8 @@ _COLUMNS = {
     "coherence": ("coherence", "prompt_similarity", "mauve"),
 }
 
+STAGES = tuple(_COLUMNS)
+
 log = logging.getLogger(__name__)
 
 
@@ -53,70 +56,64 @@ def results(
     conditions: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     generations: Iterable[int] | None = None,
-    root: Path | None = None,
+    source: Source | None = None,
 ) -> Iterator[tuple[str, int, int, dict]]:
     """(condition, seed, generation, result) of a stage for the profile's runs, generation 0 from the base run.
 
-    `root`: the only folder of records to look in; None: where runs write, then what comes with the project. Raises
-    ValueError naming the file where one is missing or damaged, or was made with other values of parameters that its
-    result depends on; parameters of which one of the two knows nothing are not compared.
+    `source`: the only place to look in; None: `evidence.sources`. Raises ValueError naming the record where one is
+    missing or damaged, or was made with other values of parameters that its result depends on; a parameter that only
+    one of the two has is not compared.
     """
-    for condition, seed, generation, _, record in _each(params, stage, conditions, seeds, generations, root):
+    for condition, seed, generation, _, record in records(params, stage, conditions, seeds, generations, source):
         yield condition, seed, generation, record["result"]
 
 
-def _each(
+def records(
     params: Params,
     stage: str,
     conditions: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     generations: Iterable[int] | None = None,
-    root: Path | None = None,
-) -> Iterator[tuple[str, int, int, Path, dict]]:
+    source: Source | None = None,
+) -> Iterator[tuple[str, int, int, PurePath, dict]]:
+    """(condition, seed, generation, place, record) as `results`."""
     conditions = params.conditions if conditions is None else conditions
     seeds = params.seeds if seeds is None else seeds
     generations = range(params.generations + 1) if generations is None else list(generations)
-    own, base = (_records(settings, root) for settings in (params, base_params(params)))
-    for condition in conditions:
-        for seed in seeds:
-            for generation in generations:
-                (settings, folder), owner = (own, condition) if generation else (base, BASELINE)
-                path = paths.generation_folder(folder / owner / f"seed_{seed}", generation) / f"{stage}.json"
-                again = f"run the notebook of condition {owner!r}, seed {seed}"
-                try:
-                    record = provenance.read_record(path)
-                except FileNotFoundError:
-                    raise ValueError(f"{path} is missing: {again}.") from None
-                except provenance.StaleRecord as reason:
-                    raise ValueError(f"{path} cannot be used, {reason}: run its notebook again to remake it.") from None
-                if differ := disagreements(record, settings):
-                    told = ", ".join(f"{name} {then!r}, not {now!r}" for name, (then, now) in differ.items())
-                    raise ValueError(
-                        f"{path} was made with {told}: {again} with what is asked for, or ask for the former."
-                    )
-                yield condition, seed, generation, path, record
+    # One folder of one source for each: records of two are never mixed.
+    own, base = ((settings, *evidence.holding(folders(settings), source)) for settings in (params, base_params(params)))
+    for condition, seed, generation in itertools.product(conditions, seeds, generations):
+        (settings, held, folder), owner = (own, condition) if generation else (base, BASELINE)
+        place = paths.generation_folder(folder / owner / f"seed_{seed}", generation) / f"{stage}.json"
+        again = f"run the notebook of condition {owner!r}, seed {seed}"
+        try:
+            record = held.record(place)
+        except FileNotFoundError:
+            raise ValueError(f"{held.shown(place)} is missing: {again}.") from None
+        except provenance.StaleRecord as reason:
+            raise ValueError(f"{held.shown(place)} cannot be used, {reason}: {held.remedy}.") from None
+        if differ := disagreements(record, settings):
+            told = ", ".join(f"{name} {then!r}, not {now!r}" for name, (then, now) in differ.items())
+            raise ValueError(
+                f"{held.shown(place)} was made with {told}: {again} with the values that you ask for, or ask for "
+                "those of the record."
+            )
+        yield condition, seed, generation, place, record
 
 
 def seconds(profiles: Iterable[Params], stages: Iterable[str]) -> float:
     """Seconds that the records of the profiles' runs took, each counted once, whenever it was made."""
     found = {
-        path: record["timing"]["wall_seconds"]
+        place: record["timing"]["wall_seconds"]
         for params, stage in itertools.product(profiles, stages)
-        for *_, path, record in _each(params, stage)
+        for *_, place, record in records(params, stage)
     }
     return sum(found.values())
 
 
-def _records(params: Params, root: Path | None) -> tuple[Params, Path]:
-    """The parameters, and the folder of their records: the first that is there, so that never two are mixed."""
-    candidates = folders(params, root)
-    return params, next((folder for folder in candidates if folder.is_dir()), candidates[0])
-
-
 def disagreements(record: dict, params: Params) -> dict[str, tuple[Any, Any]]:
     """Parameters that a record's result depends on and that have another value: name to (the record's, this one)."""
-    # Before keys were noted, `parameters` were those of the whole profile, and those in the key of this stage alone.
-    then = record["key"]["parameters"] if record["schema_version"] == provenance.LISTED else record["parameters"]
+    then = evidence.behind(record)
     names = [name for name in then if name in Params.model_fields and name not in (*PLACES, *DESIGN)]
     now = {name: noted(name, getattr(params, name)) for name in names}
     return {name: (then[name], now[name]) for name in names if then[name] != now[name]}
@@ -124,7 +121,7 @@ def disagreements(record: dict, params: Params) -> dict[str, tuple[Any, Any]]:
 
 def unrecorded(params: Params) -> set[str]:
     """Parameters that the profile's records say nothing of, since they came later."""
-    *_, record = next(_each(params, "training", generations=[0]))
+    *_, record = next(records(params, "training", generations=[0]))
     if record["schema_version"] != provenance.LISTED:
         return set()
     return Params.model_fields.keys() - record["parameters"].keys() - set(PLACES)
@@ -239,12 +236,28 @@ def count_finding(pairs: list[tuple[dict, dict]]) -> dict[str, str]:
     }
 
 
+def measured(stage: str, result: dict, start: dict) -> dict[str, tuple[Any, Any, Any]]:
+    """Metrics of a stage's result: name to (value, low, high), the 95 % interval within the run, None or NaN where the
+    record has none. Drifts are differences to the result `start` of generation 0, by `track_drifts`."""
+    found = {
+        name: (result[name], *(result.get(f"{name}_interval") or (None, None)))
+        for name in _COLUMNS[stage]
+        if name in result
+    }
+    if stage == "curvature":
+        found["log_published_ratio"] = log_published_ratio(result), None, None
+    if stage == "sigma":
+        for track, drift in track_drifts(start, result).items():
+            found[f"{track}_drift"] = drift["drift"], drift["low"], drift["high"]
+    return found
+
+
 def table(
     params: Params,
     conditions: list[str] | None = None,
     seeds: list[int] | None = None,
-    stages: tuple[str, ...] = tuple(_COLUMNS),
-    root: Path | None = None,
+    stages: tuple[str, ...] = STAGES,
+    source: Source | None = None,
 ) -> pd.DataFrame:
     """Tidy table of the profile's runs: model, condition, weights (restart or carry), seed, generation, then the
     metrics of the stages.
@@ -257,14 +270,10 @@ def table(
     rows: dict[tuple[str, int, int], dict] = {}
     start: dict = {}
     for stage in stages:
-        for condition, seed, generation, result in results(params, stage, conditions, seeds, root=root):
-            row = rows.setdefault((condition, seed, generation), {})
-            row |= {name: result[name] for name in _COLUMNS[stage] if name in result}
-            if stage == "curvature":
-                row["log_published_ratio"] = log_published_ratio(result)
-            if stage == "sigma":
-                start = result if generation == 0 else start  # `results` begins every run with it
-                row |= {f"{track}_drift": found["drift"] for track, found in track_drifts(start, result).items()}
+        for condition, seed, generation, result in results(params, stage, conditions, seeds, source=source):
+            start = result if generation == 0 else start  # `results` begins every run with it
+            found = measured(stage, result, start)
+            rows.setdefault((condition, seed, generation), {}).update({name: value[0] for name, value in found.items()})
     frame = pd.DataFrame(
         [
             {
@@ -294,13 +303,13 @@ def drifts(
     params: Params,
     conditions: list[str] | None = None,
     seeds: list[int] | None = None,
-    root: Path | None = None,
+    source: Source | None = None,
 ) -> pd.DataFrame:
     """Drift of every SIGMA track of the profile's runs with its band: condition, seed, generation, track, drift, low,
     high, standard_error, p_value (of drift ≠ 0), by `track_drifts`. The band is the bootstrap's over prompts, within
     the run, and NaN where the number of blocks changed."""
     rows, start = [], {}
-    for condition, seed, generation, result in results(params, "sigma", conditions, seeds, root=root):
+    for condition, seed, generation, result in results(params, "sigma", conditions, seeds, source=source):
         start = result if generation == 0 else start
         run = {"condition": condition, "seed": seed, "generation": generation}
         rows += [{**run, "track": track, **found} for track, found in track_drifts(start, result).items()]

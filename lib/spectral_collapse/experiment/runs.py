@@ -37,9 +37,11 @@ class Run:
     ):
         self.params, self.condition, self.seed, self.say = params, condition, seed, say
         self.source, self.weights = split_condition(condition, params.weights)
-        self.folder, *self.others = [folder / paths.path_name(condition) / f"seed_{seed}" for folder in folders(params)]
+        own, *parent = [
+            paths.results_root() / folder / paths.path_name(condition) / f"seed_{seed}" for folder in folders(params)
+        ]
+        self.folder, self.parent = own, parent[0] if parent else None  # a variant reads the runs of its profile
         self.device = devices.pick_device(params.device)
-        torch.set_num_threads(params.threads)
         self._real = real
         self.found: dict[tuple[str, int], Found] = {}
         # The model in memory and the hash of its file: one at a time, kept by the base run for all generations.
@@ -66,9 +68,11 @@ class Run:
         return paths.generation_folder(self.owner(generation).folder, generation) / name
 
     def places(self, generation: int, name: str) -> list[Path]:
-        """Where the file may be: `path`, then where this run only reads."""
+        """Where the file may be: `path`; then, for a variant, in the runs of its profile, which it only reads."""
         owner = self.owner(generation)
-        return [paths.generation_folder(folder, generation) / name for folder in (owner.folder, *owner.others)]
+        return [
+            paths.generation_folder(folder, generation) / name for folder in filter(None, (owner.folder, owner.parent))
+        ]
 
 
 class Found(NamedTuple):
@@ -282,10 +286,18 @@ class Stage:
 
     def __post_init__(self):
         functools.update_wrapper(self, self.compute)
-        # Now: the files may be edited while this process goes on with what it has imported.
-        self.code_hash = closure.code_hash(self.compute)
         self.identity = f"{self.compute.__module__.removeprefix(f'{__package__}.')}.{self.name}"
         _STAGES[self.identity] = self
+
+    @functools.cached_property
+    def code_hash(self) -> str:
+        """Hash of the code that the stage uses."""
+        # Of all stages at the first use of any: not at import, which should cost nothing, and not one by one, since
+        # the files may be edited while this process goes on with what it has imported.
+        for stage in (*_STAGES.values(), self):
+            if "code_hash" not in vars(stage):
+                vars(stage)["code_hash"] = closure.code_hash(stage.compute)
+        return vars(self)["code_hash"]
 
     def __call__(self, run: Run | View, generation: int) -> Mapping[str, Any]:
         """The result."""
@@ -296,6 +308,7 @@ class Stage:
     def found(self, run: Run, generation: int) -> Found:
         """The result with the parameters that it depends on."""
         run = run.owner(generation)
+        torch.set_num_threads(run.params.threads)
         if (self.identity, generation) not in run.found:
             run.found[self.identity, generation] = self._find(run, generation) or self._record(run, generation)
         return run.found[self.identity, generation]
@@ -426,7 +439,5 @@ def _readable(path: Path) -> dict[str, Any] | str | None:
 
 
 def _shown(path: Path) -> Path:
-    for root in reversed(paths.record_roots()):
-        if path.is_relative_to(root):
-            return path.relative_to(root)
-    return path
+    root = paths.results_root()
+    return path.relative_to(root) if path.is_relative_to(root) else path

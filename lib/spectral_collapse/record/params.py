@@ -8,7 +8,7 @@ import itertools
 import re
 import types
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
@@ -423,12 +423,8 @@ def collect_factor(namespace: dict[str, Any]) -> dict[str, Any]:
 BASELINE = "baseline"
 
 
-def folders(params: Params, root: Path | None = None) -> list[Path]:
-    """Where the records of a profile's model may be: the folder that its runs write to, then those that they only
-    read, of the profile that a variant varies and of the records that come with the project.
-
-    `root`: the only folder of records to look in.
-    """
+def folders(params: Params) -> list[PurePosixPath]:
+    """Folders of a profile's records, relative to the root of the results: its own, and for a variant, which takes
+    from there what it does not change, the profile's."""
     names = dict.fromkeys((name_of(params), params.profile))
-    roots = [root] if root else paths.record_roots()
-    return [paths.model_folder(name, params.model, each) for name in names for each in roots]
+    return [PurePosixPath(paths.path_name(name), paths.path_name(params.model)) for name in names]

@@ -13,7 +13,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from . import paths
 
 SCHEMA_VERSION = 3
 LISTED = 2  # the schema of committed records whose keys were lists kept by hand: read as evidence, made again by runs
-REMEDY = "restore it from the repository, or make the study again"
+TABLE_HASH = "_csv_sha256"  # after a table's name, in the record of a study
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 
 
@@ -166,28 +166,36 @@ def change(name: str, then: Any, now: Any) -> str:
     return name if hashed else f"{name} {then!r} -> {now!r}"
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A record, whole. FileNotFoundError where there is none; StaleRecord where it is truncated or altered, or follows
-    another schema."""
+def verified(record: Any) -> dict[str, Any]:
+    """A record without its hash, once its content matches it. StaleRecord otherwise, and where it follows another
+    schema or is no record."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        version, digest = record["schema_version"], record.pop("sha256", None)
+        version, content = record["schema_version"], {name: part for name, part in record.items() if name != "sha256"}
         if not all(isinstance(record[part], dict) for part in ("result", "key")):
             raise TypeError
         if not all(isinstance(record["key"].get(part, {}), dict) for part in ("parameters", "inputs")):
             raise TypeError
-        found = text_hash(canonical(record))
+        found = text_hash(canonical(content))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise StaleRecord("it is truncated or not a record") from None
+    if version not in (LISTED, SCHEMA_VERSION):
+        raise StaleRecord(f"it follows schema {version}, this is schema {SCHEMA_VERSION}")
+    if found != record.get("sha256"):
+        raise StaleRecord("its content does not match its hash")
+    return content
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record without its hash. FileNotFoundError where there is none; StaleRecord as `verified`."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
     except OSError as error:
         raise StaleRecord(f"it cannot be read ({os.strerror(error.errno).lower()})") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, RecursionError):
         raise StaleRecord("it is truncated or not a record") from None
-    if version not in (LISTED, SCHEMA_VERSION):
-        raise StaleRecord(f"it follows schema {version}, this is schema {SCHEMA_VERSION}")
-    if found != digest:
-        raise StaleRecord("its content does not match its hash")
-    return record
+    return verified(record)
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -230,36 +238,23 @@ def write_record(
 
 
 def write_again(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record with the hash of what it says."""
-    record = {**record, "sha256": text_hash(canonical(record))}
-    write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    """Writes a record with the hash of its content."""
+    write_text(path, as_text({**record, "sha256": text_hash(canonical(record))}))
+
+
+def as_text(record: dict[str, Any]) -> str:
+    """The content of a record's file."""
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
 def write_study(folder: Path, tables: Mapping[str, pd.DataFrame], result: dict[str, Any], **record: Any) -> None:
-    """Writes tables as <name>.csv, numbers with nine digits, then their record study.json: `result`, and each file's
-    hash as <name>_csv_sha256. `record`: the other arguments of `write_record`."""
+    """Writes tables as <name>.csv, to nine digits, then their record study.json: `result`, and each file's hash as
+    <name>_csv_sha256. `record`: the other arguments of `write_record`. `evidence.read_study` reads it."""
     hashes = {}
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.9g"))
-        hashes[f"{name}_csv_sha256"] = file_hash(folder / f"{name}.csv")
+        hashes[f"{name}{TABLE_HASH}"] = file_hash(folder / f"{name}.csv")
     write_record(folder / "study.json", result | hashes, **record)
-
-
-def read_study(
-    folder: Path, names: Sequence[str], dtype: Mapping[str, type] | None = None
-) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    """What `write_study` wrote: the record's result, and the named tables; `dtype` of columns as pandas takes it.
-
-    ValueError where the record is missing or damaged, or a table is not the one that it names.
-    """
-    try:
-        result = read_result(folder / "study.json")
-        wrong = [name for name in names if file_hash(folder / f"{name}.csv") != result[f"{name}_csv_sha256"]]
-    except (FileNotFoundError, KeyError, StaleRecord) as reason:
-        raise ValueError(f"{folder} cannot be used ({reason}): {REMEDY}.") from None
-    if wrong:
-        raise ValueError(f"{folder / wrong[0]}.csv does not match study.json: {REMEDY}.")
-    return result, {name: pd.read_csv(folder / f"{name}.csv", dtype=dtype) for name in names}
 
 
 @contextlib.contextmanager
