@@ -38,7 +38,7 @@ from spectral_collapse.analysis import anova, early_warning, series, statistics
 from spectral_collapse.experiment import rescue
 from spectral_collapse.paper import claims, figures, findings, tables
 from spectral_collapse.paper import output as paper
-from spectral_collapse.record import paths, schema
+from spectral_collapse.record import evidence, paths, schema
 
 print("Not judged here:", *statistics.limits(settings), sep="\n- ")
 table = series.table(settings)
@@ -252,5 +252,5 @@ print("\n".join(output.written))
 # its committed records. Its figures and tables are in `paper/generated/tinystories`.
 
 # %%
-study = series.table(params.load("tinystories"), root=paths.COMMITTED)
+study = series.table(params.load("tinystories"), source=evidence.PACKS)
 figures.series(study, [*headline[:3], "distinct_2", "lambda_max", "bulk_sigma"])

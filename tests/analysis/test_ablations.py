@@ -12,7 +12,7 @@ from spectral_collapse.estimate import Interval
 from spectral_collapse.experiment import encoded, loop, measure, runs
 from spectral_collapse.model import train
 from spectral_collapse.paper import claims, figures
-from spectral_collapse.record import params, paths
+from spectral_collapse.record import evidence, params, paths
 from tiny import TINY, described
 
 GRIDS = ("ablations", "ablations_hub")
@@ -181,17 +181,18 @@ def test_generation_zero_is_computed_once_and_a_second_run_computes_nothing(tiny
 
     # The study is what its files say, and is refused once they disagree.
     folder = ablations.write_study(tiny, table)
-    study = ablations.read_study(folder)
+    here = evidence.Folder(paths.results_root())
+    study = ablations.read_study(tiny.grid, tiny.name, here)
     pd.testing.assert_frame_equal(study.runs, table, check_dtype=False, rtol=1e-7)
     assert study.judged.verdict == ablations.judge(tiny, table).verdict and study.control == "fresh"
     assert (study.reference, study.changes["one"]) == ("two", {"epochs": 1})
     with (folder / "runs.csv").open("a") as file:
         file.write("\n")
     with pytest.raises(ValueError, match=r"runs\.csv does not match study\.json"):
-        ablations.read_study(folder)
+        ablations.read_study(tiny.grid, tiny.name, here)
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match="or make the study again"):
-        ablations.read_study(folder)
+        ablations.read_study(tiny.grid, tiny.name, here)
 
 
 @pytest.mark.slow

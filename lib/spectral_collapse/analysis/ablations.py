@@ -19,7 +19,8 @@ from ..experiment import runs as runs_module
 from ..machine import devices
 from ..paper.formatting import escape, format_interval, format_number
 from ..paper.tables import Number, Raw, frame_of, label
-from ..record import closure, params, paths, provenance
+from ..record import closure, evidence, params, paths, provenance
+from ..record.evidence import Source
 from ..record.params import GRID
 from ..record.schema import PLACES, Params
 from ..sigma import TRACKS
@@ -250,37 +251,35 @@ class Study:
         return effects(self.runs, self.reference, self.control, metrics)
 
 
-def read_study(folder: Path) -> Study:
-    """The study in a folder. ValueError where it is missing, or its table is not the one that its record describes."""
-    record, tables = provenance.read_study(folder, ["runs"], {"level": str})
+def read_study(grid: str, name: str, source: Source | None = None) -> Study:
+    """The study of a factor. ValueError where it is missing, or its table is not the one that its record describes."""
+    record, tables = evidence.read_study(f"{grid}/{name}", ["runs"], {"level": str}, source)
     estimate = Interval(*(math.nan if end is None else end for end in record["estimate"]))
     judged = Judged(record["hypothesis"], estimate, record["verdict"])
     rest = (record[key] for key in ("question", "reference", "control", "changes"))
-    return Study(folder.name, *rest, judged, tables["runs"])
+    return Study(name, *rest, judged, tables["runs"])
 
 
-def studies(grid: str = GRID, root: Path | None = None) -> dict[str, Study]:
+def studies(grid: str = GRID, source: Source | None = None) -> dict[str, Study]:
     """The studies of a grid by factor, made here or committed, in the grid's order; empty where there are none.
 
     Drifts of SIGMA's tracks and the published ratio are read again from the records of the runs, which allow their
     correction (`series.track_drifts`, `series.log_published_ratio`), and a hypothesis of theirs is judged again.
     """
-    names = params.studied_factors(grid)
-    folders = {name: root / grid / name if root else paths.study_folder(grid, name) for name in names}
-    committed = {name: paths.COMMITTED / grid / name for name in names}
-    found = {name: read_study(folder) for name, folder in folders.items() if (folder / "study.json").exists()}
-    return {
-        name: _corrected(
-            study, read(name, grid), root or (paths.COMMITTED if folders[name] == committed[name] else None)
-        )
-        for name, study in found.items()
-    }
+    found = {}
+    for name in params.studied_factors(grid):
+        held = source or evidence.of_study(f"{grid}/{name}")
+        if held.has(f"{grid}/{name}/study.json"):
+            # A packed study is of packed runs; one made here may be of both.
+            runs = source or (held if held is evidence.PACKS else None)
+            found[name] = _corrected(read_study(grid, name, held), read(name, grid), runs)
+    return found
 
 
-def _corrected(study: Study, factor: Factor, root: Path | None) -> Study:
+def _corrected(study: Study, factor: Factor, source: Source | None) -> Study:
     parts = []
     for level, settings in factor.levels.items():
-        part = series.table(settings, stages=("curvature", "sigma"), root=root)
+        part = series.table(settings, stages=("curvature", "sigma"), source=source)
         parts.append(
             part.filter(regex="^(condition|seed|generation|log_published_ratio|.*_drift)$").assign(level=level)
         )

@@ -12,7 +12,7 @@ from ..experiment import mechanism as stages
 from ..experiment.runs import Run
 from ..machine import devices, processes
 from ..mechanism import eigenvectors, tracking
-from ..record import closure, params, paths, provenance
+from ..record import closure, evidence, params, paths, provenance
 from ..record.params import BASELINE
 from ..record.schema import Params
 from . import series
@@ -154,9 +154,9 @@ def measured(settings: Params, say: Callable[[str], None] = print) -> Study:
     return Study(**{name: _frame(rows) for name, rows in tables.items()})
 
 
-def folder_of(settings: Params, root: Path | None = None) -> Path:
+def folder_of(settings: Params) -> Path:
     """`<results>/<profile>/<model>/mechanism`."""
-    return paths.model_folder(params.name_of(settings), settings.model, root) / "mechanism"
+    return paths.model_folder(params.name_of(settings), settings.model) / "mechanism"
 
 
 def write(study: Study, settings: Params) -> Path:
@@ -175,12 +175,12 @@ def write(study: Study, settings: Params) -> Path:
     return folder
 
 
-def read(settings: Params, root: Path | None = None) -> Study:
+def read(settings: Params, source: evidence.Source | None = None) -> Study:
     """The study that `write` left. ValueError where it is missing, or a table is not the one its record describes."""
-    return Study(**provenance.read_study(folder_of(settings, root), _TABLES)[1])
+    return Study(**evidence.read_study(params.folders(settings)[0] / "mechanism", _TABLES, source=source)[1])
 
 
 def committed() -> tuple[Study, Params]:
     """The study that comes with the project, of the profile `mechanism`, and its parameters."""
     settings = params.load(PROFILE)
-    return read(settings, paths.COMMITTED), settings
+    return read(settings, evidence.PACKS), settings

@@ -9,8 +9,9 @@ from .. import curvature, estimate
 from ..analysis import series, statistics
 from ..experiment import batch_sizes as sizes
 from ..experiment import estimators
-from ..record import paths, provenance
-from ..record.params import BASELINE, load, profiles
+from ..record import paths
+from ..record.evidence import PACKS, read_study
+from ..record.params import load, profiles
 from ..sigma import TRACKS
 from . import formatting, tables
 from .formatting import bracket_of, interval_of, number_of, pair_of
@@ -29,20 +30,11 @@ PRETRAINED_SERIES = (
 
 
 def committed(profile: str, *stages: str) -> list[dict]:
-    """Results of stages of a profile's base model, first seed, from the records that come with the project.
-
-    ValueError naming the file where one is missing or damaged.
-    """
+    """Results of stages of a profile's base model, first seed, from the packed studies. ValueError as `series.results`
+    raises it."""
     params = load(profile)
-    run = paths.run_folder(params.profile, params.model, BASELINE, params.seeds[0], paths.COMMITTED)
-    results = []
-    for stage in stages:
-        path = paths.generation_folder(run, 0) / f"{stage}.json"
-        try:
-            results.append(provenance.read_result(path))
-        except (FileNotFoundError, provenance.StaleRecord) as reason:
-            raise ValueError(f"{path} cannot be used ({reason}): restore it from the repository.") from None
-    return results
+    first = (params.conditions[:1], params.seeds[:1], [0], PACKS)
+    return [result for stage in stages for *_, result in series.results(params, stage, *first)]
 
 
 def estimator_noise() -> pd.DataFrame:
@@ -57,7 +49,7 @@ def batch_sizes() -> tuple[pd.DataFrame, dict]:
 
     ValueError where it is missing, or its table is not the one that its record describes.
     """
-    result, found = provenance.read_study(paths.COMMITTED / "batch_sizes", ["batches"])
+    result, found = read_study("batch_sizes", ["batches"], source=PACKS)
     return found["batches"], result
 
 
@@ -135,16 +127,16 @@ def pretrained_values(result: dict) -> dict[str, str]:
     }
 
 
-# Committed records whose power iteration was stopped early, by the folders that hold them.
-POWER_ITERATIONS = {"tinystories": "tinystories", "ablations": "ablations*", "small": "small", "pretrained": PRETRAINED}
+# Packed studies whose power iteration was stopped early.
+POWER_ITERATIONS = {"tinystories": "tinystories", "ablations": "ablations", "small": "small", "pretrained": PRETRAINED}
 
 
 def power_iteration_errors() -> dict[str, pd.DataFrame]:
     """`series.power_iteration_errors` of all committed curvature records, by study."""
     found = {}
-    for study, folders in POWER_ITERATIONS.items():
-        files = sorted(paths.COMMITTED.glob(f"{folders}/*/*/seed_*/generation_*/curvature.json"))
-        found[study] = series.power_iteration_errors(map(provenance.read_result, files))
+    for name, study in POWER_ITERATIONS.items():
+        places = [place for place in PACKS.content(study) if place.endswith("/curvature.json")]
+        found[name] = series.power_iteration_errors(PACKS.record(place)["result"] for place in places)
     return found
 
 
@@ -168,7 +160,7 @@ def power_iteration_values(errors: Mapping[str, pd.DataFrame]) -> dict[str, str]
 
 def pretrained_runs() -> pd.DataFrame:
     """`series.table` of the committed runs on pretrained weights."""
-    return series.table(load(PRETRAINED), root=paths.COMMITTED)
+    return series.table(load(PRETRAINED), source=PACKS)
 
 
 def _by_seed(runs: pd.DataFrame, metric: str) -> dict[str, pd.Series]:
@@ -232,9 +224,7 @@ def pretrained_runs_values(runs: pd.DataFrame) -> dict[str, str]:
             text[f"pretrained.{metric}.{condition}.moved"] = _in_all(moved, "rose", "fell", "did not move to one side")
         text[f"pretrained.{metric}.word"] = _in_all(gap, "higher", "lower", "not to one side of it for every seed")
     waiting = [
-        name
-        for name in profiles()
-        if load(name).checkpoint is not None and not (paths.COMMITTED / name / load(name).model).exists()
+        name for name in profiles() if load(name).checkpoint is not None and not PACKS.has(f"{name}/{load(name).model}")
     ]
     return text | {"pretrained.waiting": ", ".join(rf"\texttt{{{formatting.escape(name)}}}" for name in waiting)}
 
@@ -244,7 +234,7 @@ def sigma_coverage() -> pd.DataFrame:
 
     ValueError where it is missing, or its table is not the one that its record describes.
     """
-    return provenance.read_study(paths.study_folder("sigma_coverage"), ["coverage"])[1]["coverage"]
+    return read_study("sigma_coverage", ["coverage"])[1]["coverage"]
 
 
 def coverage_values(covered: pd.DataFrame) -> dict[str, str]:
@@ -258,7 +248,7 @@ def coverage_values(covered: pd.DataFrame) -> dict[str, str]:
 
 def drifts(profile: str) -> pd.DataFrame:
     """`series.drifts` of the committed runs of a profile of SIGMA's."""
-    return series.drifts(load(profile), root=paths.COMMITTED)
+    return series.drifts(load(profile), source=PACKS)
 
 
 def counts_values() -> dict[str, str]:
