@@ -393,3 +393,10 @@ def test_tinystories_has_text_enough_for_every_slice(profile):
     blocks = found.baseline_blocks + slices * found.blocks_per_generation
     assert blocks * found.block_tokens < 200 * found.documents and found.documents < 2_119_719
     assert found.held_out_blocks * found.block_tokens < 200 * found.documents / 10
+
+
+def test_the_reference_of_the_parameters_is_that_of_the_schema_and_every_one_is_explained():
+    assert (paths.ROOT / "docs" / "parameters.md").read_text(encoding="utf-8") == schema.reference() + "\n"
+    fields = [name for group in schema.GROUPS for name in group.model_fields]
+    assert fields == list(schema.Params.model_fields)
+    assert all(field.description for field in schema.Params.model_fields.values())
