@@ -88,7 +88,7 @@ def test_architectures_are_of_about_equal_size():
         ("ablations", "'ablations' is a grid: name a cell of it, as ablations.<factor>.<level>."),
         ("ablations.samples", "'ablations.samples' is no cell of grid 'ablations': name one as ablations.<factor>"),
         ("ablations_hub.size.large", "unknown factor of grid 'ablations_hub' 'size'; the nearest valid name is"),
-        ("smoke.samples.x1", "a grid needs 'factors'; this is no grid."),
+        ("smoke.samples.x1", "a grid needs 'factors'."),
         ("nothing.samples.x1", "nothing.yaml is not in"),
     ],
 )

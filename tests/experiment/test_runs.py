@@ -127,7 +127,7 @@ def test_finished_records_are_not_overwritten_by_other_settings(run, declared, t
     stage(run(), 1)
     (tmp_path / "own.yaml").write_text(json.dumps(SMOKE | {"layers": 3}))
     told = rf"own/{PLACE}/counted\.json was made with other settings: its parameters changed \(layers 2 -> 3\)\. "
-    told += r"What is finished is not overwritten: set `variant` to a name .* or delete .*seed_1\."
+    told += r"Finished records are not overwritten: set `variant` to a name .* or delete .*seed_1\."
     with pytest.raises(ValueError, match=told):
         stage(run(), 1)
     assert stage(run(variant="deep"), 1)["layers"] == 3
@@ -196,7 +196,7 @@ def test_records_of_an_earlier_kind_of_key_are_read_and_made_again(run, declared
     stage(run(), 1)
     assert len(computed) == 2
     assert run.said == [
-        f"own/{PLACE}/counted.json is made again: its parameters changed (published_steps is none any more)."
+        f"own/{PLACE}/counted.json is made again: its parameters changed (published_steps no longer exists)."
     ]
 
 

@@ -29,7 +29,7 @@ def test_every_profile_loads_and_is_called_as_its_file(profile):
 def test_profile_called_otherwise_than_its_file_is_refused(tmp_path, monkeypatch):
     (tmp_path / "copy.yaml").write_bytes((paths.PARAMS / "smoke.yaml").read_bytes())
     monkeypatch.setattr(paths, "PARAMS", tmp_path)
-    with pytest.raises(ValueError, match=r"copy\.yaml: its profile must be called 'copy', as the file is\."):
+    with pytest.raises(ValueError, match=r"copy\.yaml: its key profile must be 'copy', the name of the file\."):
         params.load("copy")
 
 
@@ -164,7 +164,7 @@ def test_key_that_stands_twice_is_refused(tmp_path, monkeypatch):
     text = (paths.PARAMS / "smoke.yaml").read_text()
     (tmp_path / "smoke.yaml").write_text(text + "layers: 2\n")
     monkeypatch.setattr(paths, "PARAMS", tmp_path)
-    with pytest.raises(ValueError, match=r"smoke\.yaml: parameter 'layers' stands twice: delete one") as caught:
+    with pytest.raises(ValueError, match=r"smoke\.yaml: parameter 'layers' is written twice: delete one") as caught:
         params.load("smoke")
     assert "\n" not in str(caught.value)
 

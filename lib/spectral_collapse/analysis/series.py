@@ -17,7 +17,7 @@ from ..record.evidence import Source
 from ..record.params import BASELINE, base_params, folders
 from ..record.schema import DESIGN, PLACES, Params, noted, split_condition
 
-# Numbers of a stage that become columns as they are.
+# Numbers in a stage's result that become columns unchanged.
 _COLUMNS = {
     "training": ("training_loss",),
     "evaluation": (
@@ -120,7 +120,7 @@ def disagreements(record: dict, params: Params) -> dict[str, tuple[Any, Any]]:
 
 
 def unrecorded(params: Params) -> set[str]:
-    """Parameters that the profile's records say nothing of, since they came later."""
+    """Parameters that are newer than the profile's records."""
     *_, record = next(records(params, "training", generations=[0]))
     if record["schema_version"] != provenance.LISTED:
         return set()
@@ -128,33 +128,30 @@ def unrecorded(params: Params) -> set[str]:
 
 
 def ends(params: Params, stage: str) -> list[tuple[str, dict]]:
-    """Results of a stage for the first seed, each with a label: generation 0, then the last of every condition.
-
-    ValueError as `results` raises it.
-    """
+    """(label, result) of a stage for the first seed: generation 0, then the last generation of every condition.
+    ValueError as `results`."""
     found = list(results(params, stage, seeds=params.seeds[:1], generations=(0, params.generations)))
     (*_, start), last = found[0], [one for one in found if one[2] > 0]
     return [("generation 0", start)] + [(f"{name}, generation {number}", result) for name, _, number, result in last]
 
 
 def exact_lambda(curvature: dict) -> float:
-    """The eigenvalue of largest |λ| of a curvature result, with its sign, from Lanczos: what power iteration seeks."""
+    """Eigenvalue of largest |λ| in a curvature result, with its sign, by Lanczos: the target of power iteration."""
     return largest_eigenvalue(curvature["lambda_max"], curvature["lambda_min"])
 
 
 def log_published_ratio(curvature: dict) -> float:
-    """log(|λ| / IQR): the published ratio, whose λ of largest |λ| may be negative, so that |·| is taken.
+    """log(|λ| / IQR), the log of the published ratio; |·|, since its λ of largest |λ| may be negative.
 
-    λ is the exact one (`exact_lambda`) and not what power iteration ended with, which in some records was stopped after
-    2, 20 or 30 products (`power_iteration_errors`). The IQR is bounded below by the published 1e-6, under which the
-    published ratio is set to 0.
+    λ is exact (`exact_lambda`) and not from power iteration, which stopped after 2, 20 or 30 products in some records
+    (`power_iteration_errors`). The IQR is bounded below by 1e-6, under which the published ratio is set to 0.
     """
     return math.log(abs(exact_lambda(curvature)) / max(curvature["published_iqr"], 1e-6))
 
 
 def power_iteration_errors(curvatures: Iterable[dict]) -> pd.DataFrame:
-    """How far power iteration was off in curvature results, a row each: found, exact (both signed), share |found| /
-    |exact|, and same_sign."""
+    """Errors of power iteration in curvature results, a row each: found and exact (signed), share = |found| / |exact|,
+    same_sign."""
     frame = pd.DataFrame(
         [(result["published_lambda_max"], exact_lambda(result)) for result in curvatures], columns=["found", "exact"]
     )
@@ -166,7 +163,7 @@ def power_iteration_errors(curvatures: Iterable[dict]) -> pd.DataFrame:
 
 
 def constant_counts(sigma: dict) -> bool:
-    """Whether a result of the stage `sigma` has as many blocks as generation 0's, by design."""
+    """Whether a result of the stage `sigma` has the same number of blocks as generation 0 by design."""
     return "blocks_per_prompt" in sigma
 
 
@@ -176,10 +173,8 @@ def expected_logdet(m: int, n: int) -> float:
 
 
 def count_effect(first: dict, last: dict) -> float:
-    """What the numbers of blocks alone add to Track II's drift between two results of `sigma`, for Gaussian columns.
-
-    The change of E log det A − m log n_A for columns of one covariance.
-    """
+    """Contribution of the numbers of blocks to Track II's drift between two results of `sigma`, for Gaussian columns:
+    the change of E log det A − m log n_A at constant covariance."""
     m = last["live_dimensions"]
     at_first, at_last = (
         expected_logdet(m, result["observed_blocks"]) - m * math.log(result["observed_blocks"])
@@ -191,13 +186,13 @@ def count_effect(first: dict, last: dict) -> float:
 def track_drifts(first: dict, last: dict) -> dict[str, dict[str, float]]:
     """Drift of every track between two results of the stage `sigma`, with its band where it has one.
 
-    Results with as many blocks at all checkpoints say it themselves. In those from before (`constant_counts`) a drift
-    was of the number of blocks too, and what their records allow is put right. Track I is given back its m log(n/n₀),
-    exactly its term of the counts; of what is left, a block changes 0.002 nats. Track II loses `count_effect`, exact
-    for Gaussian columns and δ → 0: on sentence embeddings of TinyStories, n_A = 414 to 465 in 381 dimensions, a block
-    more raised it by 1.1 to 1.3 nats before, and by −0.1 to 0.1 after. The corrected log-determinant is that of
-    log det G less its expectation for Gaussian columns, so that n does not count; a block more raised it by 0.2. The
-    sharp Track I cannot be corrected and has no drift, nor can bands, standard errors and p-values, which are NaN.
+    Results with the same number of blocks at all checkpoints hold their drifts. In older ones (`constant_counts`) a
+    drift also measured the number of blocks, which is corrected as far as their records allow. Track I: m log(n/n₀),
+    exactly its term in the counts, is added; one more block changes the rest by 0.002 nats. Track II: `count_effect` is
+    subtracted, exact for Gaussian columns and δ → 0; on sentence embeddings of TinyStories (n_A = 414 to 465, 381
+    dimensions) one more block changed it by 1.1 to 1.3 nats before, and by −0.1 to 0.1 after. Corrected
+    log-determinant: log det G minus its expectation for Gaussian columns, which removes n; one more block changed it by
+    0.2. The sharp Track I cannot be corrected and has no drift; bands, standard errors and p-values are NaN.
     """
     if constant_counts(last):
         return last["drifts"]
@@ -216,11 +211,11 @@ def track_drifts(first: dict, last: dict) -> dict[str, dict[str, float]]:
 
 
 def count_finding(pairs: list[tuple[dict, dict]]) -> dict[str, str]:
-    """What Track I's recorded drifts say of pairs of results of `sigma`, generation 0's and a later one's.
+    """How well the numbers of blocks predict Track I's recorded drifts, from pairs of results of `sigma` (generation 0,
+    later generation).
 
-    r2 = 1 − Σ(d − p)²/Σ(d − d̄)² of the drifts d against p = −m log(n/n₀), a prediction from the counts alone and
-    without a fitted constant; drifts, their number; significant, those whose bootstrap gave p < 0.05; most, the largest
-    |d − p|.
+    r2 = 1 − Σ(d − p)²/Σ(d − d̄)² of the drifts d and p = −m log(n/n₀), which has no fitted constant; drifts, their
+    number; significant, the number with bootstrap p < 0.05; most, the largest |d − p|.
     """
     drifts = np.array([last["track_one"] - first["track_one"] for first, last in pairs])
     counts = np.array(
@@ -262,10 +257,10 @@ def table(
     """Tidy table of the profile's runs: model, condition, weights (restart or carry), seed, generation, then the
     metrics of the stages.
 
-    A metric that there is not (storyworld's tails on other text, MAUVE without its package, the corrected
-    log-determinant where a checkpoint has too few blocks for it) has no column, and neither has one of the expected
-    loss (`curvature.PopulationSignature`) that so few blocks leave undefined for some model. Drifts are differences to
-    generation 0 of the same seed, by `track_drifts`.
+    There is no column for a metric that was not measured (storyworld's tails on other text, MAUVE without its package),
+    for the corrected log-determinant if a checkpoint has too few blocks, or for a metric of the expected loss
+    (`curvature.PopulationSignature`) that is undefined for some model. Drifts are differences to generation 0 of the
+    same seed, by `track_drifts`.
     """
     rows: dict[tuple[str, int, int], dict] = {}
     start: dict = {}
@@ -288,7 +283,7 @@ def table(
         ]
     )
     if "logdet_drift" in frame and frame["logdet_drift"].isna().any():
-        # It takes more blocks than dimensions at every checkpoint, and statistics take every cell.
+        # It needs more blocks than dimensions at every checkpoint, and statistics need every cell.
         frame = frame.drop(columns="logdet_drift")
     metrics = [name for name in frame if name not in ("model", "condition", "weights", "seed", "generation")]
     # JSON has no NaN: an undefined value arrives as None.

@@ -4,7 +4,7 @@ A study is `results/evidence/<study>.jsonl.gz`, gzipped JSON lines:
 
     {"study": name, "format": 1, "shared": number of lines, "files": number of lines}
     {"shared": value}                   parameters, versions, commits: each once, however many records hold it
-    {"path": place, "record": record}   where `SLOTS` hold the number of a shared line, counted from 0
+    {"path": place, "record": record}   whose `_slots` hold the number of a shared line, counted from 0
     {"path": place, "table": text}      a CSV file, whose hash stands in the record study.json beside it
 
 A place is a path below `results/work` or any other root of results, as `smoke/llama-tiny/fresh/seed_1/generation_1/
@@ -25,7 +25,7 @@ import os
 import sys
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -36,7 +36,6 @@ from .params import BASELINE, load
 from .schema import CONDITIONS, unknown_name
 
 FORMAT = 1
-SLOTS = (("parameters",), ("git",), ("environment",), ("key", "parameters"))  # shared parts of a record
 SUFFIX = ".jsonl.gz"
 Place = str | PurePath
 Cell = tuple[str, int, int, str]  # condition, seed, generation and stage
@@ -73,8 +72,7 @@ class Folder:
 
     def table(self, place: Place) -> str:
         """The text of a CSV file. FileNotFoundError where there is none."""
-        with open(self.root / place, encoding="utf-8", newline="") as file:
-            return file.read()
+        return (self.root / place).read_bytes().decode(errors="replace")
 
 
 class Packs:
@@ -104,28 +102,23 @@ class Packs:
         return _unpacked(file, state.st_mtime_ns, state.st_size)
 
     def shown(self, place: Place) -> str:
-        return f"{place} of {self._file_of(place)}"
+        return f"{place} of {self.file(study_of(PurePath(place).parts[0]))}"
 
     def has(self, place: Place) -> bool:
-        place = str(place)
-        content = self._content_of(place)
-        return place in content or any(known.startswith(f"{place}/") for known in content)
+        places = self.content(study_of(PurePath(place).parts[0]))
+        return str(place) in places or any(known.startswith(f"{place}/") for known in places)
 
     def record(self, place: Place) -> dict[str, Any]:
-        if not isinstance(record := self._content_of(place).get(str(place)), dict):
-            raise FileNotFoundError(self.shown(place))
-        return provenance.verified(record)
+        return provenance.verified(self._at(place, dict))
 
     def table(self, place: Place) -> str:
-        if not isinstance(text := self._content_of(place).get(str(place)), str):
+        return self._at(place, str)
+
+    def _at(self, place: Place, kind: type) -> Any:
+        part = self.content(study_of(PurePath(place).parts[0])).get(str(place))
+        if not isinstance(part, kind):
             raise FileNotFoundError(self.shown(place))
-        return text
-
-    def _content_of(self, place: Place) -> Mapping[str, Any]:
-        return self.content(study_of(PurePath(place).parts[0]))
-
-    def _file_of(self, place: Place) -> Path:
-        return self.file(study_of(PurePath(place).parts[0]))
+        return part
 
 
 PACKS = Packs(paths.EVIDENCE)
@@ -168,7 +161,7 @@ def read_study(
         texts = {name: source.table(PurePath(folder) / f"{name}.csv") for name in names}
         wrong = [name for name in names if provenance.text_hash(texts[name]) != result[name + provenance.TABLE_HASH]]
     except FileNotFoundError:
-        raise ValueError(f"{source.shown(place)} or a table of its is missing: {source.remedy}.") from None
+        raise ValueError(f"{source.shown(place)} or a table beside it is missing: {source.remedy}.") from None
     except (KeyError, provenance.StaleRecord) as reason:
         raise ValueError(f"{source.shown(place)} cannot be used ({reason}): {source.remedy}.") from None
     if wrong:
@@ -189,10 +182,8 @@ def _packed(study: str, content: Mapping[str, Any]) -> bytes:
             lines.append({"path": place, "table": part})
             continue
         record = {**part, "key": dict(part["key"])}
-        for *outer, name in SLOTS:
-            holder = record[outer[0]] if outer else record
-            if name in holder:
-                holder[name] = shared.setdefault(_line(holder[name]), len(shared))
+        for holder, name in _slots(record):
+            holder[name] = shared.setdefault(_line(holder[name]), len(shared))
         lines.append({"path": place, "record": record})
     header = {"study": study, "format": FORMAT, "shared": len(shared), "files": len(lines)}
     text = [_line(header), *(f'{{"shared":{value}}}' for value in shared), *map(_line, lines)]
@@ -207,6 +198,12 @@ def compressed(text: str) -> bytes:
     return buffer.getvalue()
 
 
+def _slots(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where a record holds what is shared: (mapping, key)."""
+    for holder, names in ((record, ("parameters", "git", "environment")), (record["key"], ("parameters",))):
+        yield from ((holder, name) for name in names if name in holder)
+
+
 def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
@@ -217,22 +214,19 @@ def _unpacked(file: Path, _modified: int, _size: int) -> dict[str, Any]:
     try:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             header, *rest = map(json.loads, lines)
-        if header["format"] != FORMAT:
-            raise ValueError(f"it has format {header['format']!r}, this is format {FORMAT}")
         shared = [line["shared"] for line in rest[: header["shared"]]]
         content = {}
         for line in rest[header["shared"] :]:
             if (record := line.get("record")) is not None:
-                for *outer, name in SLOTS:
-                    holder = record[outer[0]] if outer else record
-                    if name in holder:
-                        holder[name] = shared[holder[name]]
+                for holder, name in _slots(record):
+                    holder[name] = shared[holder[name]]
             content[line["path"]] = line["table"] if record is None else record
-        if len(content) != header["files"]:
-            raise ValueError(f"it holds {len(content)} of {header['files']} records and tables")
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        told = str(error) if str(error).startswith("it h") else "it is truncated or altered"
-        raise ValueError(f"{file} cannot be used ({told}): {Packs.remedy}.") from None
+        if (header["format"], header["files"]) != (FORMAT, len(content)):
+            raise ValueError
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        raise ValueError(
+            f"{file} cannot be used (it is truncated, altered, or not of format {FORMAT}): {Packs.remedy}."
+        ) from None
     return content
 
 
@@ -248,6 +242,8 @@ def verify(content: Mapping[str, Any]) -> dict[str, dict[Cell, dict]]:
     """
     records, folders = {}, defaultdict(dict)
     for place, part in content.items():
+        for name in PurePath(place).parts:  # nobody's pack is unpacked outside its folder
+            paths.path_name(name)
         if isinstance(part, str):
             continue
         try:
@@ -355,7 +351,7 @@ def collect(study: str, root: Path) -> dict[str, Any]:
             continue
         runs = folder.glob("*/*/seed_*/generation_*/*.json")
         for file in itertools.chain(runs, folder.rglob("study.json"), folder.rglob("*.csv")):
-            text = file.read_bytes().decode()
+            text = file.read_bytes().decode(errors="replace")
             if not file.name.startswith("."):  # what an interrupted write left
                 try:
                     content[file.relative_to(root).as_posix()] = text if file.suffix == ".csv" else json.loads(text)

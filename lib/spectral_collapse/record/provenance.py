@@ -1,4 +1,4 @@
-"""Records: the only writer of results. Each file says what made it, and is trusted only if that still holds."""
+"""Records: the only writer of results. Each file says what it was made from, and carries a hash of its content."""
 
 import contextlib
 import errno
@@ -24,13 +24,13 @@ from ..machine import processes
 from . import paths
 
 SCHEMA_VERSION = 3
-LISTED = 2  # the schema of committed records whose keys were lists kept by hand: read as evidence, made again by runs
+LISTED = 2  # schema of packed records whose keys were lists kept by hand: evidence for readers, no records of runs
 TABLE_HASH = "_csv_sha256"  # after a table's name, in the record of a study
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 
 
 def canonical(value: Any) -> str:
-    """JSON text that is equal for equal values: sorted keys, no spaces."""
+    """JSON text, the same for equal values: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -46,7 +46,7 @@ def file_hash(path: Path) -> str:
 
 
 def digest(value: Any) -> Any:
-    """What a key holds of a value: short texts and plain numbers themselves, of all else a SHA-256."""
+    """A value as keys hold it: short texts and plain numbers as they are, everything else as its SHA-256."""
     if hasattr(value, "detach"):  # a tensor
         header = canonical([str(value.dtype), list(value.shape)])
         content = value.detach().contiguous().cpu().numpy().tobytes()
@@ -56,15 +56,15 @@ def digest(value: Any) -> Any:
     return text_hash(canonical(plain(value)))
 
 
-# What runs make of the committed results is no change of what makes them.
+# A checkout whose results alone have changed still has clean code.
 SOURCES = (".", ":!results", ":!paper/generated")
-CODE = ("lib", "notebooks", "params", "Snakefile")  # where a new file counts too, though git does not follow it yet
+CODE = ("lib", "notebooks", "params", "Snakefile")  # where untracked files count too
 
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit hash, and whether tracked files other than results differ from it or there is code that git does not
-    follow; `unknown` outside a git checkout."""
+    """Commit hash, and whether tracked files other than results differ from it or there is untracked code; `unknown`
+    outside a git checkout."""
 
     def git(*command: str) -> str:
         return subprocess.run(
@@ -97,8 +97,8 @@ NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 
 @contextlib.contextmanager
 def room(folder: Path) -> Iterator[None]:
-    """A full disk, and a folder that cannot be written, become a ValueError that says what to do. safetensors' own
-    errors have no code, only its text."""
+    """Turns the errors of a full disk or of a folder that cannot be written into a ValueError that says what to do.
+    safetensors' errors have no code, only its text."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -118,8 +118,7 @@ def room(folder: Path) -> Iterator[None]:
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Calls `write` on a temporary file beside `path`, then renames it: `path` is never half-written.
 
-    Of several processes the first one writes, and the others wait until `path` is there. Raises ValueError where the
-    disk is full.
+    Of several processes the first writes, and the others wait until `path` is there. ValueError as `room`.
     """
     processes.once(lambda: _write_and_rename(path, write))
 
@@ -144,7 +143,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Numbers of numpy and torch as Python's, non-finite ones as None (JSON has no NaN)."""
+    """A value with Python's numbers for those of numpy and torch, and None for non-finite ones (JSON has no NaN)."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -157,11 +156,11 @@ def plain(value: Any) -> Any:
 
 
 class StaleRecord(Exception):
-    """A record that cannot be used as it is; the message says why in one clause."""
+    """A record that cannot be used; the message says why in one clause."""
 
 
 def change(name: str, then: Any, now: Any) -> str:
-    """`name old -> new`, or the name alone where the values are hashes, which tell a reader nothing."""
+    """`name old -> new`; the name alone for hashes, which tell a reader nothing."""
     hashed = any(isinstance(value, str) and len(value) == 64 for value in (then, now))
     return name if hashed else f"{name} {then!r} -> {now!r}"
 
@@ -213,11 +212,11 @@ def write_record(
     device: str,
     speeds: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Writes one record and returns its result as a reader will see it.
+    """Writes one record; its result as readers will see it.
 
     `key` holds what the numbers depend on (parameters, code, inputs), `about` what they belong to (profile, seed,
-    condition, generation, and the parameters behind them). Times and speeds stand under `timing` alone, so that two
-    records of the same computation differ there, in `sha256`, which is the hash of all the rest, and in nothing else.
+    condition, generation, and the parameters behind them). Two records of the same computation differ only in `timing`
+    (times and speeds) and in `sha256`, the hash of everything else in the record.
     """
     result = plain(result)
     record = {
@@ -259,11 +258,11 @@ def write_study(folder: Path, tables: Mapping[str, pd.DataFrame], result: dict[s
 
 @contextlib.contextmanager
 def locked(folder: Path, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Holds the folder for this process; a second one waits, then finds the work done.
+    """Locks the folder for this process; a second process waits, then finds the work done.
 
-    The lock is the kernel's (flock): it ends with the process, however that ends.
+    The kernel holds the lock (flock) and releases it when the process ends, however it ends.
     """
-    if not processes.first():  # the first process holds it for all, which wait where they next meet
+    if not processes.first():  # the first process holds it for all; the others wait where they next meet
         yield
         return
     with room(folder):
