@@ -195,9 +195,7 @@ def test_records_of_an_earlier_kind_of_key_are_read_and_made_again(run, declared
     assert list(series.results(run().params, "counted", ["fresh"], [1], [1]))
     stage(run(), 1)
     assert len(computed) == 2
-    assert run.said == [
-        f"own/{PLACE}/counted.json is made again: its parameters changed (published_steps no longer exists)."
-    ]
+    assert run.said == [f"own/{PLACE}/counted.json is made again: its code changed."]
 
 
 def test_a_result_that_comes_out_the_same_leaves_what_was_made_of_it(run):

@@ -317,13 +317,9 @@ class Stage:
         hash that the record holds."""
         digest = f"{Path(self.file).stem}_sha256"
         recorded, run = self(run, generation)[digest], bare(run).owner(generation)
-        own, *others = run.places(generation, self.file)
-
-        def whole() -> Path | None:
-            there = [path for path in (own, *others) if path.exists()]
-            return next((path for path in there if provenance.file_hash(path) == recorded), None)
-
-        if (path := processes.once(whole)) is not None:
+        places = run.places(generation, self.file)
+        own, intact = places[0], lambda path: path.exists() and provenance.file_hash(path) == recorded
+        if (path := processes.once(lambda: next(filter(intact, places), None))) is not None:
             return path
         if own.exists():
             run.say(f"{_shown(own)} does not match its record and is made again.")
@@ -339,45 +335,38 @@ class Stage:
     def _find(self, run: Run, generation: int) -> Found | None:
         """The result of a valid record; None where there is none."""
         own, *others = run.places(generation, f"{self.name}.json")
-        outdated: dict[Path, _Outdated] = {}
+        reasons = []
         for path in (own, *others):
-            record = processes.once(lambda path=path: _readable(path))
-            if record is None:
-                continue
-            if isinstance(record, str):
-                outdated[path] = _Outdated(record, False)
+            if (record := processes.once(lambda path=path: _readable(path))) is None:
                 continue
             view = View(run, self.code_hash)
-            if (difference := self._difference(view, record["key"])) is not None:
-                if path == own and difference.by_people:
-                    raise ValueError(
-                        f"{_shown(own)} was made with other settings: {difference.reason}. Finished records are not "
-                        f"overwritten: set `variant` to a name for these runs, or delete {run.folder}."
-                    )
-                outdated[path] = difference
-                continue
-            if path != own or record["parameters"] != provenance.plain(view.depends):
-                provenance.write_again(own, {**record, "parameters": provenance.plain(view.depends)})
-            return Found(record["result"], view.depends)
-        for path, (reason, by_people) in outdated.items():
-            if not by_people:
-                run.say(f"{_shown(path)} is made again{'' if path == own else f' in {_shown(own.parent)}'}: {reason}.")
+            outdated = _Outdated(record, False) if isinstance(record, str) else self._difference(view, record["key"])
+            if outdated is None:
+                if path != own or record["parameters"] != provenance.plain(view.depends):
+                    provenance.write_again(own, {**record, "parameters": provenance.plain(view.depends)})
+                return Found(record["result"], view.depends)
+            if not outdated.by_people:
+                where = "" if path == own else f" in {_shown(own.parent)}"
+                reasons.append(f"{_shown(path)} is made again{where}: {outdated.reason}.")
+            elif path == own:
+                raise ValueError(
+                    f"{_shown(own)} was made with other settings: {outdated.reason}. Finished records are not "
+                    f"overwritten: set `variant` to a name for these runs, or delete {run.folder}."
+                )
+        for reason in reasons:
+            run.say(reason)
         return None
 
     def _difference(self, view: View, key: dict[str, Any]) -> _Outdated | None:
         """How a record's key differs from now; `view` repeats its reads in their first order."""
-        changed, gone = [], []
+        changed = []
         for name, then in key.get("parameters", {}).items():
-            if name not in Params.model_fields:
-                gone.append(name)
-                continue
-            getattr(view.params, name)
-            if (now := provenance.plain(view.parameters.get(name))) != then:
-                changed.append(provenance.change(name, then, now))
+            if name in Params.model_fields:  # otherwise the code that read it has changed
+                getattr(view.params, name)
+                if (now := provenance.plain(view.parameters.get(name))) != then:
+                    changed.append(provenance.change(name, then, now))
         if changed:
             return _Outdated(f"its parameters changed ({', '.join(changed)})", True)
-        if gone:
-            return _Outdated(f"its parameters changed ({', '.join(gone)} no longer exists)", False)
         if key.get("code") != self.code_hash:
             return _Outdated("its code changed", False)
         for name, then in key.get("inputs", {}).items():
