@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import faults
@@ -196,6 +197,17 @@ def test_a_missing_record_is_named(monkeypatch, tmp_path):
         ValueError, match=r"curvature\.json of .*smollm2_offline\.jsonl\.gz is missing: run the notebook"
     ):
         studies.committed("smollm2_offline", "curvature")
+
+
+def test_the_docs_show_how_to_read_a_record(monkeypatch, capsys):
+    monkeypatch.chdir(paths.ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", (paths.ROOT / "docs" / "records.md").read_text(), re.DOTALL)
+    for block in blocks:
+        names: dict = {}
+        exec(block, names)
+    perplexity = float(capsys.readouterr().out.split()[0])
+    place = "tinystories/llama-1.6m/recursive/seed_1/generation_8/evaluation.json"
+    assert len(blocks) == 2 and names["results"][place]["held_out_perplexity"] == perplexity
 
 
 def test_the_docs_tell_of_the_faults_what_was_measured():
