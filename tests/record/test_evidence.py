@@ -254,6 +254,16 @@ def test_real_text_is_one_for_all_seeds_where_it_does_not_depend_on_them(study):
     refused(r"another real text \(held_out")
 
 
+def test_a_pack_does_not_lose_a_cell_of_its_grid(study, tmp_path):
+    content = evidence.collect("own", tmp_path / "work") | {"own.factor.level/x/study.json": {"key": {}}}
+    evidence.PACKS.root.mkdir()
+    evidence.PACKS.file("own").write_bytes(evidence._packed("own", content))
+    before = evidence.PACKS.file("own").read_bytes()
+    with pytest.raises(ValueError, match=r"own\.jsonl\.gz holds own\.factor\.level, which is not there to be packed"):
+        evidence.pack("own")
+    assert evidence.PACKS.file("own").read_bytes() == before
+
+
 # ---- names and the command
 
 

@@ -78,7 +78,7 @@ class Folder:
 class Packs:
     """Records and tables in the packed studies of a folder; callers do not change what they are given."""
 
-    remedy = "restore it from the repository, or pack the study again"
+    remedy = "restore it from the repository, or delete it and pack the study again"
 
     def __init__(self, root: Path):
         self.root = root
@@ -364,12 +364,18 @@ def collect(study: str, root: Path) -> dict[str, Any]:
 
 
 def pack(name: str, root: Path | None = None) -> Path:
-    """Verifies the records of a study, or of a profile's study, and writes its pack; the file. ValueError, and no file,
-    where a record is damaged or missing, or does not fit the others."""
+    """Verifies the records of a study, or of a profile's study, and writes its pack; the file. ValueError, and nothing
+    is written, where a record is damaged or missing or does not fit the others, or the pack would lose a profile."""
     study = study_of(paths.path_name(name))
     content = collect(study, root or paths.results_root())
     for folder, held in verify(content).items():
         _verify_design(folder, held)
+    if lost := sorted(
+        {place.split("/")[0] for place in PACKS.content(study)} - {place.split("/")[0] for place in content}
+    ):
+        raise ValueError(
+            f"{PACKS.file(study)} holds {lost[0]}, which is not there to be packed: run it, or delete the pack."
+        )
     data = _packed(study, content)
     provenance.write_atomically(PACKS.file(study), lambda temporary: temporary.write_bytes(data))
     return PACKS.file(study)
