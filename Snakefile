@@ -9,7 +9,7 @@ import yaml
 
 from spectral_collapse.analysis import statistics
 from spectral_collapse.paper import pdf
-from spectral_collapse.record import params, paths, schema
+from spectral_collapse.record import evidence, params, paths, schema
 
 try:
     overrides = {key: value for key, value in config.items() if key not in ("profile", "grid")}
@@ -50,19 +50,9 @@ SOURCES = [
     "paper/studies.yaml",
     *sorted(str(file.relative_to(paths.ROOT)) for file in (paths.ROOT / "lib" / "spectral_collapse").rglob("*.py")),
 ]
-# Studies whose records come with the project and stand in every paper.
-SIGMA_STUDIES = ("sigma_injection", "sigma_s1s2", "sigma_s1s2_finance", "sigma_s1s2_technology")
-COMMITTED = [
-    *(paths.COMMITTED / "estimators").rglob("*.json"),
-    *(paths.COMMITTED / "smollm2_offline").rglob("*.json"),
-    *(paths.COMMITTED / "sigma_coverage").iterdir(),
-    *(paths.COMMITTED / "batch_sizes").iterdir(),
-    *(file for study in SIGMA_STUDIES for file in (paths.COMMITTED / study).rglob("sigma.json")),
-    *(paths.COMMITTED / "mechanism").glob("*/mechanism/*.csv"),
-    *(paths.COMMITTED / "ablations").glob("*/runs.csv"),
-    *paths.PUBLISHED.iterdir(),
-]
-COMMITTED = sorted(str(file.relative_to(paths.ROOT)) for file in COMMITTED)
+# Packed studies and published figures, which stand in every paper.
+EVIDENCE = [*evidence.PACKS.root.glob(f"*{evidence.SUFFIX}"), *paths.PUBLISHED.iterdir()]
+EVIDENCE = sorted(str(file.relative_to(paths.ROOT)) for file in EVIDENCE)
 PARAMETERS = given(*overrides)
 # Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that.
 PAPERMILL = (
@@ -125,7 +115,7 @@ rule baseline:
         EXECUTE + " -p seed {wildcards.seed}"
 
 
-# Apart from the paper's graph: its record, once made, is committed.
+# Not in the paper's graph: its record is packed in results/evidence.
 rule estimators:
     input:
         flags("estimators", ["baseline"])[0],
@@ -148,7 +138,7 @@ rule estimator_noise:
         EXECUTE + " -p seed {wildcards.seed}"
 
 
-# Apart from the paper's graph too: its tables are committed for the profile `mechanism`.
+# Not in the paper's graph either: those of the profile `mechanism` are packed.
 rule mechanism:
     input:
         SOURCES,
@@ -166,7 +156,7 @@ rule mechanism:
         EXECUTE
 
 
-# Apart from the paper's graph too: one job a factor of the grid, its study once made committed.
+# Not in the paper's graph either: one job a factor of the grid; the studies are packed.
 rule ablations:
     input:
         expand(str(STUDIES / "{factor}" / "ablation.done"), factor=FACTORS),
@@ -247,7 +237,7 @@ rule statistics:
     input:
         judged,
         SOURCES,
-        COMMITTED,
+        EVIDENCE,
         RUNS,
         flags("sigma", ["sigma"]),
         notebook="notebooks/07_statistics.ipynb",
@@ -265,7 +255,7 @@ rule statistics:
 rule studies:
     input:
         SOURCES,
-        COMMITTED,
+        EVIDENCE,
         notebook="notebooks/08_studies.ipynb",
     output:
         GENERATED / "studies.tex",

@@ -40,7 +40,7 @@ from spectral_collapse.analysis import design, report, rescue, series
 from spectral_collapse.paper import claims, figures, findings, results
 from spectral_collapse.paper import output as paper
 from spectral_collapse.paper import rescue as rescue_report
-from spectral_collapse.record import paths, schema
+from spectral_collapse.record import evidence, paths, schema
 
 print("Not judged here:", *design.limits(settings), sep="\n- ")
 drifts = series.drifts(settings)
@@ -256,5 +256,5 @@ print("\n".join(output.written))
 # its committed records. Its figures and tables are in `paper/generated/tinystories`.
 
 # %%
-study = series.table(params.load("tinystories"), root=paths.COMMITTED)
+study = series.table(params.load("tinystories"), source=evidence.PACKS)
 figures.series(study, [*headline[:3], "distinct_2", "lambda_max", "bulk_sigma"])

@@ -73,7 +73,7 @@ coverage.style.format(precision=3)
 # The spectrum of SmolLM2-135M: the published estimator probe by probe, and what its probes say together.
 
 # %%
-(spectrum,) = studies.committed(shown["pretrained"], "curvature")
+(spectrum,) = studies.packed(shown["pretrained"], "curvature")
 output.table("pretrained", report.pretrained_table(spectrum))
 output.table("published_hessian", tables.published_hessian())
 values |= report.pretrained_values(spectrum)

@@ -255,7 +255,7 @@ def test_a_changed_parameter_remakes_what_depends_on_it_and_no_more(tiny, tmp_pa
     stamps = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.json")}
     said: list[str] = []
     changed = params.check({**tiny.model_dump(), "variant": "four", "lanczos_probes": 4})
-    monkeypatch.setattr(runs, "folders", lambda settings, root=None: [tmp_path / "four", *folders(tiny)])
+    monkeypatch.setattr(runs, "folders", lambda settings: [tmp_path / "four", *folders(tiny)])
     computed, record = [], runs.Stage._record
     monkeypatch.setattr(runs.Stage, "_record", lambda self, *where: computed.append(self.name) or record(self, *where))
     again = runs.Run(changed, "fresh", 1, real=run.real, say=said.append)

@@ -380,7 +380,7 @@ def table(measured: dict[str, dict]) -> str:
 
 def main(arguments: list[str]) -> None:
     """All parts, or those that are named; a part that is done is kept before the next begins."""
-    path = paths.COMMITTED / "faults" / "faults.json"
+    path = paths.EVIDENCE / "faults.json"
     if arguments == ["--table"]:
         print(table(json.loads(path.read_text(encoding="utf-8"))), end="")
         return

@@ -1,18 +1,38 @@
-"""The studies that come with the project: whole, and turned into the paper's tables and numbers."""
+"""The packed studies: complete, consistent, and the source of the paper's tables and numbers."""
 
 import json
 import math
+import re
 import shutil
 
 import faults
 import pandas as pd
 import pytest
-from spectral_collapse.analysis import ablations, estimators, mechanism, series, sigma_settings, statistics, studies
+from spectral_collapse.analysis import (
+    ablations,
+    estimators,
+    mechanism,
+    series,
+    sigma_settings,
+    statistics,
+    studies,
+    trajectories,
+)
 from spectral_collapse.experiment import factors
 from spectral_collapse.paper import ablations as ablations_report
 from spectral_collapse.paper import formatting, pdf
 from spectral_collapse.paper import studies as report
-from spectral_collapse.record import params, paths
+from spectral_collapse.record import evidence, params, paths
+from spectral_collapse.record.evidence import PACKS
+
+
+@pytest.fixture
+def packed(monkeypatch, tmp_path):
+    """Where nothing was run: readers find the packed records alone."""
+    monkeypatch.delenv("SPECTRAL_COLLAPSE_RESULTS")
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+
+
 
 SHOWN = studies.shown()
 
@@ -26,7 +46,7 @@ def test_the_noise_study_has_every_probe_batch_and_number_of_steps():
 
 
 def test_smollm2_has_its_spectrum_from_three_probes():
-    (result,) = studies.committed(SHOWN["pretrained"], "curvature")
+    (result,) = studies.packed(SHOWN["pretrained"], "curvature")
     assert (result["parameters"], result["blocks"], result["probes"]) == (134_515_008, 4, 3)
     assert result["steps"] == 12 and len(result["nodes"]) == 3
     low, high = result["log_spectral_ratio_interval"]
@@ -38,7 +58,7 @@ def test_smollm2_has_its_spectrum_from_three_probes():
 
 
 def test_their_numbers_have_keys_for_the_text():
-    (result,) = studies.committed(SHOWN["pretrained"], "curvature")
+    (result,) = studies.packed(SHOWN["pretrained"], "curvature")
     noise = studies.estimator_noise(SHOWN["estimators"])
     values = report.noise_values(noise, estimators.noise_summary(noise)) | report.pretrained_values(result)
     used = {"noise.published_iqr.cv_probes", "noise.bulk_sigma.at_20", "pretrained.iqr.most", "noise.most"}
@@ -57,7 +77,7 @@ def test_power_iteration_was_stopped_early_and_no_ratio_rests_on_it():
     worst = errors["tinystories"].loc[errors["tinystories"]["share"].idxmin()]
     result = {"lambda_max": 1.0, "lambda_min": worst["exact"], "published_iqr": 0.5, "published_lambda_max": 0.1}
     assert series.log_published_ratio(result) == pytest.approx(math.log(abs(worst["exact"]) / 0.5))
-    table = series.table(params.load("tinystories"), stages=("curvature",), root=paths.COMMITTED)
+    table = series.table(params.load("tinystories"), stages=("curvature",), source=PACKS)
     assert table["log_published_ratio"].min() > 2.5  # with power iteration's: −1.5
 
 
@@ -105,7 +125,7 @@ def test_the_study_of_the_mechanism_has_every_run_and_generation():
 def test_the_study_of_the_mechanism_is_that_of_its_records():
     inside, settings = studies.mechanism_study(SHOWN["mechanism"]), params.load(SHOWN["mechanism"])
     found = {
-        stage: {(c, s, g): result for c, s, g, result in series.results(settings, stage, root=paths.COMMITTED)}
+        stage: {(c, s, g): result for c, s, g, result in series.results(settings, stage, source=PACKS)}
         for stage in ("evaluation", "mechanism", "landscape")
     }
     assert len(found["mechanism"]) == len(inside.quantities) == 3 * 2 * 6
@@ -124,43 +144,34 @@ def test_the_study_of_the_mechanism_is_that_of_its_records():
 # ---- keys: what earlier code did not note did not hit any record
 
 
-def test_every_committed_record_fits_those_it_was_made_with():
+def test_every_packed_record_fits_those_it_was_made_with():
     """Keys were once lists kept by hand, and `text` did not name what cuts the real text: a changed parameter could
-    have left an old record among new ones. None is: in a folder all records have one real text, one value of every
-    parameter that any of their keys holds, and the very models and texts that the records beside them hold."""
+    have left an old record among new ones. None is (`evidence.verify`), and keys agree with the profile's values."""
     checked = 0
-    for folder in (one for one in paths.COMMITTED.iterdir() if one.name != "work"):
-        found = {
-            path.relative_to(folder).parts[1:]: json.loads(path.read_text(encoding="utf-8"))
-            for path in folder.glob("*/*/seed_*/generation_*/*.json")
-        }
-        texts = {record["key"]["inputs"].get("real_text") for record in found.values()} - {None}
-        assert len(texts) <= 1, folder
-        keyed = {name for record in found.values() for name in record["key"]["parameters"]}
-        for name in keyed - {"lanczos_probes"}:  # of which a later profile has one more, and every spectrum has that
-            assert len({json.dumps(record["parameters"].get(name)) for record in found.values()}) == 1, (folder, name)
-        for (condition, seed, where, file), record in found.items():
-            generation, inputs = int(where.removeprefix("generation_")), record["key"]["inputs"]
-            for name, then in record["key"]["parameters"].items():
-                assert record["parameters"].get(name, then) == then, (folder, file, name)
-
-            def held(name, number, condition=condition, seed=seed, found=found):
-                place = ("baseline" if number == 0 else condition, seed, f"generation_{number}", f"{name}.json")
-                return found.get(place, {"result": {}})["result"].get(
-                    "text_sha256" if name == "text" else "model_sha256"
-                )
-
-            starts = {held("training", 0), held("training", generation - 1)}
-            expected = {
-                "model": {held("training", generation)},
-                "writer": {held("training", generation - 1)},
-                "text": {held("text", generation)},
-                "start": starts,
-            }
-            for name in expected.keys() & inputs.keys():
-                assert inputs[name] in expected[name] or None in expected[name], (folder, file, name)
-            checked += 1
+    for study in PACKS.studies():
+        content = PACKS.content(study)
+        for folder, records in evidence.verify(content).items():
+            for cell, record in records.items():
+                key = record["key"]["parameters"]
+                assert {name: record["parameters"].get(name, then) for name, then in key.items()} == key, (folder, cell)
+                checked += 1
     assert checked > 4000
+
+
+def test_the_table_of_trajectories_is_that_of_the_packs(packed):
+    frame = pd.read_parquet(PACKS.root / "trajectories.parquet")
+    pd.testing.assert_frame_equal(frame, trajectories.table())
+    again = pd.read_csv(PACKS.root / "trajectories.csv.gz")
+    pd.testing.assert_frame_equal(again, frame, check_dtype=False, rtol=1e-8)
+    assert (PACKS.root / "README.md").read_text(encoding="utf-8") == trajectories.dictionary(frame)
+    assert len(frame.drop_duplicates(list(trajectories.COLUMNS)[:8])) == len(frame)
+    # Beside the wide table, which leaves out what some model lacks.
+    own = frame[frame["study"] == "tinystories"].pivot(
+        index=["condition", "seed", "generation"], columns="metric", values="value"
+    )
+    wide = series.table(params.load("tinystories"), source=PACKS).set_index(["condition", "seed", "generation"])
+    wide = wide.drop(columns=["model", "weights"]).sort_index()
+    pd.testing.assert_frame_equal(own[list(wide)], wide, check_names=False)
 
 
 # ---- TinyStories: the records of its runs, and what its paper is typeset from
@@ -168,13 +179,12 @@ def test_every_committed_record_fits_those_it_was_made_with():
 
 @pytest.fixture
 def tinystories(monkeypatch):
-    monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(paths.COMMITTED))
     monkeypatch.delenv("SPECTRAL_COLLAPSE_GENERATED", raising=False)
     return params.load("tinystories")
 
 
 def test_the_runs_on_tinystories_are_whole_and_the_summary_is_theirs(tinystories):
-    table = series.table(tinystories)
+    table = series.table(tinystories, source=PACKS)
     design = len(tinystories.conditions) * len(tinystories.seeds) * (tinystories.generations + 1)
     assert len(table) == design == 6 * 5 * 9
     assert table.drop(columns="mauve", errors="ignore").notna().all().all()
@@ -185,13 +195,11 @@ def test_the_runs_on_tinystories_are_whole_and_the_summary_is_theirs(tinystories
 
 def test_the_records_on_tinystories_are_of_the_profile_and_quote_no_text(tinystories):
     own = tinystories.model_dump()
-    files = sorted(paths.model_folder("tinystories", tinystories.model).rglob("generation_*/*.json"))
-    for file in files:
-        record = json.loads(file.read_text(encoding="utf-8"))
+    for place, record in PACKS.content("tinystories").items():
         kept = {name: value for name, value in record["parameters"].items() if name in own}
-        assert kept == {name: own[name] for name in kept}, file
+        assert kept == {name: own[name] for name in kept}, place
         assert record["parameters"].keys() - own.keys() == {"published_power_iterations"}  # which there is no more
-        assert not {"example", "examples"} & record["result"].keys(), file
+        assert not {"example", "examples"} & record["result"].keys(), place
 
 
 @pytest.mark.skipif(not (shutil.which("latexmk") and shutil.which("pdflatex")), reason="latexmk is not installed")
@@ -202,13 +210,26 @@ def test_the_paper_on_tinystories_is_typeset_from_what_is_committed(tinystories)
 
 
 def test_a_missing_record_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(paths, "COMMITTED", tmp_path)
-    with pytest.raises(ValueError, match=r"curvature\.json cannot be used .* restore it from the repository"):
-        studies.committed("smollm2_offline", "curvature")
+    monkeypatch.setattr(PACKS, "root", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"curvature\.json of .*smollm2_offline\.jsonl\.gz is missing: run the notebook"
+    ):
+        studies.packed("smollm2_offline", "curvature")
+
+
+def test_the_docs_show_how_to_read_a_record(monkeypatch, capsys):
+    monkeypatch.chdir(paths.ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", (paths.ROOT / "docs" / "records.md").read_text(), re.DOTALL)
+    for block in blocks:
+        names: dict = {}
+        exec(block, names)
+    perplexity = float(capsys.readouterr().out.split()[0])
+    place = "tinystories/llama-1.6m/recursive/seed_1/generation_8/evaluation.json"
+    assert len(blocks) == 2 and names["results"][place]["held_out_perplexity"] == perplexity
 
 
 def test_the_docs_tell_of_the_faults_what_was_measured():
-    measured = json.loads((paths.COMMITTED / "faults" / "faults.json").read_text(encoding="utf-8"))
+    measured = json.loads((PACKS.root / "faults.json").read_text(encoding="utf-8"))
     assert measured.keys() == faults.PARTS.keys()
     text = (paths.ROOT / "docs" / "records.md").read_text(encoding="utf-8")
     assert text.split("<!-- faults -->\n")[1].split("<!-- /faults -->")[0] == faults.table(measured)
@@ -223,8 +244,12 @@ def test_the_docs_tell_of_the_faults_what_was_measured():
 # ---- the ablations: studies of every factor, and the records they are made from
 
 
-def test_every_factor_of_the_ablations_has_its_study_of_three_seeds_and_a_verdict():
-    studied = ablations.studies()
+@pytest.fixture(scope="module")
+def studied():
+    return ablations.studies()
+
+
+def test_every_factor_of_the_ablations_has_its_study_of_three_seeds_and_a_verdict(studied):
     assert list(studied) == params.studied_factors(params.GRID)
     for study in studied.values():
         assert study.runs.groupby(["level", "condition"])["seed"].nunique().min() >= 3
@@ -233,9 +258,8 @@ def test_every_factor_of_the_ablations_has_its_study_of_three_seeds_and_a_verdic
     assert len(ablations_report.hypotheses_table(studied.values())) == len(studied)
 
 
-def test_the_studies_of_the_ablations_are_those_of_their_records(monkeypatch):
-    monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(paths.COMMITTED))
-    for name, study in ablations.studies().items():
+def test_the_studies_of_the_ablations_are_those_of_their_records(studied, packed):
+    for name, study in studied.items():
         found = ablations.table(factors.read(name))
         pd.testing.assert_frame_equal(found, study.runs, check_dtype=False, check_like=True, rtol=1e-5)
 
@@ -243,7 +267,7 @@ def test_the_studies_of_the_ablations_are_those_of_their_records(monkeypatch):
 def test_the_number_of_blocks_explains_the_published_track_one():
     """What the paper says of both: the records on TinyStories, and the published series."""
     pairs, start = [], {}
-    for _, _, generation, result in series.results(params.load("tinystories"), "sigma", root=paths.COMMITTED):
+    for _, _, generation, result in series.results(params.load("tinystories"), "sigma", source=PACKS):
         start = result if generation == 0 else start
         pairs += [(start, result)] if generation else []
     found = series.count_finding(pairs)
@@ -253,8 +277,7 @@ def test_the_number_of_blocks_explains_the_published_track_one():
     assert (published["least"], published["most"]) == (998, 1000)
 
 
-def test_the_ends_of_runs_are_the_first_seed_before_and_after(monkeypatch):
-    monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(paths.COMMITTED))
+def test_the_ends_of_runs_are_the_first_seed_before_and_after(packed):
     settings = params.load(SHOWN["pretrained"])
     ends = series.ends(settings, "curvature")
     assert [label for label, _ in ends] == ["generation 0", "recursive, generation 2", "fresh, generation 2"]

@@ -15,7 +15,8 @@ import pandas as pd
 from ..estimate import Interval
 from ..experiment.factors import ALL, Factor, read
 from ..machine import devices
-from ..record import closure, params, paths, provenance
+from ..record import closure, evidence, params, paths, provenance
+from ..record.evidence import Source
 from ..record.params import GRID
 from ..record.schema import PLACES
 from ..sigma import TRACKS
@@ -157,8 +158,8 @@ def write(study: Study) -> Path:
     return folder
 
 
-def studies(grid: str = GRID, root: Path | None = None) -> dict[str, Study]:
-    """The studies of a grid by factor, made here or committed, in the grid's order.
+def studies(grid: str = GRID, source: Source | None = None) -> dict[str, Study]:
+    """The studies of a grid by factor, made here or packed, in the grid's order.
 
     Drifts of SIGMA's tracks and the published ratio are read again from the records of the runs, which allow their
     correction (`series.track_drifts`, `series.log_published_ratio`). ValueError for a table that is not the one that
@@ -166,19 +167,20 @@ def studies(grid: str = GRID, root: Path | None = None) -> dict[str, Study]:
     """
     found = {}
     for name in params.studied_factors(grid):
-        folder = root / grid / name if root else paths.study_folder(grid, name)
-        if (folder / "study.json").exists():
-            runs = provenance.read_study(folder, ["runs"], {"level": str})[1]["runs"]
-            own = root or (paths.COMMITTED if folder == paths.COMMITTED / grid / name else None)
+        held = source or evidence.of_study(f"{grid}/{name}")
+        if held.has(f"{grid}/{name}/study.json"):
+            runs = evidence.read_study(f"{grid}/{name}", ["runs"], {"level": str}, held)[1]["runs"]
+            # A packed study is of packed runs; one made here may be of both.
+            own = source or (held if held is evidence.PACKS else None)
             factor = read(name, grid)
             found[name] = Study(factor, _corrected(runs, factor, own))
     return found
 
 
-def _corrected(runs: pd.DataFrame, factor: Factor, root: Path | None) -> pd.DataFrame:
+def _corrected(runs: pd.DataFrame, factor: Factor, source: Source | None) -> pd.DataFrame:
     parts = []
     for level, settings in factor.levels.items():
-        part = series.table(settings, stages=("curvature", "sigma"), root=root)
+        part = series.table(settings, stages=("curvature", "sigma"), source=source)
         parts.append(
             part.filter(regex="^(condition|seed|generation|log_published_ratio|.*_drift)$").assign(level=level)
         )

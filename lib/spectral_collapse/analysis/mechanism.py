@@ -12,7 +12,7 @@ from ..estimate import Interval
 from ..experiment import mechanism as stages
 from ..machine import devices
 from ..mechanism import eigenvectors, tracking
-from ..record import closure, params, paths, provenance
+from ..record import closure, evidence, params, paths, provenance
 from ..record.schema import Params
 from . import series
 from .mediation import gaps
@@ -119,9 +119,9 @@ def tables(runs: Iterable[tuple[str, int, list[dict[str, dict]]]], settings: Par
     return Study(**{name: _frame(rows) for name, rows in found.items()})
 
 
-def folder_of(settings: Params, root: Path | None = None) -> Path:
+def folder_of(settings: Params) -> Path:
     """`<results>/<profile>/<model>/mechanism`."""
-    return paths.model_folder(params.name_of(settings), settings.model, root) / "mechanism"
+    return paths.model_folder(params.name_of(settings), settings.model) / "mechanism"
 
 
 def write(study: Study, settings: Params) -> Path:
@@ -140,9 +140,9 @@ def write(study: Study, settings: Params) -> Path:
     return folder
 
 
-def read(settings: Params, root: Path | None = None) -> Study:
+def read(settings: Params, source: evidence.Source | None = None) -> Study:
     """The study that `write` left. ValueError where it is missing, or a table is not the one its record describes."""
-    return Study(**provenance.read_study(folder_of(settings, root), _TABLES)[1])
+    return Study(**evidence.read_study(params.folders(settings)[0] / "mechanism", _TABLES, source=source)[1])
 
 
 # ---- what the tables say

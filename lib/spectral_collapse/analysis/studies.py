@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..record import paths, provenance
-from ..record.params import BASELINE, load, profiles, read_yaml
+from ..record import paths
+from ..record.evidence import PACKS, read_study
+from ..record.params import load, profiles, read_yaml
 from . import estimators, mechanism, series, sigma_settings
 from .statistics import CONTROL, TREATMENT
 
@@ -22,75 +23,66 @@ def shown() -> dict[str, Any]:
     return read_yaml(SHOWN)
 
 
-def committed(profile: str, *stages: str) -> list[dict]:
-    """Results of stages of a profile's base model, first seed, from the records that come with the project.
-
-    ValueError naming the file where one is missing or damaged.
-    """
+def packed(profile: str, *stages: str) -> list[dict]:
+    """Results of stages of a profile's base model, first seed, from the packed studies. ValueError as `series.results`
+    raises it."""
     params = load(profile)
-    run = paths.run_folder(params.profile, params.model, BASELINE, params.seeds[0], paths.COMMITTED)
-    results = []
-    for stage in stages:
-        path = paths.generation_folder(run, 0) / f"{stage}.json"
-        try:
-            results.append(provenance.read_result(path))
-        except (FileNotFoundError, provenance.StaleRecord) as reason:
-            raise ValueError(f"{path} cannot be used ({reason}): restore it from the repository.") from None
-    return results
+    first = (params.conditions[:1], params.seeds[:1], [0], PACKS)
+    return [result for stage in stages for *_, result in series.results(params, stage, *first)]
 
 
 def estimator_noise(profile: str) -> pd.DataFrame:
-    """`estimators.noise` of the committed study of a profile."""
+    """`estimators.noise` of the packed study of a profile."""
     params = load(profile)
-    results = committed(profile, *(f"estimators_{batch}" for batch in range(params.estimator_batches)))
+    results = packed(profile, *(f"estimators_{batch}" for batch in range(params.estimator_batches)))
     return estimators.noise(results, params.estimator_steps)
 
 
 def batch_sizes() -> tuple[pd.DataFrame, dict]:
-    """The committed study of the number of blocks (`experiment.batch_sizes`): a row a model and batch, and its record.
+    """The packed study of the number of blocks (`experiment.batch_sizes`): a row a model and batch, and its record.
 
     ValueError where it is missing, or its table is not the one that its record describes.
     """
-    result, found = provenance.read_study(paths.COMMITTED / "batch_sizes", ["batches"])
+    result, found = read_study("batch_sizes", ["batches"], source=PACKS)
     return found["batches"], result
 
 
 def sigma_coverage() -> pd.DataFrame:
-    """The study of SIGMA's intervals (`experiment.sigma_coverage`), made here or committed: a row a cell and method.
+    """The study of SIGMA's intervals (`experiment.sigma_coverage`), made here or packed: a row a cell and method.
 
     ValueError where it is missing, or its table is not the one that its record describes.
     """
-    return provenance.read_study(paths.study_folder("sigma_coverage"), ["coverage"])[1]["coverage"]
+    return read_study("sigma_coverage", ["coverage"])[1]["coverage"]
 
 
 def mechanism_study(profile: str) -> mechanism.Study:
-    """The committed study of the mechanism."""
-    return mechanism.read(load(profile), paths.COMMITTED)
+    """The packed study of the mechanism."""
+    return mechanism.read(load(profile), PACKS)
 
 
 def drifts(profile: str) -> pd.DataFrame:
-    """`series.drifts` of the committed runs of a profile."""
-    return series.drifts(load(profile), root=paths.COMMITTED)
+    """`series.drifts` of the packed runs of a profile."""
+    return series.drifts(load(profile), source=PACKS)
 
 
 def settings_drifts(profile: str) -> pd.DataFrame:
-    """`sigma_settings.compared` of the committed runs of a profile with both settings."""
+    """`sigma_settings.compared` of the packed runs of a profile with both settings."""
     return sigma_settings.compared(drifts(profile), sigma_settings.settings(load(profile)))
 
 
 def sigma_differences(profile: str) -> pd.DataFrame:
-    """S2 less S1 of the committed runs of a profile: last drifts, a row a seed, a column a track."""
+    """S2 less S1 of the packed runs of a profile: last drifts, a row a seed, a column a track."""
     found, names = drifts(profile), sigma_settings.settings(load(profile))
     tracks = found["track"].unique()
     return pd.DataFrame({track: sigma_settings.differences(found, names, track) for track in tracks})
 
 
-def power_iteration_errors(profiles: Mapping[str, str]) -> dict[str, pd.DataFrame]:
-    """`series.power_iteration_errors` of the committed curvature records of profiles, or of all cells of a grid."""
+def power_iteration_errors(studies: Mapping[str, str]) -> dict[str, pd.DataFrame]:
+    """`series.power_iteration_errors` of all curvature records of packed studies, by name."""
     found = {}
-    for name, profile in profiles.items():
-        files = sorted(paths.COMMITTED.glob(f"{profile}*/*/*/seed_*/generation_*/curvature.json"))
-        found[name] = series.power_iteration_errors(map(provenance.read_result, files))
+    for name, study in studies.items():
+        places = [place for place in PACKS.content(study) if place.endswith("/curvature.json")]
+        found[name] = series.power_iteration_errors(PACKS.record(place)["result"] for place in places)
     return found
 
 
@@ -98,8 +90,8 @@ def power_iteration_errors(profiles: Mapping[str, str]) -> dict[str, pd.DataFram
 
 
 def runs(profile: str) -> pd.DataFrame:
-    """`series.table` of the committed runs of a profile."""
-    return series.table(load(profile), root=paths.COMMITTED)
+    """`series.table` of the packed runs of a profile."""
+    return series.table(load(profile), source=PACKS)
 
 
 def before_and_after(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -123,5 +115,5 @@ def waiting() -> list[str]:
     return [
         name
         for name in profiles()
-        if load(name).checkpoint is not None and not (paths.COMMITTED / name / load(name).model).exists()
+        if load(name).checkpoint is not None and not PACKS.has(f"{name}/{load(name).model}")
     ]
