@@ -24,7 +24,7 @@ LEVEL = 0.95  # an interval that covers with less than this decides nothing
 
 
 class NotTested(Exception):
-    """The runs cannot speak to a claim; the message says what they lack."""
+    """The runs cannot test a claim; the message says what they lack."""
 
 
 @dataclass(frozen=True)
