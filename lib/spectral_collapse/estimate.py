@@ -81,6 +81,3 @@ class Estimate(_Row):
         n = len(left_out)
         error = math.sqrt((n - 1) * np.var(left_out)) if n > 1 else math.nan
         return cls.of_error(value, error, n - 1, level)
-
-
-Interval = Estimate  # its name in modules that still build rows by hand

@@ -225,16 +225,16 @@ def table(**levels) -> pd.DataFrame:
 
 def test_contrasts_are_paired_differences_of_changes():
     seen = table(a=[1, 2, 4], b=[3, 5, 8], a__fresh=[0, 1, 1], b__fresh=[1, 1, 3])
-    assert ablations.contrast(seen, "x", "b") == pytest.approx(statistics.mean_interval([3, 5, 8]))
-    assert ablations.contrast(seen, "x", "b", "a") == pytest.approx(statistics.mean_interval([2, 3, 4]))
-    assert ablations.contrast(seen, "x", "b", control="fresh") == pytest.approx(statistics.mean_interval([2, 4, 5]))
-    expected = statistics.mean_interval([2 - 1, 4 - 1, 5 - 3])
+    assert ablations.contrast(seen, "x", "b") == pytest.approx(Estimate.mean([3, 5, 8]))
+    assert ablations.contrast(seen, "x", "b", "a") == pytest.approx(Estimate.mean([2, 3, 4]))
+    assert ablations.contrast(seen, "x", "b", control="fresh") == pytest.approx(Estimate.mean([2, 4, 5]))
+    expected = Estimate.mean([2 - 1, 4 - 1, 5 - 3])
     assert ablations.contrast(seen, "x", "b", "a", "fresh") == pytest.approx(expected)
 
 
 def test_what_holds_of_all_levels_holds_of_each():
     seen = table(a=[1, 2, 3], b=[4, 5, 6], c=[2, 2.1, 2.2])
-    low, high = (statistics.mean_interval(x) for x in ([1, 2, 3], [4, 5, 6]))
+    low, high = (Estimate.mean(x) for x in ([1, 2, 3], [4, 5, 6]))
     assert ablations.contrast(seen, "x", "all") == pytest.approx(Estimate(2.1, low.low, high.high))
     assert statistics.verdict(ablations.contrast(seen, "x", "all"), (0, math.inf)) == "inconclusive"
     assert statistics.verdict(ablations.contrast(seen, "x", "c"), (0, math.inf)) == "supported"
@@ -303,7 +303,7 @@ def test_claims_about_ablations_read_the_studies(studies):
     })  # fmt: skip
     evidence = claims.Evidence(studies["one"].runs, pd.DataFrame(), pd.DataFrame(), studies)
     verdict, _, found = claims.judge(claim, evidence)
-    assert verdict == "supported" and found.estimate == pytest.approx(statistics.mean_interval([2, 3, 4]))
+    assert verdict == "supported" and found.estimate == pytest.approx(Estimate.mean([2, 3, 4]))
     without = claims.judge(claim, claims.Evidence(studies["one"].runs, pd.DataFrame(), pd.DataFrame()))
     assert without == ("not tested", "no study of one", None)
 

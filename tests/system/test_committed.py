@@ -14,10 +14,10 @@ from spectral_collapse.analysis import (
     mechanism,
     series,
     sigma_settings,
-    statistics,
     studies,
     trajectories,
 )
+from spectral_collapse.estimate import Estimate
 from spectral_collapse.experiment import factors
 from spectral_collapse.paper import ablations as ablations_report
 from spectral_collapse.paper import formatting, pdf
@@ -31,7 +31,6 @@ def packed(monkeypatch, tmp_path):
     """Where nothing was run: readers find the packed records alone."""
     monkeypatch.delenv("SPECTRAL_COLLAPSE_RESULTS")
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
-
 
 
 SHOWN = studies.shown()
@@ -111,7 +110,7 @@ def test_the_settings_of_sigma_are_whole_and_contract_on_all_prompts():
     assert list(table["Runs"]) == [3, 3, 1, 1, 1, 1] and list(table["Setting"]) == ["S1", "S2"] * 3
     values = report.settings_values(by_bank["stories"])
     gap = studies.sigma_differences(SHOWN["settings"]["stories"])["track_two"]
-    assert values["settings.track_two.difference"] == formatting.format_interval(statistics.mean_interval(gap))
+    assert values["settings.track_two.difference"] == formatting.format_interval(Estimate.mean(gap))
 
 
 def test_the_study_of_the_mechanism_has_every_run_and_generation():

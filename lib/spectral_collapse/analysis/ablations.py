@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..estimate import Interval
+from ..estimate import Estimate
 from ..experiment.factors import ALL, Factor, read
 from ..machine import devices
 from ..record import closure, evidence, params, paths, provenance
@@ -21,7 +21,6 @@ from ..record.params import GRID
 from ..record.schema import PLACES
 from ..sigma import TRACKS
 from . import series, statistics
-from .statistics import mean_interval
 
 STAGES = ("training", "evaluation", "anchors", "curvature", "sigma")
 METRICS = (
@@ -67,7 +66,7 @@ def _changes(runs: pd.DataFrame, metric: str, level: str, control: str | None) -
 
 def contrast(
     runs: pd.DataFrame, metric: str, level: str, against: str | None = None, control: str | None = None
-) -> Interval:
+) -> Estimate:
     """Mean over seeds of the metric's change from generation 0 at a level, with its 95 % t interval.
 
     Less the change of the `control` condition at the same level, and less the same at the level `against`, where they
@@ -76,11 +75,11 @@ def contrast(
     """
     if level == ALL:
         found = np.array([contrast(runs, metric, each, against, control) for each in runs["level"].unique()])
-        return Interval(*map(float, (np.median(found[:, 0]), found[:, 1].min(), found[:, 2].max())))
+        return Estimate(*map(float, (np.median(found[:, 0]), found[:, 1].min(), found[:, 2].max())))
     values = _changes(runs, metric, level, control)
     if against is not None:
         values = values - _changes(runs, metric, against, control)
-    return mean_interval(values.dropna())
+    return Estimate.mean(values.dropna())
 
 
 def interval_kind(runs: pd.DataFrame, level: str) -> str:
@@ -127,7 +126,7 @@ class Study:
         return effects(self.runs, self.factor.reference, self.factor.control)
 
     @functools.cached_property
-    def estimate(self) -> Interval:
+    def estimate(self) -> Estimate:
         """The contrast that tests the hypothesis."""
         return contrast(self.runs, **self.factor.test)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pingouin
 
-from ..estimate import Interval
+from ..estimate import Estimate
 from ..experiment import mechanism as stages
 from ..machine import devices
 from ..mechanism import eigenvectors, tracking
@@ -16,7 +16,7 @@ from ..record import closure, evidence, params, paths, provenance
 from ..record.schema import Params
 from . import series
 from .mediation import gaps
-from .statistics import CONTROL, TREATMENT, mean_interval, paired_tests
+from .statistics import CONTROL, TREATMENT, paired_tests
 
 OUTCOMES = ("held_out_perplexity", "distinct_2")
 WHOLE = "all"  # the part that is the whole network
@@ -178,7 +178,7 @@ def means(quantities: pd.DataFrame) -> pd.DataFrame:
     high."""
     ends = {"first": quantities[quantities["generation"] == 0], "last": _last(quantities)}
     rows = [
-        (condition, name, at, *mean_interval(runs[name]))
+        (condition, name, at, *Estimate.mean(runs[name]))
         for at, end in ends.items()
         for condition, runs in end.groupby("condition")
         for name in QUANTITIES
@@ -197,12 +197,12 @@ def fate_counts(outliers: pd.DataFrame) -> pd.DataFrame:
     return counts.assign(all=counts.sum(axis=1), factor=factors.groupby("condition").median())
 
 
-def merging(outliers: pd.DataFrame) -> Interval:
+def merging(outliers: pd.DataFrame) -> Estimate:
     """Share of the leading eigenvectors of generation 0 that merged by the last generation, recursive less fresh: mean
     over seeds with its 95 % t interval."""
     last = _last(outliers)
     merged = (last["fate"] == "merges").groupby([last["condition"], last["seed"]]).mean()
-    return mean_interval(merged[TREATMENT] - merged[CONTROL])
+    return Estimate.mean(merged[TREATMENT] - merged[CONTROL])
 
 
 def conditions(study: Study) -> pd.DataFrame:

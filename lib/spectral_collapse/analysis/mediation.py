@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..estimate import Interval, generator
-from .statistics import CONTROL, TREATMENT, mean_interval, require_complete
+from ..estimate import Estimate, generator
+from .statistics import CONTROL, TREATMENT, require_complete
 
 NO_EFFECT, MOST, MINOR, OPEN = "no effect to account for", "more than half", "less than half", "undecided"
 
@@ -38,7 +38,7 @@ def _share(x: np.ndarray, y: np.ndarray) -> float:
     return float(((x - x.mean()) * y).sum() / spread * x.mean() / y.mean())
 
 
-def share(x: pd.DataFrame, y: pd.DataFrame, resamples: int = 2000) -> Interval:
+def share(x: pd.DataFrame, y: pd.DataFrame, resamples: int = 2000) -> Estimate:
     """Share of the mean gap in y (seeds, generations) that the gap in x accounts for, with a 95 % interval over seeds.
 
     1 − (gap adjusted for x)/(total gap): the total is the mean of y, the adjusted gap the intercept of the
@@ -56,10 +56,10 @@ def share(x: pd.DataFrame, y: pd.DataFrame, resamples: int = 2000) -> Interval:
     replicates = np.array([_share(a[draw].ravel(), b[draw].ravel()) for draw in draws])
     found = replicates[np.isfinite(replicates)]
     ends = np.quantile(found, [0.025, 0.975]) if len(found) else (np.nan, np.nan)
-    return Interval(_share(a.ravel(), b.ravel()), *map(float, ends))
+    return Estimate(_share(a.ravel(), b.ravel()), *map(float, ends))
 
 
-def verdict(total: Interval, accounted: Interval) -> str:
+def verdict(total: Estimate, accounted: Estimate) -> str:
     """`no effect to account for` where the total gap may be 0; `more than half` if the interval of the share lies above
     one half, `less than half` if it lies below, else `undecided`."""
     if not (total.low > 0 or total.high < 0):
@@ -78,11 +78,11 @@ def mediation(table: pd.DataFrame, quantities: Sequence[str], outcomes: Sequence
     rows = []
     for outcome in outcomes:
         y = gaps(table, outcome)
-        total = mean_interval(y.mean(axis=1))
+        total = Estimate.mean(y.mean(axis=1))
         for quantity in quantities:
             x = gaps(table, quantity)
             accounted = share(x, y)
-            gap = mean_interval(x.mean(axis=1))
+            gap = Estimate.mean(x.mean(axis=1))
             rows.append((quantity, outcome, *gap, *total, *accounted, verdict(total, accounted)))
     names = ["quantity", "outcome", "gap", "gap_low", "gap_high", "total", "total_low", "total_high"]
     return pd.DataFrame(rows, columns=[*names, "share", "low", "high", "verdict"])

@@ -8,15 +8,10 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from .early_warning import prediction_band
+from .metrics import COLLAPSE
 from .statistics import TREATMENT, changes, matched_controls
 
 OUTCOME = "held_out_perplexity"
-# The direction in which a metric moves as a model collapses, by the two studies and the field; fixed before these runs.
-COLLAPSE = {
-    **dict.fromkeys(("log_spectral_ratio", "log_published_ratio", "lambda_max", "track_two_drift"), -1),
-    **dict.fromkeys(("distinct_2", "tail_coverage"), -1),
-    **dict.fromkeys(("held_out_perplexity", "bulk_sigma", "repetition_4", "hashed_ngram_hhi"), 1),
-}
 
 
 def rescued(results: Iterable[tuple[str, int, int, dict]]) -> pd.DataFrame:
@@ -102,7 +97,7 @@ def separation(
     short. NaN where all models are of one kind. ValueError for a metric without a direction.
     """
     if unknown := [metric for metric in metrics if metric not in COLLAPSE]:
-        raise ValueError(f"No direction is fixed for {unknown[0]}: give it one in rescue.COLLAPSE.")
+        raise ValueError(f"No direction is fixed for {unknown[0]}: give it one in analysis/metrics.py.")
     judged = found[found["condition"] == condition].dropna(subset="reversible")
     models = pd.MultiIndex.from_frame(judged[["condition", "seed", "generation"]])
     rows = []

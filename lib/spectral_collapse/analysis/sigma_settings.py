@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
+from ..estimate import Estimate
 from ..record.schema import Params, split_condition
 from ..sigma import TRACKS, ols_slope, track_agreement
-from .statistics import mean_interval
 
 # Metrics under the published artefacts' column names.
 COLUMNS = {
@@ -45,7 +45,7 @@ def last_drifts(drifts: pd.DataFrame) -> pd.DataFrame:
     last = drifts[drifts["generation"] == drifts["generation"].max()]
     rows = []
     for (condition, track), runs in last.groupby(["condition", "track"], sort=False):
-        found = mean_interval(runs["drift"]) if len(runs) > 1 else runs[["drift", "low", "high"]].iloc[0]
+        found = Estimate.mean(runs["drift"]) if len(runs) > 1 else runs[["drift", "low", "high"]].iloc[0]
         rows.append((condition, track, runs["generation"].iloc[0], len(runs), *found))
     frame = pd.DataFrame(rows, columns=["condition", "track", "generation", "runs", "drift", "low", "high"])
     return frame.sort_values("track", key=lambda names: names.map(TRACKS.index), kind="stable", ignore_index=True)
@@ -64,7 +64,7 @@ def compared(drifts: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     last, settings_of = last_drifts(drifts), {condition: setting for setting, condition in names.items()}
     last["setting"] = last["condition"].map(settings_of)
     tracks = last["track"].unique()
-    gaps = [("difference", track, *mean_interval(differences(drifts, names, track))) for track in tracks]
+    gaps = [("difference", track, *Estimate.mean(differences(drifts, names, track))) for track in tracks]
     return pd.concat([last, pd.DataFrame(gaps, columns=["setting", "track", "drift", "low", "high"])])
 
 

@@ -21,7 +21,6 @@ from . import metrics
 DESIGN = ("condition", "seed", "generation")
 CONTROL, TREATMENT = "fresh", "recursive"
 MARGIN = 0.05  # "no difference" means less than this share of the base model's value
-mean_interval = Estimate.mean
 ROUNDING = 64 * np.finfo(float).eps  # differences below this share of the values are rounding errors, not variation
 
 

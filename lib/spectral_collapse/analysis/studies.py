@@ -113,7 +113,5 @@ def common_sign(values: pd.Series) -> int:
 def waiting() -> list[str]:
     """Profiles of pretrained weights of which no record comes with the project."""
     return [
-        name
-        for name in profiles()
-        if load(name).checkpoint is not None and not PACKS.has(f"{name}/{load(name).model}")
+        name for name in profiles() if load(name).checkpoint is not None and not PACKS.has(f"{name}/{load(name).model}")
     ]

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from ..analysis.ablations import Study
-from ..estimate import Interval
+from ..estimate import Estimate
 from .formatting import escape, format_interval
 from .tables import Number, Raw, frame_of, label
 
@@ -31,12 +31,12 @@ def effects_table(studies: Iterable[Study], metrics: Sequence[str] = TABULATED) 
         for level, at_level in cells[cells.index.isin(metrics, "metric")].groupby("level", sort=False):
             at_level = at_level.droplevel("level")
             numbers = [
-                Number(format_interval(Interval(*at_level.loc[metric, ["difference", "low", "high"]])))
+                Number(format_interval(Estimate(*at_level.loc[metric, ["difference", "low", "high"]])))
                 if metric in at_level.index
                 else Number("--")
                 for metric in metrics
             ]
-            d = Number(format_interval(Interval(*at_level.loc[metrics[0], ["d_z", "d_low", "d_high"]])))
+            d = Number(format_interval(Estimate(*at_level.loc[metrics[0], ["d_z", "d_low", "d_high"]])))
             names = [name.replace("_", " ") for name in (study.factor.name, level)]
             rows.append([*names, described(study.factor.changes[level]), *numbers, d])
     return frame_of(rows, ["Factor", "Level", "Changes", *map(label, metrics), Raw(rf"$d_z$, {label(metrics[0])}")])
@@ -64,7 +64,7 @@ def values(studies: Collection[Study]) -> dict[str, str]:
         own = f"ablation.{study.factor.name}"
         text |= {f"{own}.verdict": study.verdict, f"{own}.estimate": format_interval(study.estimate)}
         for row in study.effects.itertuples():
-            difference = Interval(row.difference, row.low, row.high)
+            difference = Estimate(row.difference, row.low, row.high)
             text[f"{own}.{row.level}.{row.metric}"] = format_interval(difference)
     if not studies:
         return text

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from ..analysis import mechanism, mediation
-from ..estimate import Interval
+from ..estimate import Estimate
 from ..mechanism.outputs import BINS, RARE_SHARE
 from ..mechanism.tracking import FACTOR, FATES
 from ..record.schema import Params
@@ -18,7 +18,7 @@ def differences_table(differences: pd.DataFrame) -> pd.DataFrame:
             label(row.quantity),
             Number(format_number(row.recursive)),
             Number(format_number(row.fresh)),
-            Number(format_interval(Interval(row.difference, row.low, row.high))),
+            Number(format_interval(Estimate(row.difference, row.low, row.high))),
             Number(format_p(row.p_holm)),
         ]
         for row in differences.itertuples()
@@ -35,7 +35,7 @@ def mediation_table(mediated: pd.DataFrame) -> pd.DataFrame:
         headings += [label(outcome), "accounts for" + " " * place]
         for row in found.itertuples():
             cells = rows.setdefault(row.quantity, [label(row.quantity)])
-            cells += [Number(format_interval(Interval(row.share, row.low, row.high))), row.verdict]
+            cells += [Number(format_interval(Estimate(row.share, row.low, row.high))), row.verdict]
     return frame_of(list(rows.values()), headings)
 
 
@@ -76,11 +76,11 @@ def values(
     }
     for row in mechanism.means(quantities).itertuples():
         key = f"mechanism.{row.quantity}.{row.condition}.{row.at}"
-        text[key] = format_interval(Interval(row.mean, row.low, row.high))
+        text[key] = format_interval(Estimate(row.mean, row.low, row.high))
     text |= {f"word.mechanism.{row.quantity}": row.word for row in differences.itertuples()}
     words = {"most": mediation.MOST, "minor": mediation.MINOR, "open": mediation.OPEN}
     for outcome, found in mediated.groupby("outcome"):
-        total = Interval(*found[["total", "total_low", "total_high"]].iloc[0])
+        total = Estimate(*found[["total", "total_low", "total_high"]].iloc[0])
         text[f"mechanism.total.{outcome}"] = format_interval(total)
         text |= {f"mechanism.{key}.{outcome}": str((found["verdict"] == word).sum()) for key, word in words.items()}
         if (found["verdict"] == mediation.NO_EFFECT).any():

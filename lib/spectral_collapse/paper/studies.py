@@ -7,7 +7,7 @@ import pandas as pd
 from ..analysis import estimators, series
 from ..analysis.statistics import CONTROL, TREATMENT
 from ..analysis.studies import common_sign
-from ..estimate import Interval
+from ..estimate import Estimate
 from ..experiment.sigma_coverage import FREEDOM
 from ..record.schema import Params
 from .formatting import bracket_of, escape, format_interval, format_percent, interval_of, number_of, pair_of
@@ -178,7 +178,7 @@ def coverage_values(covered: pd.DataFrame) -> dict[str, str]:
 
 
 def _drift(row: tuple) -> str:
-    return format_interval(Interval(row.drift, row.low, row.high))
+    return format_interval(Estimate(row.drift, row.low, row.high))
 
 
 def injection_values(last: pd.DataFrame, params: Params) -> dict[str, str]:
