@@ -7,7 +7,6 @@ from pathlib import Path
 
 import yaml
 
-from spectral_collapse.analysis import statistics
 from spectral_collapse.paper import pdf
 from spectral_collapse.record import evidence, params, paths, schema
 
@@ -226,6 +225,8 @@ rule sigma:
 
 def judged(wildcards):
     """No file: what the statistics will need is checked, and what they will not judge said, before anything trains."""
+    from spectral_collapse.analysis import statistics  # slow to import, and few graphs need it
+
     try:
         print(*statistics.limits(P), sep="\n", file=sys.stderr)
     except ValueError as error:
