@@ -228,7 +228,7 @@ def judged(wildcards):
     from spectral_collapse.analysis import statistics  # slow to import, and few graphs need it
 
     try:
-        print(*statistics.limits(P), sep="\n", file=sys.stderr)
+        print(*design.limits(P), sep="\n", file=sys.stderr)
     except ValueError as error:
         raise WorkflowError(str(error)) from None
     return []
