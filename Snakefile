@@ -225,7 +225,7 @@ rule sigma:
 
 def judged(wildcards):
     """No file: what the statistics will need is checked, and what they will not judge said, before anything trains."""
-    from spectral_collapse.analysis import statistics  # slow to import, and few graphs need it
+    from spectral_collapse.analysis import design  # slow to import, and few graphs need it
 
     try:
         print(*design.limits(P), sep="\n", file=sys.stderr)

@@ -268,3 +268,25 @@ def test_pictures_tables_and_values(tiny, tmp_path):
     values = findings.sigma_values(report.checkpoints(series.results(tiny[0], "sigma")), analysis)
     assert values["sigma.live"] == "11" and values["sigma.checkpoints"] == "6"
     assert values["moved.track_two.recursive"].endswith(" of 2")
+
+
+def test_embeddings_of_shared_texts_are_computed_once_for_a_folder_of_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(tmp_path))
+    texts, rows = ("a fox", "a hen"), WordEncoder()(["a fox", "a hen"]).numpy()
+    calls = []
+
+    class Counting(WordEncoder):
+        def __call__(self, texts):
+            calls.append(texts)
+            return super().__call__(texts)
+
+    for _ in range(2):
+        assert (embedding.shared_embeddings(Counting(), texts) == rows).all()
+    assert len(calls) == 1
+    (kept,) = (tmp_path / "encoder").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1] + b"\0")  # a damaged file is replaced
+    for _ in range(2):
+        assert (embedding.shared_embeddings(Counting(), texts) == rows).all()
+    assert len(calls) == 2
+    embedding.shared_embeddings(Counting(), texts[:1])
+    assert len(calls) == 3

@@ -1,7 +1,5 @@
 """Stages based on sentence embeddings: embedded blocks of the responses, SIGMA's tracks, coherence."""
 
-import functools
-
 import numpy as np
 import torch
 from safetensors.torch import load_file
@@ -134,16 +132,10 @@ def sigma(run: View, generation: int) -> dict:
 COHERENT_RESPONSES = 64  # a sentence costs as much to embed as a block, and 64 responses give a precise mean
 
 
-@functools.cache
-def _embedded(embed: encoder.Encoder, texts: tuple[str, ...]) -> np.ndarray:
-    """Embeddings (N, m) of texts that are the same for all checkpoints."""
-    return embed(list(texts)).numpy()
-
-
 def _prompt_similarity(run: View, generation: int, embed: encoder.Encoder) -> estimate.Estimate:
     """Mean over prompts of the cosine of the prompt and the mean of the blocks of its response, if it has any."""
     found = read_embeddings(run, generation)
-    prompts = _embedded(embed, tuple(line["text"] for line in read_responses(run, generation)))
+    prompts = embedding.shared_embeddings(embed, tuple(line["text"] for line in read_responses(run, generation)))
     cosines = []
     for index, prompt in enumerate(embedding.live_space(run).project(prompts)):
         mean = found.rows[found.prompts == index].sum(axis=0)
@@ -157,7 +149,7 @@ def _mauve(run: View, generation: int, embed: encoder.Encoder) -> dict[str, floa
     if run.read("package mauve-text") is None:
         return {}
     lines = read_lines(continuations.artefact(run, generation))
-    references = _embedded(embed, tuple(line["reference"] for line in lines))
+    references = embedding.shared_embeddings(embed, tuple(line["reference"] for line in lines))
     texts = embed([line["continuation"] for line in lines]).numpy()
     return text_metrics.with_intervals({"mauve": text_metrics.mauve(texts, references, stable_seed(run.seed, "mauve"))})
 

@@ -410,7 +410,7 @@ def collect(namespace: dict[str, Any]) -> Params:
 
 
 def collect_factor(namespace: dict[str, Any]) -> dict[str, Any]:
-    """Factor, grid and `data_path` of an execution of notebook 5: the arguments of `experiment.factors.read`, checked."""
+    """Factor, grid and `data_path` of an execution of notebook 5: the arguments of `factors.read`, checked."""
     cli.speak_plainly()
     given = _given(namespace, "factor")
     known = ("factor", "grid", "data_path")
