@@ -40,7 +40,7 @@ import math
 
 import pandas as pd
 from IPython.display import display
-from spectral_collapse.analysis import series, statistics
+from spectral_collapse.analysis import forecast, series
 from spectral_collapse.experiment import encoded, runs
 from spectral_collapse.paper import figures
 from spectral_collapse.record import paths
@@ -141,4 +141,4 @@ figures.series(table, ["hashed_ngram_hhi", "response_distinct_2", "coherence", "
 # generations after it, against the naive forecast that nothing changes. It takes five generations.
 
 # %%
-statistics.forecasts(table, "track_two_drift").style.format(precision=3).hide()
+forecast.forecasts(table, "track_two_drift").style.format(precision=3).hide()
