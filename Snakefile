@@ -1,5 +1,5 @@
 # The graph of one profile: base models, runs of every condition, embeddings, statistics, PDF.
-#   snakemake --config profile=tinystories data_path=stories.txt
+#   snakemake --workflow-profile params/cluster/default --config profile=tinystories data_path=stories.txt
 # Any parameter of the profile may be set behind --config; it reaches every notebook.
 import shlex
 import sys
@@ -7,9 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from spectral_collapse.analysis import statistics
 from spectral_collapse.paper import pdf
-from spectral_collapse.record import params, paths, schema
+from spectral_collapse.record import evidence, params, paths, schema
 
 try:
     overrides = {key: value for key, value in config.items() if key not in ("profile", "grid")}
@@ -47,21 +46,12 @@ STUDIES = place(paths.results_root()) / GRID
 SOURCES = [
     *(str(file.relative_to(paths.ROOT)) for file in params.profile_files(P.profile)),
     f"params/prompts/{P.prompt_bank}.jsonl",
+    "paper/studies.yaml",
     *sorted(str(file.relative_to(paths.ROOT)) for file in (paths.ROOT / "lib" / "spectral_collapse").rglob("*.py")),
 ]
-# Studies whose records come with the project and stand in every paper.
-SIGMA_STUDIES = ("sigma_injection", "sigma_s1s2", "sigma_s1s2_finance", "sigma_s1s2_technology")
-COMMITTED = [
-    *(paths.COMMITTED / "estimators").rglob("*.json"),
-    *(paths.COMMITTED / "smollm2_offline").rglob("*.json"),
-    *(paths.COMMITTED / "sigma_coverage").iterdir(),
-    *(paths.COMMITTED / "batch_sizes").iterdir(),
-    *(file for study in SIGMA_STUDIES for file in (paths.COMMITTED / study).rglob("sigma.json")),
-    *(paths.COMMITTED / "mechanism").glob("*/mechanism/*.csv"),
-    *(paths.COMMITTED / "ablations").glob("*/runs.csv"),
-    *paths.PUBLISHED.iterdir(),
-]
-COMMITTED = sorted(str(file.relative_to(paths.ROOT)) for file in COMMITTED)
+# Packed studies and published figures, which stand in every paper.
+EVIDENCE = [*evidence.PACKS.root.glob(f"*{evidence.SUFFIX}"), *paths.PUBLISHED.iterdir()]
+EVIDENCE = sorted(str(file.relative_to(paths.ROOT)) for file in EVIDENCE)
 PARAMETERS = given(*overrides)
 # Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that.
 PAPERMILL = (
@@ -124,7 +114,7 @@ rule baseline:
         EXECUTE + " -p seed {wildcards.seed}"
 
 
-# Apart from the paper's graph: its record, once made, is committed.
+# Not in the paper's graph: its record is packed in results/evidence.
 rule estimators:
     input:
         flags("estimators", ["baseline"])[0],
@@ -147,7 +137,7 @@ rule estimator_noise:
         EXECUTE + " -p seed {wildcards.seed}"
 
 
-# Apart from the paper's graph too: its tables are committed for the profile `mechanism`.
+# Not in the paper's graph either: those of the profile `mechanism` are packed.
 rule mechanism:
     input:
         SOURCES,
@@ -165,7 +155,7 @@ rule mechanism:
         EXECUTE
 
 
-# Apart from the paper's graph too: one job a factor of the grid, its study once made committed.
+# Not in the paper's graph either: one job a factor of the grid; the studies are packed.
 rule ablations:
     input:
         expand(str(STUDIES / "{factor}" / "ablation.done"), factor=FACTORS),
@@ -235,8 +225,10 @@ rule sigma:
 
 def judged(wildcards):
     """No file: what the statistics will need is checked, and what they will not judge said, before anything trains."""
+    from spectral_collapse.analysis import design  # slow to import, and few graphs need it
+
     try:
-        print(*statistics.limits(P), sep="\n", file=sys.stderr)
+        print(*design.limits(P), sep="\n", file=sys.stderr)
     except ValueError as error:
         raise WorkflowError(str(error)) from None
     return []
@@ -246,7 +238,7 @@ rule statistics:
     input:
         judged,
         SOURCES,
-        COMMITTED,
+        EVIDENCE,
         RUNS,
         flags("sigma", ["sigma"]),
         notebook="notebooks/07_statistics.ipynb",
@@ -264,7 +256,7 @@ rule statistics:
 rule studies:
     input:
         SOURCES,
-        COMMITTED,
+        EVIDENCE,
         notebook="notebooks/08_studies.ipynb",
     output:
         GENERATED / "studies.tex",
@@ -294,6 +286,7 @@ rule pdf:
 rule sigma_experiment:
     input:
         SOURCES,
+        "paper/sigma_card.yaml",
         flags("sigma", ["sigma"]),
     output:
         touch(MODEL / "sigma" / "experiment.done"),

@@ -38,13 +38,15 @@ seed = 1
 settings = params.collect(globals())
 
 # %%
-from spectral_collapse.experiment import estimators, runs
+from spectral_collapse.analysis import estimators
+from spectral_collapse.experiment import runs
+from spectral_collapse.experiment.estimators import measured
 from spectral_collapse.paper import figures
 from spectral_collapse.record import params
 
 run = runs.Run(settings, params.BASELINE, seed)
-results = [estimators.measured(batch)(run, 0) for batch in range(settings.estimator_batches)]
-frame = estimators.values(results, settings.estimator_steps)
+results = [measured(batch)(run, 0) for batch in range(settings.estimator_batches)]
+frame = estimators.noise(results, settings.estimator_steps)
 
 # %% tags=["nbval-check-output"]
 print("batches:", len(results), " probes:", {len(result["alphas"]) for result in results})
@@ -67,4 +69,4 @@ figures.estimators(frame)
 # number of steps relative to its value at the most.
 
 # %%
-estimators.summary(frame).style.format(precision=3, na_rep="–")
+estimators.noise_summary(frame).style.format(precision=3, na_rep="–")

@@ -13,19 +13,18 @@
 # %% [markdown]
 # # 1 Baseline: generation 0
 #
-# Everything later is a change against this model, so it has to be worth changing: a language model that writes
-# coherent text. A model trained from scratch must reach the profile's bound on held-out perplexity, otherwise the
-# run stops here, because the decline of gibberish cannot be measured. The same base model, one for each seed, is
-# the starting point of all conditions: differences between conditions at one seed are therefore paired.
+# All later generations are compared with this model, so it must write coherent text. A model trained from scratch must
+# reach the profile's bound on held-out perplexity; otherwise the run stops here, because the decline of gibberish
+# cannot be measured. All conditions of a seed start from the same base model, so their differences are paired.
 #
-# *In the repository the outputs below are those of the profile `smoke`, a toy run of a minute that tests the code: they
-# say nothing about collapse. The study on TinyStories is shown at the end of notebook 7.*
+# *The outputs below are those of the profile `smoke`, a toy run of one minute that tests the code: they say nothing
+# about collapse. The study on TinyStories is shown at the end of notebook 7.*
 
 # %%
 from spectral_collapse.record import params
 
 # %% tags=["parameters"]
-profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
+profile = "smoke"  # a file of params/; papermill -p overrides any of its keys
 seed = 1
 
 # %%
@@ -45,8 +44,8 @@ print(f"{settings.model}: {baseline['training']['parameters']:,} parameters, cor
 # %% [markdown]
 # ## Is it coherent?
 #
-# The loss curve should flatten, the held-out perplexity must lie under the bound, and the stories below should read
-# like stories. They are drawn without any prompt.
+# The loss curve should flatten, held-out perplexity must lie below the bound, and the stories below, drawn without a
+# prompt, should read like stories.
 
 # %%
 figures.training_curves([(params.BASELINE, seed, 0, baseline["training"])])
@@ -66,9 +65,8 @@ print("prompts answered:", baseline["responses"]["prompts"])
 # %% [markdown]
 # ## What its text is like
 #
-# Stories drawn without a prompt, continuations of held-out text against the true ones (BLEU, ROUGE-L), and the
-# held-out blocks themselves (entropy of the predictions). Intervals are over texts: how well so many of them fix the
-# values of this one model.
+# Metrics of stories drawn without a prompt, of continuations of held-out text against the true ones (BLEU, ROUGE-L),
+# and of predictions on the held-out blocks (entropy). Intervals are over texts, for this one model.
 
 # %%
 measured = evaluation | baseline["continuations"] | baseline["anchors"]
@@ -79,10 +77,10 @@ pd.DataFrame(rows, index=names, columns=["value", "95 %, low", "high"]).style.fo
 # %% [markdown]
 # ## The spectrum of generation 0
 #
-# The Hessian of the loss on the frozen held-out blocks, by Lanczos quadrature. Each quantity comes with the error it
-# really has: an eigenvalue with a residual bound, a moment with its standard error over probes and over blocks of
-# text, a share or a quantile with a bracket. All are of this batch: the errors say how far another batch of as many
-# blocks would differ, not how far the expected loss does.
+# The Hessian of the loss on the frozen held-out blocks, by Lanczos quadrature. Each quantity comes with its own kind of
+# error: an eigenvalue with a residual bound, a moment with standard errors over probes and over blocks of text, a share
+# or a quantile with a bracket. All describe this batch: the errors say how much another batch of as many blocks would
+# differ, not how far the expected loss is.
 
 # %%
 spectrum = baseline["curvature"]
@@ -104,9 +102,9 @@ print(f"outliers: {count[0]:.0f} to {count[1]:.0f}, {spectrum['outlier_separatio
 # %% [markdown]
 # ## The expected loss
 #
-# Of few blocks the Hessian is wider than that of the expected loss, because it holds the blocks' own noise. Products of
-# different blocks are free of it; the largest eigenvalue lies between a quotient on held-out blocks and the batch's.
-# Where so few blocks do not suffice, there is a sentence instead of a number.
+# The Hessian of few blocks has a wider spectrum than that of the expected loss, because it contains the blocks' noise.
+# Products of different blocks are free of this noise; the largest eigenvalue lies between a quotient on held-out blocks
+# and the batch's own. If there are too few blocks, a sentence replaces the number.
 
 # %%
 names = ["mean_eigenvalue", "bulk_sigma", "log_ratio", "effective_rank"]
@@ -122,8 +120,8 @@ print(spectrum["population_note"] or f"from {spectrum['population_blocks']} bloc
 # %% [markdown]
 # ## What is not identified
 #
-# The nodes bound the distribution function from both sides. Both quartiles lie somewhere along their red brackets, and
-# where those are wide the interquartile range is *not identified*: the published estimator interpolates in there.
+# The nodes bound the distribution function from both sides. Each quartile lies somewhere within its red bracket. Where
+# the brackets are wide, the interquartile range is *not identified*: the published estimator interpolates within them.
 
 # %%
 figures.distribution(spectrum)

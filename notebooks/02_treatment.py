@@ -13,20 +13,19 @@
 # %% [markdown]
 # # 2 Treatment: a model trained on its own text
 #
-# Each generation learns only from what the generation before it wrote: one continuation for every real context, as
-# many blocks as every other condition gets. Temperature and nucleus are the profile's. With `weights: carry` a
-# generation starts from the weights of the one before, with `restart` from the base model; a condition named
-# `recursive_carry` or `recursive_restart` fixes that for itself. Every generation is recorded as soon as it is
-# finished, and a run that was interrupted goes on where it stopped.
+# Each generation learns only from text of the generation before: one continuation for every real context, as many
+# blocks as in every other condition. Temperature and nucleus are the profile's. With `weights: carry` a generation
+# starts from the weights of the one before, with `restart` from the base model; the names `recursive_carry` and
+# `recursive_restart` fix this for one condition. Every finished generation is recorded, and interrupted runs resume.
 #
-# *In the repository the outputs below are those of the profile `smoke`, a toy run of a minute that tests the code: they
-# say nothing about collapse. The study on TinyStories is shown at the end of notebook 7.*
+# *The outputs below are those of the profile `smoke`, a toy run of one minute that tests the code: they say nothing
+# about collapse. The study on TinyStories is shown at the end of notebook 7.*
 
 # %%
 from spectral_collapse.record import params
 
 # %% tags=["parameters"]
-profile = "smoke"  # a file of params/; every key in it can be overridden by papermill -p
+profile = "smoke"  # a file of params/; papermill -p overrides any of its keys
 seed = 1
 condition = "recursive"
 
@@ -36,68 +35,64 @@ settings = params.collect(globals())
 # %%
 import pandas as pd
 from IPython.display import display
-from spectral_collapse.analysis import series
-from spectral_collapse.experiment import loop, measure, rescue, runs
+from spectral_collapse.experiment import rescue
+from spectral_collapse.notebook import trajectory
 from spectral_collapse.paper import figures
 
-run = runs.Run(settings, condition, seed)
-generations = [measure.generation(run, generation) for generation in range(settings.generations + 1)]
-table = series.table(settings, [condition], [seed], ("training", "evaluation", "curvature"))
+history = trajectory.trajectory(settings, condition, seed)
+run, generations, table = history
 
 # %% tags=["nbval-check-output"]
 print("generations:", len(generations))
-print("synthetic blocks:", [loop.text(run, g)["synthetic_blocks"] for g in range(1, len(generations))])
+print("synthetic blocks:", history.synthetic_blocks())
 
 # %% [markdown]
 # ## What the text loses
 #
-# The training loss measures how well the model fits its own text and may fall while the held-out perplexity, on real
-# text, rises. Diversity and, on storyworld, the tails of the slots show what disappears: *tail coverage* is the number
-# of rare fillers the model still produces, over the number that as many true stories would contain.
+# The training loss measures the fit to the model's own text; it may fall while held-out perplexity, on real text,
+# rises. Diversity and, on storyworld, the tails of the slots show what disappears: *tail coverage* is the number of
+# rare fillers that the model still produces, over the number in as many true stories.
 
 # %%
-figures.series(
-    table, ["training_loss", "held_out_perplexity", "distinct_2", "tail_coverage", "slot_kl", "repetition_4"]
-)
+figures.series(table, trajectory.TEXT)
 
 # %% [markdown]
 # ## A story before and after
 #
-# Drawn from the same random numbers.
+# Both are drawn from the same random numbers.
 
 # %%
 for generation in (0, settings.generations):
     print(f"generation {generation}: {generations[generation]['evaluation']['stories'][0]}\n")
 
 # %% [markdown]
-# ## What curvature does meanwhile
+# ## What happens to curvature
 #
-# Same frozen batch of real text, same probes. One run shows no more than where to look; whether a movement exceeds
-# what the controls do is decided over seeds in notebook 7.
+# The batch of real text and the probes are the same for all generations. One run shows only where to look; notebook 7
+# decides over seeds whether a movement exceeds that of the controls.
 
 # %%
-figures.series(table, ["lambda_max", "bulk_sigma", "log_spectral_ratio", "log_published_ratio"], columns=2)
+figures.series(table, trajectory.CURVATURE, columns=2)
 
 # %%
-spectra = [(f"generation {g}", generations[g]["curvature"]) for g in (0, 1, settings.generations)]
-figures.density(spectra)
+figures.density(history.spectra(0, 1, -1))
 
 # %% [markdown]
 # ## Where in the network?
 #
 # The same estimates for the Hessian's diagonal block of each part: the embedding, every layer's attention and MLP, the
-# head. Bars are standard errors over probes and blocks together. Generations share both, so that a difference between
-# them can be clearer than the bars.
+# head; for one seed. Bars are standard errors over probes and blocks together. Generations share both, so a difference
+# between them can be clearer than the bars suggest.
 
 # %%
-if settings.layerwise_spectra and seed == settings.seeds[0]:  # one seed shows where in the network
-    display(figures.layers([(f"generation {g}", measure.layers(run, g)) for g in (0, settings.generations)]))
+if layers := history.layers():
+    display(figures.layers(layers))
 
 # %% [markdown]
 # ## Can it be undone?
 #
-# From the weights of each generation, one generation of the real text that the fresh control had: held-out perplexity
-# before and after. Whether that is a return is judged in notebook 7, against the band of the control's runs.
+# Each generation's model is trained for one generation on the real text of the fresh control: held-out perplexity
+# before and after. Notebook 7 judges, against the band of the control's runs, whether this is a recovery.
 
 # %%
 rescued = [rescue.rescue(run, g)["held_out_perplexity"] for g in range(1, settings.generations + 1)]

@@ -40,18 +40,18 @@ import math
 
 import pandas as pd
 from IPython.display import display
-from spectral_collapse.analysis import series, statistics
+from spectral_collapse.analysis import forecast, series
 from spectral_collapse.experiment import encoded, runs
 from spectral_collapse.paper import figures
 from spectral_collapse.record import paths
 from spectral_collapse.text import corpora
 
-real = corpora.RealText(settings)
+real, generations = corpora.RealText(settings), range(settings.generations + 1)
 measured = {}
 for name in settings.conditions:
     run = runs.Run(settings, name, seed, real=real)
-    measured[name] = [encoded.sigma(run, generation) for generation in range(settings.generations + 1)]
-    for generation in range(settings.generations + 1):
+    measured[name] = [encoded.sigma(run, generation) for generation in generations]
+    for generation in generations:
         encoded.coherence(run, generation)
 space = encoded.embeddings(run, 0)
 
@@ -64,18 +64,18 @@ print("live dimensions:", space["live_dimensions"], " dead coordinates:", space[
 # ## Is the input sound?
 #
 # The observed set is the prompt bank: generation 0 records its ids, and each checkpoint is checked against them. The
-# encoder never writes to some of its own coordinates. With them every Gram matrix is singular, and $\delta$ alone keeps
-# the log-determinant finite; they are found once, on all prompt banks and storyworld, and left out. A prompt whose
-# answer is too short at generation 0 or at a later one is left out of both, since a drift with another number of blocks
-# is a drift of that number. What else would mislead is said below, a sentence each.
+# encoder never writes to some of its own coordinates, which would make every Gram matrix singular; they are found once,
+# on all prompt banks and storyworld, and left out. A prompt whose answer is too short at generation 0 or at a later one
+# is left out of both, since a drift with another number of blocks is a drift of that number. Other problems are listed
+# below, a sentence each.
 
 # %%
 counts = {name: [value["observed_blocks"] for value in values] for name, values in measured.items()}
 display(pd.DataFrame(counts).rename_axis("generation").T.rename_axis("observed blocks"))
 dead, start = len(space["dead_coordinates"]), measured[settings.conditions[0]][0]["observed_blocks"]
 print(f"Kept, {dead} dead coordinates would add {dead * math.log(settings.sigma_delta / start):.1f} to Track II.")
-messages = [message for values in measured.values() for value in values for message in value["health"]]
-print("\n".join(sorted(set(messages))) or "Nothing to report.")
+messages = {message for values in measured.values() for value in values for message in value["health"]}
+print("\n".join(sorted(messages)) or "Nothing to report.")
 
 # %% [markdown]
 # ## How large is log det G?
@@ -87,11 +87,11 @@ print("\n".join(sorted(set(messages))) or "Nothing to report.")
 
 # %%
 rows = [
-    (name, generation, kind, *value[f"logdet_{kind}"])
-    for name, values in measured.items()
-    for generation, value in enumerate(values)
+    (name, generation, kind, *measured[name][generation][f"logdet_{kind}"])
+    for name in measured
+    for generation in (0, settings.generations)
     for kind in ("plug_in", "corrected")
-    if value[f"logdet_{kind}"] and generation in (0, settings.generations)
+    if measured[name][generation][f"logdet_{kind}"]
 ]
 estimates = pd.DataFrame(rows, columns=["condition", "generation", "kind", "log det G", "low", "high"])
 display("No checkpoint has blocks enough for its live dimensions: no estimate." if estimates.empty else estimates)
@@ -99,16 +99,14 @@ display("No checkpoint has blocks enough for its live dimensions: no estimate." 
 # %% [markdown]
 # ## Reading the tracks
 #
-# A sustained negative drift is contraction. Bands are 95 %, by a bootstrap over prompts, paired with generation 0. They
-# hold the noise of the prompts and their answers, not that of training: other seeds are in notebook 7. Beside Track II
+# A sustained negative drift is contraction. Bands are 95 %, by a bootstrap over prompts, paired with generation 0: they
+# hold the noise of prompts and answers, not that of training, for which notebook 7 compares seeds. Beside Track II
 # stands the log-determinant without its bias, where there are blocks enough for it. Track I as published can hardly
 # move, whatever the model writes; where it stays near zero it is silent, not reassuring.
 
 # %%
 drifts = series.drifts(settings, seeds=[seed])
-figures.sigma_tracks(drifts)
-
-# %%
+display(figures.sigma_tracks(drifts))
 drifts[drifts["generation"] == settings.generations].style.format(precision=3).hide()
 
 # %% [markdown]
@@ -123,22 +121,15 @@ points = pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv")
 figures.sigma_published(points, drifts[drifts["condition"] == settings.conditions[0]])
 
 # %% [markdown]
-# ## Which prompts?
+# ## Which prompts, and which words?
 #
-# Track II within each bucket of the bank, on the blocks that both checkpoints have. A bucket has fewer blocks than
-# dimensions: its drift is of the volume its own answers span, and is not a part of the whole's.
+# First Track II within each bucket of the bank. A bucket has fewer blocks than dimensions: its drift is of the volume
+# its own answers span, and is not a part of the whole's. Then proxies: concentration of word triples (hashed HHI) rises
+# and the share of distinct pairs falls when answers repeat each other; coherence is the mean cosine of consecutive
+# sentences, prompt similarity that of a prompt with its answer. They are context, not a definition of collapse.
 
 # %%
-figures.sigma_buckets(series.bucket_drifts(settings, seeds=[seed]))
-
-# %% [markdown]
-# ## Surface proxies of the same responses
-#
-# Concentration of word triples (hashed HHI) rises and the share of distinct pairs falls when answers repeat each
-# other. By the same encoder, coherence is the mean cosine of consecutive sentences, prompt similarity that of a prompt
-# with its answer. They are context for the tracks, not a definition of collapse.
-
-# %%
+display(figures.sigma_buckets(series.bucket_drifts(settings, seeds=[seed])))
 table = series.table(settings, seeds=[seed], stages=("evaluation", "sigma", "coherence"))
 figures.series(table, ["hashed_ngram_hhi", "response_distinct_2", "coherence", "prompt_similarity"], columns=4)
 
@@ -150,4 +141,4 @@ figures.series(table, ["hashed_ngram_hhi", "response_distinct_2", "coherence", "
 # generations after it, against the naive forecast that nothing changes. It takes five generations.
 
 # %%
-statistics.forecasts(table, "track_two_drift").style.format(precision=3).hide()
+forecast.forecasts(table, "track_two_drift").style.format(precision=3).hide()

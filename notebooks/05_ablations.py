@@ -35,19 +35,22 @@ given = params.collect_factor(globals())
 # %%
 import pandas as pd
 from spectral_collapse.analysis import ablations
+from spectral_collapse.experiment import factors
 from spectral_collapse.paper import figures
+from spectral_collapse.paper.ablations import described
 
-study = ablations.read(**given)
-print(study.question)
-levels = {level: ablations.described(changes) for level, changes in study.changes.items()}
+factor = factors.read(**given)
+print(factor.question)
+levels = {level: described(changes) for level, changes in factor.changes.items()}
 pd.DataFrame(levels.items(), columns=["level", "changes"]).style.hide()
 
 # %%
-ablations.run(study)
-runs = ablations.table(study)
+factors.run(factor)
+study = ablations.Study(factor, ablations.table(factor))
+runs = study.runs
 
 # %% tags=["nbval-check-output"]
-print("levels:", list(levels), " reference:", study.reference)
+print("levels:", list(levels), " reference:", factor.reference)
 print("runs:", len(runs.groupby(["level", "condition", "seed"])), " generations:", runs["generation"].max())
 
 # %% [markdown]
@@ -57,7 +60,7 @@ print("runs:", len(runs.groupby(["level", "condition", "seed"])), " generations:
 # lines are the fresh control where a level has one.
 
 # %%
-figures.ablation(runs, study.reference)
+figures.ablation(runs, factor.reference)
 
 # %% [markdown]
 # ## How much, against the reference?
@@ -68,8 +71,7 @@ figures.ablation(runs, study.reference)
 # relative to that control's. With three seeds only very large effects are told from none.
 
 # %%
-effects = ablations.effects(runs, study.reference, study.control)
-effects.style.format(precision=3).hide()
+study.effects.style.format(precision=3).hide()
 
 # %% [markdown]
 # ## The hypothesis
@@ -78,10 +80,11 @@ effects.style.format(precision=3).hide()
 # supported if the whole interval lies there, contradicted if none of it does, inconclusive otherwise.
 
 # %%
-print(ablations.judge(study, runs))
+value, low, high = study.estimate
+print(f"{factor.hypothesis} {study.verdict.capitalize()}: {value:.3g} [{low:.3g}, {high:.3g}].")
 
 # %%
-folder = ablations.write_study(study, runs)
+folder = ablations.write(study)
 
 # %% tags=["nbval-check-output"]
 print("written:", ", ".join(sorted(file.name for file in folder.glob("*.*"))))

@@ -32,18 +32,17 @@ profile = "smoke"  # a file of params/; all its seeds and conditions are measure
 settings = params.collect(globals())
 
 # %%
-from spectral_collapse.analysis import mechanism as study
-from spectral_collapse.analysis import mediation
+from spectral_collapse.analysis import mechanism, mediation
+from spectral_collapse.experiment.mechanism import measured
 from spectral_collapse.paper import figures
-from spectral_collapse.paper import mechanism as report
 
-measured = study.measured(settings)
-study.write(measured, settings)
-cells = measured.quantities[["condition", "seed", "generation"]]
+study = mechanism.tables(measured(settings), settings)
+mechanism.write(study, settings)
+cells = study.quantities[["condition", "seed", "generation"]]
 
 # %% tags=["nbval-check-output"]
-print("models:", len(cells), " quantities:", len(study.QUANTITIES))
-print("runs:", len(cells.drop_duplicates(["condition", "seed"])), " parts:", measured.parts["part"].nunique() - 1)
+print("models:", len(cells), " quantities:", len(mechanism.QUANTITIES))
+print("runs:", len(cells.drop_duplicates(["condition", "seed"])), " parts:", study.parts["part"].nunique() - 1)
 
 # %% [markdown]
 # ## The story in twelve series
@@ -58,7 +57,7 @@ print("runs:", len(cells.drop_duplicates(["condition", "seed"])), " parts:", mea
 # - the **output** loses mass on rare tokens before it loses anything else: here tails vanish.
 
 # %%
-figures.series(measured.quantities, study.HEADLINE, height=1.6)
+figures.series(study.quantities, mechanism.HEADLINE, height=1.6)
 
 # %% [markdown]
 # ## Where in the network
@@ -68,7 +67,7 @@ figures.series(measured.quantities, study.HEADLINE, height=1.6)
 # generation 0 the "own" text is other real text, so that its cosine is what two batches of one distribution have.
 
 # %%
-figures.mechanism_parts(measured.parts)
+figures.mechanism_parts(study.parts)
 
 # %% [markdown]
 # ## What the layers do with real text
@@ -77,7 +76,7 @@ figures.mechanism_parts(measured.parts)
 # linear CKA to generation 0.
 
 # %%
-figures.mechanism_layers(measured.layers)
+figures.mechanism_layers(study.layers)
 
 # %% [markdown]
 # ## Do outliers merge, rotate or rescale?
@@ -88,10 +87,10 @@ figures.mechanism_layers(measured.layers)
 # changed by more than a quarter. Those of the `fresh` control say how much of this is ordinary training.
 
 # %%
-figures.outlier_tracks(measured.outliers)
+figures.outlier_tracks(study.outliers)
 
 # %%
-report.fate_counts(measured.outliers)
+mechanism.fate_counts(study.outliers)
 
 # %% [markdown]
 # ## The loss around the model
@@ -101,10 +100,10 @@ report.fate_counts(measured.outliers)
 # next. A bump on such a line would separate two valleys.
 
 # %%
-figures.landscape(measured.planes, measured.lines, settings.seeds[0])
+figures.landscape(study.planes, study.lines, settings.seeds[0])
 
 # %%
-barriers = measured.lines.groupby(["since", "condition", "seed"])["barrier"].max().unstack()
+barriers = study.lines.groupby(["since", "condition", "seed"])["barrier"].max().unstack()
 barriers.style.format(precision=4).set_caption("largest excess over the chord (nats); at most 0: one valley")
 
 # %% [markdown]
@@ -113,8 +112,7 @@ barriers.style.format(precision=4).set_caption("largest excess over the chord (n
 # Paired by seed, Holm's correction over all quantities. Few seeds show large differences only.
 
 # %%
-differences = report.differences(measured.quantities)
-differences.style.format(precision=4).hide()
+mechanism.differences(study.quantities).style.format(precision=4).hide()
 
 # %% [markdown]
 # ## How much goes along with what?
@@ -125,6 +123,6 @@ differences.style.format(precision=4).hide()
 # predictions, and whatever grows with the generations accounts for whatever else does.
 
 # %%
-mediated = mediation.mediation(measured.quantities, study.QUANTITIES, study.OUTCOMES)
+mediated = mediation.mediation(study.quantities, mechanism.QUANTITIES, mechanism.OUTCOMES)
 shown = mediated[["quantity", "outcome", "gap", "total", "share", "low", "high", "verdict"]]
 shown.style.format(precision=3, na_rep="–").hide()

@@ -16,8 +16,9 @@
 # The unit is the run, that is the seed. Conditions share their seeds, base models and frozen evaluation sets, so
 # every comparison is paired: a two-way repeated-measures analysis of variance (condition by generation, with
 # Greenhouse–Geisser's correction), paired t-tests against the `fresh` control of the same weights with Holm's
-# adjustment, and Cohen's d with intervals from the noncentral t distribution. This notebook also writes the paper's
-# figures, tables and numbers of the profile's runs; those of the studies that come with the project are notebook 8's.
+# adjustment, and Cohen's d with intervals from the noncentral t distribution. `report.analyse` computes all of it once;
+# the cells below show it and write the figures, tables and values of the paper that are about the profile's runs.
+# Notebook 8 writes those of the studies that come with the project.
 #
 # *In the repository the outputs below are those of the profile `smoke`, a toy run of a minute that tests the code: they
 # say nothing about collapse. The last section shows the study on TinyStories, from its committed records.*
@@ -34,16 +35,24 @@ settings = params.collect(globals())
 # %%
 import pandas as pd
 from IPython.display import display
-from spectral_collapse.analysis import anova, early_warning, series, statistics
-from spectral_collapse.experiment import rescue
-from spectral_collapse.paper import claims, figures, findings, tables
+from spectral_collapse.analysis import claims as judged
+from spectral_collapse.analysis import design, report, rescue, series
+from spectral_collapse.paper import claims, figures, findings, results
 from spectral_collapse.paper import output as paper
-from spectral_collapse.record import paths, schema
+from spectral_collapse.paper import rescue as rescue_report
+from spectral_collapse.record import evidence, paths, schema
 
-print("Not judged here:", *statistics.limits(settings), sep="\n- ")
-table = series.table(settings)
-metrics = statistics.metric_names(table)
+print("Not judged here:", *design.limits(settings), sep="\n- ")
+drifts = series.drifts(settings)
+analysis = report.analyse(series.table(settings), drifts)
+table, metrics = analysis.table, analysis.metrics
 output = paper.Output(settings)
+
+
+def rows_of(frame, metric="held_out_perplexity"):
+    """The rows of one metric, for the eye."""
+    return frame[frame["metric"] == metric].drop(columns="metric").style.format(precision=3).hide()
+
 
 # %% tags=["nbval-check-output"]
 print("cells:", len(table), " runs:", len(table.groupby(["condition", "seed"])), " metrics:", len(metrics))
@@ -74,7 +83,8 @@ output.figure("curvature_series", figures.series(table, curvature))
 output.figure("published_estimator", figures.published_estimator(table))
 
 # %%
-output.figure("density", figures.density(series.ends(settings, "curvature")))
+ends = series.ends(settings, "curvature")
+output.figure("density", figures.density(ends, ["baseline", *settings.conditions]))
 
 # %% [markdown]
 # ## Where in the network, and is there an Icarus?
@@ -88,18 +98,17 @@ if settings.layerwise_spectra:
     output.figure("layers", figures.layers(series.ends(settings, "layers")))
 
 # %%
-output.table("icarus", tables.icarus(table, ["log_spectral_ratio", "log_published_ratio"]))
-early_warning.icarus_counts(table, "log_spectral_ratio")
+output.table("icarus", results.icarus(analysis))
+rows_of(analysis.icarus, "log_spectral_ratio")
 
 # %% [markdown]
 # ## SIGMA, text and training
 #
-# Every run's track has its own band, from a bootstrap over prompts; records from before the number of blocks was fixed
-# have none, and their drifts are corrected for it. One-step forecasts of the tracks are scored against the naive one,
-# that nothing changes.
+# Every run's track has its own band, from a bootstrap over prompts. Older records, whose number of blocks changed from
+# one checkpoint to the next, have no bands, and their drifts are corrected for those changes. One-step forecasts of the
+# tracks are scored against the naive forecast that nothing changes.
 
 # %%
-drifts = series.drifts(settings)
 output.figure("sigma_tracks", figures.sigma_tracks(drifts))
 
 # %%
@@ -109,10 +118,8 @@ output.figure("sigma_published", figures.sigma_published(points, treated))
 
 # %%
 output.figure("sigma_buckets", figures.sigma_buckets(series.bucket_drifts(settings)))
-output.table("sigma_drifts", tables.sigma_drifts(drifts))
-tracks = ["track_two_drift", "logdet_drift", "track_one_sharp_drift", "track_one_drift"]
-tracks = [name for name in tracks if name in metrics]
-output.table("forecasts", tables.forecasts(table, tracks))
+output.table("sigma_drifts", results.sigma_drifts(analysis))
+output.table("forecasts", results.forecasts(analysis))
 
 # %%
 text = [
@@ -134,11 +141,11 @@ output.figure("training_curves", figures.training_curves(list(series.results(set
 #
 # The interaction is the effect of interest: conditions that move apart over the generations. Few seeds see large
 # effects only; the smallest paired d that this design detects in four of five cases is printed below. A test that
-# does not reject shows no equality: that takes two one-sided tests against a margin, 5 % of the base model's value.
+# does not reject shows no equality; that takes two one-sided tests against a margin, 5 % of the base model's value.
 
 # %%
-output.table("anova", tables.anova(table))
-display(anova.repeated_measures_anova(table, "held_out_perplexity").style.format(precision=3).hide())
+output.table("anova", results.anova(analysis))
+display(rows_of(analysis.anova))
 
 # %%
 reported = [
@@ -146,17 +153,16 @@ reported = [
     "hashed_ngram_hhi",
 ]
 reported = [name for name in reported if name in metrics]
-output.table("posthoc", tables.posthoc(table, reported))
-output.table("effect_sizes", tables.effect_sizes(table, reported))
-output.table("last_generation", tables.last_generation(table))
-output.table("equivalence", tables.equivalence(table, reported))
-output.table("slopes", tables.slope_tests(table, reported))
-display(statistics.paired_tests(table, "held_out_perplexity").style.format(precision=3).hide())
+output.table("posthoc", results.posthoc(analysis, reported))
+output.table("effect_sizes", results.effect_sizes(analysis, reported))
+output.table("last_generation", results.last_generation(analysis))
+output.table("equivalence", results.equivalence(analysis, reported))
+output.table("slopes", results.slope_tests(analysis, reported))
+display(rows_of(analysis.paired))
 
 # %%
-tests = statistics.paired_tests(table, "held_out_perplexity")["p"].count()
-single, first = (statistics.detectable_effect(len(settings.seeds), number) for number in (1, tests))
-print(f"detectable d_z with {len(settings.seeds)} seeds: {single:.2f}, or {first:.2f} as the first of {tests} by Holm")
+seeds, tests, single, first = (analysis.design[name] for name in ("seeds", "tests", "single", "detectable"))
+print(f"detectable d_z with {seeds} seeds: {single:.2f}, or {first:.2f} as the first of {tests} by Holm")
 
 # %% [markdown]
 # ## Does any metric warn?
@@ -169,29 +175,28 @@ print(f"detectable d_z with {len(settings.seeds)} seeds: {single:.2f}, or {first
 
 # %%
 signals = ["log_spectral_ratio", "log_published_ratio", "lambda_max", "bulk_sigma"]
-signals += tracks
-output.figure("alarms", figures.alarms(table, early_warning.candidates(table)))
+signals += [name for name in report.DRIFTS if name in metrics]
+output.figure("alarms", figures.alarms(analysis))
 
 # %%
-output.table("early_warning", tables.early_warnings(table))
-output.table("leads", tables.leads(table))
-leads = early_warning.lead_summary(table, early_warning.candidates(table), "held_out_perplexity")
+output.table("early_warning", results.early_warnings(analysis))
+output.table("leads", results.leads(analysis))
+leads = analysis.leads[analysis.leads["outcome"] == "held_out_perplexity"].drop(columns="outcome")
 leads[leads["metric"].isin(signals)].style.format(precision=2).hide()  # corrected over all metrics, as in the table
 
 # %% [markdown]
 # ## Which signals move together?
 #
 # Spearman's rho over the generations of each recursive run, averaged over runs. Everything that drifts in one
-# direction correlates with everything else that does; a correlation here is no warning and no cause. With a lag of k
-# the signal of the row is read k generations before the metric of the panel.
+# direction correlates with everything else that does; a correlation here is neither a warning nor a cause. At a lag of
+# k the signal of the row is read k generations before the metric of the panel.
 
 # %%
 outcomes = ["held_out_perplexity", "distinct_2", "repetition_4", "tail_coverage"]
 outcomes = [name for name in outcomes if name in metrics]
-output.figure("correlations", figures.correlations(table, signals + outcomes))
-followed = ["held_out_perplexity", "distinct_2", "track_two_drift"]
-output.figure("lagged_correlations", figures.lagged_correlations(table, signals, followed))
-output.table("correlations", tables.correlations(table, outcomes, signals))
+output.figure("correlations", figures.correlations(analysis, signals + outcomes))
+output.figure("lagged_correlations", figures.lagged_correlations(analysis, signals))
+output.table("correlations", results.correlations(analysis, outcomes, signals))
 
 # %% [markdown]
 # ## Can it be undone?
@@ -209,21 +214,21 @@ output.figure("rescue", figures.rescue(found))
 
 # %%
 separation = pd.concat([rescue.separation(table, found, reported, condition) for condition in treated])
-output.table("rescue", rescue.table(separation))
+output.table("rescue", rescue_report.separation_table(separation))
 separation.style.format(precision=3).hide()
 
 # %% [markdown]
 # ## Claim by claim
 #
-# Every checkable sentence of the two studies and the validation plan, from `results/published/claims.yaml`, with the
+# Every checkable claim of the two studies and the validation plan, from `results/published/claims.yaml`, with the
 # quantity that tests it. A claim is supported if the whole interval, whose kind the table names, lies where the claim
-# puts it, contradicted if none of it does, inconclusive otherwise or where the interval covers with less than 95 %;
-# where the profile lacks a condition it is not tested.
+# puts it, contradicted if none of it does, and inconclusive otherwise or where the interval covers with less than 95 %.
+# Where the profile lacks a condition, the claim is not tested.
 
 # %%
-verdicts = claims.verdicts(claims.gather(table))
+verdicts = judged.verdicts(judged.gather(analysis))
 output.table("claims", claims.table(verdicts))
-pd.DataFrame([(one.claim.claim, one.verdict) for one in verdicts], columns=["claim", "verdict"]).style.hide()
+verdicts[["claim", "verdict"]].style.hide()
 
 # %% [markdown]
 # ## Into the paper
@@ -231,13 +236,12 @@ pd.DataFrame([(one.claim.claim, one.verdict) for one in verdicts], columns=["cla
 # %%
 output.csv("series.csv", table)
 output.table("design", paper.design(settings))
-output.table(
-    "spectrum_baseline", paper.spectrum_baseline(series.results(settings, "curvature", settings.conditions[:1]))
-)
+spectra = report.base_spectra(series.results(settings, "curvature", settings.conditions[:1]))
+output.table("spectrum_baseline", paper.spectrum_baseline(spectra))
 output.values(
-    findings.values(table)
-    | paper.sigma_values(series.results(settings, "sigma"), drifts)
-    | rescue.values(found)
+    findings.values(analysis)
+    | findings.sigma_values(report.checkpoints(series.results(settings, "sigma")), analysis)
+    | rescue_report.values(rescue.reversibility_counts(found))
     | claims.values(verdicts)
     | paper.context(settings, series.results(settings, "training"))
 )
@@ -252,5 +256,5 @@ print("\n".join(output.written))
 # its committed records. Its figures and tables are in `paper/generated/tinystories`.
 
 # %%
-study = series.table(params.load("tinystories"), root=paths.COMMITTED)
+study = series.table(params.load("tinystories"), source=evidence.PACKS)
 figures.series(study, [*headline[:3], "distinct_2", "lambda_max", "bulk_sigma"])

@@ -13,9 +13,10 @@
 # %% [markdown]
 # # 8 Studies: what comes with the project
 #
-# Some questions take longer than a reader should wait, or need what not every reader has. Their records are committed,
-# and this notebook makes the paper's figures, tables and numbers from them: whatever profile a paper is of, these parts
-# of it are the same. Each study can be computed again, by the command that its heading names.
+# These studies are too slow to rerun for every build, or need weights or text that not every reader has. Their records
+# are committed, and this notebook makes the paper's figures, tables and numbers from them: these parts are the same in
+# the paper of every profile. `paper/studies.yaml` names the profile of each study; each heading, the command that
+# computes it again.
 #
 # *Whatever the profile, all outputs below are results of the committed records.*
 
@@ -30,14 +31,15 @@ settings = params.collect(globals())
 
 # %%
 import pandas as pd
-from spectral_collapse.analysis import ablations, mediation
-from spectral_collapse.analysis import mechanism as study
-from spectral_collapse.experiment import batch_sizes, estimators, sigma_coverage
-from spectral_collapse.paper import figures, studies, tables
-from spectral_collapse.paper import mechanism as report
+from spectral_collapse.analysis import ablations, estimators, mechanism, mediation, sigma_settings, studies
+from spectral_collapse.paper import ablations as ablations_report
+from spectral_collapse.paper import figures, tables
+from spectral_collapse.paper import mechanism as mechanism_report
 from spectral_collapse.paper import output as paper
+from spectral_collapse.paper import studies as report
+from spectral_collapse.record import paths
 
-output = paper.Output(settings)
+output, values, shown = paper.Output(settings), {}, studies.shown()
 
 # %% [markdown]
 # ## The estimators' own noise (`make estimators`)
@@ -46,20 +48,24 @@ output = paper.Output(settings)
 # Lanczos steps. A quantity that scatters over decades here cannot carry a claim.
 
 # %%
-noise = studies.estimator_noise()
-output.table("estimators", tables.estimators(estimators.summary(noise)))
+noise = studies.estimator_noise(shown["estimators"])
+summary = estimators.noise_summary(noise)
+output.table("estimators", tables.estimators(summary))
 output.figure("estimators", figures.estimators(noise))
+values |= report.noise_values(noise, summary)
 
 # %% [markdown]
-# ## A batch and the expected loss (`python -m spectral_collapse.experiment.batch_sizes CHECKPOINT TEXT`)
+# ## A batch and the expected loss (`python -m spectral_collapse.experiment.batch_sizes smoke CHECKPOINT TEXT`)
 #
-# The width of the bulk and the largest eigenvalue against the number of blocks, of two models: what a batch's own
-# Hessian has, and what the same blocks say of the expected loss.
+# The width of the bulk and the largest eigenvalue of two models against the number of blocks: of the batch's own
+# Hessian, and of the expected loss, estimated from the same blocks.
 
 # %%
-sizes, pool = studies.batch_sizes()
-output.figure("batch_sizes", figures.batch_sizes(sizes))
-batch_sizes.coverage(sizes).style.format(precision=3)
+batches, study = studies.batch_sizes()
+output.figure("batch_sizes", figures.batch_sizes(batches))
+coverage = estimators.batch_coverage(batches)
+values |= report.batch_sizes_values(batches, coverage, study)
+coverage.style.format(precision=3)
 
 # %% [markdown]
 # ## Pretrained weights (`make results PROFILE=smollm2_offline`)
@@ -67,37 +73,40 @@ batch_sizes.coverage(sizes).style.format(precision=3)
 # The spectrum of SmolLM2-135M: the published estimator probe by probe, and what its probes say together.
 
 # %%
-(spectrum,) = studies.committed(studies.PRETRAINED, "curvature")
-pretrained = studies.pretrained_table(spectrum)
-output.table("pretrained", pretrained)
+(spectrum,) = studies.packed(shown["pretrained"], "curvature")
+output.table("pretrained", report.pretrained_table(spectrum))
 output.table("published_hessian", tables.published_hessian())
+values |= report.pretrained_values(spectrum)
 figures.density([("SmolLM2-135M", spectrum)])
 
 # %% [markdown]
 # Power iteration, with which the published estimator finds its eigenvalue, was stopped after 2 to 30 products in the
-# committed records, where its source takes up to 100. `share` is what it found of the exact $|\lambda|$; the ratios in
-# the paper take the exact one.
+# committed records, where its source takes up to 100: a row a study, with the number of models whose $|\lambda|$ is off
+# by more than 1 % or 20 %, or of the wrong sign. The paper takes the exact one. Then the same loop on these
+# weights: two seeds, so every value is shown and none is tested.
 
 # %%
-stopped = studies.power_iteration_errors()
-pd.concat(stopped, names=["study"]).groupby("study")[["share", "same_sign"]].describe().style.format(precision=3)
-
-# %% [markdown]
-# The same loop on these weights: two seeds, so every value is shown and none is tested.
+stopped = studies.power_iteration_errors(shown["power_iteration"])
+values |= report.power_iteration_values(stopped)
+pd.DataFrame({name: estimators.power_iteration_summary(errors) for name, errors in stopped.items()}).T
 
 # %%
-tuned = studies.pretrained_runs()
-output.table("pretrained_runs", studies.pretrained_runs_table(tuned))
-output.figure("pretrained_runs", figures.series(tuned, studies.PRETRAINED_SERIES))
+tuned = studies.runs(shown["pretrained"])
+moved = studies.before_and_after(tuned, report.PRETRAINED_METRICS)
+designs = [params.load(shown[name]) for name in ("pretrained", "hessian")]
+output.table("pretrained_runs", report.pretrained_runs_table(moved))
+output.figure("pretrained_runs", figures.series(tuned, report.PRETRAINED_SERIES))
+values |= report.pretrained_runs_values(moved) | report.pretrained_design_values(*designs, studies.waiting())
 
 # %% [markdown]
-# ## SIGMA's intervals (`python -m spectral_collapse.experiment.sigma_coverage`)
+# ## SIGMA's intervals (`python -m spectral_collapse.experiment.sigma_coverage TEXT`)
 #
-# How often the published interval of the log-determinant holds the truth, and how often the corrected ones do.
+# How often the published interval of the log-determinant covers the truth, and how often the corrected ones do.
 
 # %%
 covered = studies.sigma_coverage()
-output.table("sigma_coverage", sigma_coverage.coverage_table(covered))
+output.table("sigma_coverage", report.coverage_table(covered))
+values |= report.coverage_values(covered)
 covered.groupby(["correction", "population"])["coverage"].agg(["min", "max"]).style.format(precision=3)
 
 # %% [markdown]
@@ -106,19 +115,23 @@ covered.groupby(["correction", "population"])["coverage"].agg(["min", "max"]).st
 # Collapse injected by a low temperature, against fresh text: every track with its band, a bootstrap over prompts.
 
 # %%
-injected = studies.drifts("sigma_injection")
+injected = studies.drifts(shown["injection"])
 output.figure("sigma_injection", figures.sigma_tracks(injected))
+values |= report.injection_values(sigma_settings.last_drifts(injected), params.load(shown["injection"]))
 
 # %% [markdown]
 # ## SIGMA's settings S1 and S2 (`make sigma PROFILE=sigma_s1s2`)
 #
 # Weights that restart from the base model in every generation, and weights that are carried over: three seeds on the
-# prompts of stories, one on those of finance and technology.
+# prompts of stories, one on those of finance and technology. The published series, below, is one of whole numbers of
+# blocks.
 
 # %%
-settled = {bank: studies.drifts(name) for bank, name in studies.BANKS.items()}
-output.table("sigma_settings", studies.settings_table(settled))
-output.figure("sigma_settings", figures.sigma_tracks(settled["stories"]))
+settled = {bank: studies.settings_drifts(name) for bank, name in shown["settings"].items()}
+output.table("sigma_settings", report.settings_table(settled))
+output.figure("sigma_settings", figures.sigma_tracks(studies.drifts(shown["settings"]["stories"])))
+published = sigma_settings.published_counts(pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv"))
+values |= report.settings_values(settled["stories"]) | report.counts_values(published)
 
 # %% [markdown]
 # ## What drives the decline, and what stops it (`make ablations`)
@@ -126,10 +139,11 @@ output.figure("sigma_settings", figures.sigma_tracks(settled["stories"]))
 # Every factor of the grid, from notebook 5: its hypothesis with the verdict, and the effect of each of its levels.
 
 # %%
-factors = ablations.studies()
-output.table("ablations", ablations.effects_table(factors.values()))
-output.table("ablation_hypotheses", ablations.hypotheses_table(factors.values()))
-output.figure("ablations", figures.ablation_effects(list(factors.values())))
+factors = ablations.studies().values()
+output.table("ablations", ablations_report.effects_table(factors))
+output.table("ablation_hypotheses", ablations_report.hypotheses_table(factors))
+output.figure("ablations", figures.ablation_effects(list(factors)))
+values |= ablations_report.values(factors)
 
 # %% [markdown]
 # ## What changes inside the model (`make mechanism`)
@@ -138,39 +152,19 @@ output.figure("ablations", figures.ablation_effects(list(factors.values())))
 # much of the text's decline goes along with each is a correlation.
 
 # %%
-inside, studied = study.committed()
-output.figure("mechanism_series", figures.series(inside.quantities, study.HEADLINE, height=1.6))
-
-# %%
+inside, design = studies.mechanism_study(shown["mechanism"]), params.load(shown["mechanism"])
+output.figure("mechanism_series", figures.series(inside.quantities, mechanism.HEADLINE, height=1.6))
 output.figure("mechanism_parts", figures.mechanism_parts(inside.parts))
 output.figure("mechanism_layers", figures.mechanism_layers(inside.layers))
 output.figure("outlier_tracks", figures.outlier_tracks(inside.outliers))
-output.figure("landscape", figures.landscape(inside.planes, inside.lines, studied.seeds[0]))
-
-# %%
-along = mediation.mediation(inside.quantities, study.QUANTITIES, study.OUTCOMES)
-output.table("mechanism_differences", report.differences_table(report.differences(inside.quantities)))
-output.table("mechanism_fates", report.fates_table(inside.outliers))
-output.table("mechanism_mediation", report.mediation_table(along))
-
-# %% [markdown]
-# ## Into the paper
-
-# %%
-output.values(
-    studies.noise_values(noise)
-    | studies.batch_sizes_values(sizes, pool)
-    | studies.pretrained_values(spectrum)
-    | studies.power_iteration_values(stopped)
-    | studies.pretrained_runs_values(tuned)
-    | studies.coverage_values(covered)
-    | studies.injection_values(injected)
-    | studies.settings_values(settled["stories"])
-    | studies.counts_values()
-    | ablations.values(factors)
-    | report.values(inside, along, studied),
-    "studies",
-)
+output.figure("landscape", figures.landscape(inside.planes, inside.lines, design.seeds[0]))
+differences, fates = mechanism.differences(inside.quantities), mechanism.fate_counts(inside.outliers)
+mediated = mediation.mediation(inside.quantities, mechanism.QUANTITIES, mechanism.OUTCOMES)
+output.table("mechanism_differences", mechanism_report.differences_table(differences))
+output.table("mechanism_fates", mechanism_report.fates_table(fates))
+output.table("mechanism_mediation", mechanism_report.mediation_table(mediated))
+values |= mechanism_report.values(inside, differences, mediated, fates, design)
 
 # %% tags=["nbval-check-output"]
+output.values(values, "studies")
 print("\n".join(output.written))

@@ -1,9 +1,12 @@
-"""Seeds: frozen values, because a silent change would change every text of every run."""
+"""Seeds have frozen values, since a silent change would change every text of every run; intervals, by closed forms."""
+
+import pickle
 
 import numpy as np
 import pytest
 from margins import uniform
-from spectral_collapse.estimate import generator, stable_seed, uniforms
+from scipy import stats
+from spectral_collapse.estimate import Estimate, generator, stable_seed, uniforms
 
 
 # Leading 16 hexadecimal digits of `printf '%s' '<JSON>' | sha256sum`, halved.
@@ -48,3 +51,25 @@ def test_uniforms_are_uniform_within_and_across_rows():
     # of so many of them within 0.5 % of 1 with probability 0.68.
     correlations = np.corrcoef(rows)[np.triu_indices(400, 1)]
     assert np.mean(correlations**2) * 400 == pytest.approx(1, rel=0.05)
+
+
+def test_the_interval_of_a_mean_is_students_and_one_value_has_none():
+    values = [3.1, 2.7, 4.4, 3.9]
+    found = Estimate.mean(values, 0.9)
+    assert found[1:] == pytest.approx(tuple(stats.ttest_1samp(values, 0).confidence_interval(0.9)))
+    assert found.df == 3 and found.standard_error == pytest.approx(stats.sem(values))
+    assert np.isnan(Estimate.mean([2.0])[1:]).all() and np.isnan(Estimate.mean([])).all()
+
+
+def test_the_jackknife_of_a_mean_is_its_t_interval():
+    values = np.random.default_rng(0).normal(size=9)
+    without = (values.sum() - values) / 8
+    found = Estimate.jackknife(values.mean(), without)
+    assert found == pytest.approx(Estimate.mean(values)) and found.df == 8
+    assert np.isnan(Estimate.jackknife(1.0, [2.0])[1:]).all()
+
+
+def test_an_estimate_is_a_row_and_keeps_its_error():
+    found = Estimate.of_error(2.0, 0.5)
+    assert found == pytest.approx((2, 2 - 0.5 * stats.norm.ppf(0.975), 2 + 0.5 * stats.norm.ppf(0.975)))
+    assert pickle.loads(pickle.dumps(found)).standard_error == 0.5

@@ -5,7 +5,7 @@ import warnings
 
 __version__ = "0.1.0"
 
-# transformers imports tqdm.auto, which asks for ipywidgets in every notebook; progress bars here are text.
-warnings.filterwarnings("ignore", message="IProgress not found")
-# What Apple's MPS cannot do is done on the CPU; read when torch is imported.
-os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+# These must precede imports of torch, tokenizers and tqdm, so that they can stand nowhere else.
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # the CPU does what Apple's MPS cannot
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads of tokenizers warn at every fork
+warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm.auto looks for ipywidgets; our bars are text

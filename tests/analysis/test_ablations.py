@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from spectral_collapse.analysis import ablations, series, statistics
-from spectral_collapse.estimate import Interval
-from spectral_collapse.experiment import encoded, loop, measure, runs
-from spectral_collapse.model import train
-from spectral_collapse.paper import claims, figures
-from spectral_collapse.record import params, paths
+from spectral_collapse.analysis import ablations, claims, series, statistics
+from spectral_collapse.estimate import Estimate
+from spectral_collapse.experiment import encoded, factors, loop, measure, runs
+from spectral_collapse.model import build, train
+from spectral_collapse.paper import ablations as report
+from spectral_collapse.paper import figures
+from spectral_collapse.record import evidence, params, paths
+from spectral_collapse.text import tokenizers
 from tiny import TINY, described
 
 GRIDS = ("ablations", "ablations_hub")
@@ -38,7 +40,7 @@ def test_every_cell_is_a_profile(cell):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_factor_is_whole(grid):
     for name in params.read_grid(grid)["factors"]:
-        factor = ablations.read(name, grid)
+        factor = factors.read(name, grid)
         assert factor.reference in factor.levels and factor.question.rstrip(")").endswith(("?", "."))
         assert factor.hypothesis.endswith(".") and factor.region[0] < factor.region[1]
         seeds = {tuple(settings.seeds) for settings in factor.levels.values()}
@@ -64,19 +66,19 @@ def test_steps_of_the_reference_are_those_of_its_epochs():
 
 
 def test_a_level_that_changes_nothing_is_what_it_extends():
-    assert ablations.read("samples").levels["x1"].profile == "small"
-    assert ablations.read("samples").levels["x5"].profile == "ablations.samples.x5"
-    reference = ablations.read("dropout").levels["0"]
+    assert factors.read("samples").levels["x1"].profile == "small"
+    assert factors.read("samples").levels["x5"].profile == "ablations.samples.x5"
+    reference = factors.read("dropout").levels["0"]
     assert (reference.profile, reference.conditions) == ("small", ["recursive"])
 
 
 def test_architectures_are_of_about_equal_size():
-    tokenizer = loop.models.train_tokenizer(["a story of a fox and a hen"] * 3, 300)
+    tokenizer = tokenizers.train_tokenizer(["a story of a fox and a hen"] * 3, 300)
     sizes = []
-    for level, settings in ablations.read("architecture").levels.items():
-        model = loop.models.initial_model(settings, tokenizer, 1)
+    for level, settings in factors.read("architecture").levels.items():
+        model = build.initial_model(settings, tokenizer, 1)
         assert model.config.model_type == level
-        sizes.append(loop.models.parameter_count(model) - model.get_input_embeddings().weight.numel())
+        sizes.append(build.parameter_count(model) - model.get_input_embeddings().weight.numel())
     assert max(sizes) < 1.25 * min(sizes)
 
 
@@ -88,7 +90,7 @@ def test_architectures_are_of_about_equal_size():
         ("ablations", "'ablations' is a grid: name a cell of it, as ablations.<factor>.<level>."),
         ("ablations.samples", "'ablations.samples' is no cell of grid 'ablations': name one as ablations.<factor>"),
         ("ablations_hub.size.large", "unknown factor of grid 'ablations_hub' 'size'; the nearest valid name is"),
-        ("smoke.samples.x1", "a grid needs 'factors'; this is no grid."),
+        ("smoke.samples.x1", "a grid needs 'factors'."),
         ("nothing.samples.x1", "nothing.yaml is not in"),
     ],
 )
@@ -156,18 +158,18 @@ def tiny(tmp_path, monkeypatch):
     names = ("training", "evaluation", "anchors")
     monkeypatch.setattr(encoded, "LIGHT", {name: measure.STAGES[name] for name in names})
     monkeypatch.setattr(ablations, "STAGES", names)
-    return ablations.read("epochs", "grid")
+    return factors.read("epochs", "grid")
 
 
 @pytest.mark.slow
 def test_generation_zero_is_computed_once_and_a_second_run_computes_nothing(tiny, monkeypatch):
     trained = described(monkeypatch, train, "train")
-    ablations.run(tiny)
+    factors.run(tiny)
     assert trained.count("baseline 0: training") == 2  # one a seed
     assert len(trained) == 2 + 3 * 2 * 2 * 2  # levels, conditions, seeds, generations
     found = sorted(path.parent.name for path in paths.results_root().rglob("baseline"))
     assert found == ["llama-tiny"] and (paths.results_root() / "tiny" / "llama-tiny" / "baseline").exists()
-    ablations.run(tiny)
+    factors.run(tiny)
     assert len(trained) == 26
 
     # The runs of every level start from the same models, texts and contexts.
@@ -180,23 +182,25 @@ def test_generation_zero_is_computed_once_and_a_second_run_computes_nothing(tiny
     assert loop.training(one, 1)["model_sha256"] != loop.training(two, 1)["model_sha256"]
 
     # The study is what its files say, and is refused once they disagree.
-    folder = ablations.write_study(tiny, table)
-    study = ablations.read_study(folder)
-    pd.testing.assert_frame_equal(study.runs, table, check_dtype=False, rtol=1e-7)
-    assert study.judged.verdict == ablations.judge(tiny, table).verdict and study.control == "fresh"
-    assert (study.reference, study.changes["one"]) == ("two", {"epochs": 1})
+    study = ablations.Study(tiny, table)
+    folder, held = ablations.write(study), evidence.Folder(paths.results_root())
+    place = folder.relative_to(held.root)
+    record, tables = evidence.read_study(place, ["runs"], {"level": str}, held)
+    pd.testing.assert_frame_equal(tables["runs"], table, check_dtype=False, rtol=1e-7)
+    assert record["verdict"] == study.verdict and record["control"] == "fresh"
+    assert (record["reference"], record["changes"]["one"]) == ("two", {"epochs": 1})
     with (folder / "runs.csv").open("a") as file:
         file.write("\n")
     with pytest.raises(ValueError, match=r"runs\.csv does not match study\.json"):
-        ablations.read_study(folder)
+        evidence.read_study(place, ["runs"], source=held)
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match="or make the study again"):
-        ablations.read_study(folder)
+        evidence.read_study(place, ["runs"], source=held)
 
 
 @pytest.mark.slow
 def test_a_profiles_table_takes_generation_zero_from_its_base(tiny):
-    ablations.run(tiny)
+    factors.run(tiny)
     own = series.table(tiny.levels["one"], stages=("evaluation",))
     base = series.table(tiny.levels["two"], stages=("evaluation",))
     same = ["condition", "seed", "held_out_perplexity"]
@@ -221,17 +225,17 @@ def table(**levels) -> pd.DataFrame:
 
 def test_contrasts_are_paired_differences_of_changes():
     seen = table(a=[1, 2, 4], b=[3, 5, 8], a__fresh=[0, 1, 1], b__fresh=[1, 1, 3])
-    assert ablations.contrast(seen, "x", "b") == pytest.approx(statistics.mean_interval([3, 5, 8]))
-    assert ablations.contrast(seen, "x", "b", "a") == pytest.approx(statistics.mean_interval([2, 3, 4]))
-    assert ablations.contrast(seen, "x", "b", control="fresh") == pytest.approx(statistics.mean_interval([2, 4, 5]))
-    expected = statistics.mean_interval([2 - 1, 4 - 1, 5 - 3])
+    assert ablations.contrast(seen, "x", "b") == pytest.approx(Estimate.mean([3, 5, 8]))
+    assert ablations.contrast(seen, "x", "b", "a") == pytest.approx(Estimate.mean([2, 3, 4]))
+    assert ablations.contrast(seen, "x", "b", control="fresh") == pytest.approx(Estimate.mean([2, 4, 5]))
+    expected = Estimate.mean([2 - 1, 4 - 1, 5 - 3])
     assert ablations.contrast(seen, "x", "b", "a", "fresh") == pytest.approx(expected)
 
 
 def test_what_holds_of_all_levels_holds_of_each():
     seen = table(a=[1, 2, 3], b=[4, 5, 6], c=[2, 2.1, 2.2])
-    low, high = (statistics.mean_interval(x) for x in ([1, 2, 3], [4, 5, 6]))
-    assert ablations.contrast(seen, "x", "all") == pytest.approx(Interval(2.1, low.low, high.high))
+    low, high = (Estimate.mean(x) for x in ([1, 2, 3], [4, 5, 6]))
+    assert ablations.contrast(seen, "x", "all") == pytest.approx(Estimate(2.1, low.low, high.high))
     assert statistics.verdict(ablations.contrast(seen, "x", "all"), (0, math.inf)) == "inconclusive"
     assert statistics.verdict(ablations.contrast(seen, "x", "c"), (0, math.inf)) == "supported"
 
@@ -259,7 +263,7 @@ def test_effects_are_paired_with_the_reference():
      ((1, math.nan, math.nan), "not tested")],
 )  # fmt: skip
 def test_verdicts_follow_the_rule_of_the_claims(interval, verdict):
-    assert statistics.verdict(Interval(*interval), (0, math.inf)) == verdict
+    assert statistics.verdict(Estimate(*interval), (0, math.inf)) == verdict
 
 
 # ---- for the paper
@@ -269,23 +273,24 @@ def test_verdicts_follow_the_rule_of_the_claims(interval, verdict):
 def studies() -> dict[str, ablations.Study]:
     seen = table(a=[1, 2, 4], b_c=[3, 5, 8]).rename(columns={"x": "log_perplexity"})
     seen["distinct_2"] = -(seen["log_perplexity"] ** 2)
-    judged = ablations.Judged("It is 100 %.", Interval(1.0, 0.5, 1.5), "supported")
     changes = {"a": {}, "b_c": {"dropout": 0.1, "conditions": ["recursive", "fresh"], "base": None}}
-    return {name: ablations.Study(name, "Is it?", "a", None, changes, judged, seen) for name in ("one", "two_s")}
+    test = {"metric": "log_perplexity", "level": "b_c", "against": "a"}
+    rest = "Is it?", "a", {}, changes, "It is 100 %.", test, (0.0, math.inf)
+    return {name: ablations.Study(factors.Factor("grid", name, *rest), seen) for name in ("one", "two_s")}
 
 
 def test_tables_values_and_pictures_of_studies(studies):
-    shown = ablations.effects_table(studies.values())
+    shown = report.effects_table(studies.values())
     assert list(shown.iloc[:, 0]) == ["one", "two s"] and list(shown.iloc[:, 1]) == ["b c", "b c"]
     assert shown.iloc[0, 2].startswith("dropout 0.1") and shown.iloc[0, 3].startswith("3.00 [")
     assert shown.iloc[0, 4] == "--"
-    assert list(ablations.hypotheses_table(studies.values()).iloc[:, 3]) == ["supported"] * 2
-    values = ablations.values(studies)
+    assert list(report.hypotheses_table(studies.values()).iloc[:, 3]) == ["supported"] * 2
+    values = report.values(studies.values())
     assert values["ablation.one.verdict"] == "supported" and values["ablations.supported"] == "2"
     assert values["ablation.two_s.b_c.log_perplexity"] == shown.iloc[0, 3] and values["ablations.generations"] == "2"
-    assert ablations.values({}) == {}
-    assert ablations.described(studies["one"].changes["b_c"]) == "dropout 0.1; conditions recursive, fresh"
-    assert ablations.described({}) == "–"
+    assert report.values([]) == {}
+    assert report.described(studies["one"].factor.changes["b_c"]) == "dropout 0.1; conditions recursive, fresh"
+    assert report.described({}) == "–"
     runs = studies["one"].runs
     assert len(figures.ablation(runs, "a").axes) == 3  # two panels and an empty one
     assert len(figures.ablation_effects(list(studies.values())).axes) == len(ablations.METRICS)
@@ -296,18 +301,18 @@ def test_claims_about_ablations_read_the_studies(studies):
     claim = claims.Claim("one", "A claim.", "a source", "1", "ablation", region, {
         "factor": "one", "metric": "log_perplexity", "level": "b_c", "against": "a",
     })  # fmt: skip
-    evidence = claims.Evidence(studies["one"].runs, pd.DataFrame(), studies)
-    assert claims.judge(claim, evidence).estimate.interval == pytest.approx(statistics.mean_interval([2, 3, 4]))
-    assert claims.judge(claim, evidence).verdict == "supported"
-    without = claims.judge(claim, claims.Evidence(studies["one"].runs, pd.DataFrame()))
-    assert (without.verdict, without.reason) == ("not tested", "no study of one")
+    evidence = claims.Evidence(studies["one"].runs, pd.DataFrame(), pd.DataFrame(), studies)
+    verdict, _, found = claims.judge(claim, evidence)
+    assert verdict == "supported" and found.estimate == pytest.approx(Estimate.mean([2, 3, 4]))
+    without = claims.judge(claim, claims.Evidence(studies["one"].runs, pd.DataFrame(), pd.DataFrame()))
+    assert without == ("not tested", "no study of one", None)
 
 
 def test_claims_of_the_plan_name_factors_and_levels_of_the_grid():
     named = [claim for claim in claims.read() if claim.quantity == "ablation"]
     assert len(named) == 5
     for claim in named:
-        factor = ablations.read(claim.arguments["factor"])
+        factor = factors.read(claim.arguments["factor"])
         for key in ("level", "against"):
             assert claim.arguments.get(key, "all") in (*factor.levels, "all")
         if control := claim.arguments.get("control"):

@@ -5,7 +5,8 @@ import pytest
 from margins import mean_is, rate_at_most
 from run_tables import METRIC, make_table, noise
 from scipy import stats
-from spectral_collapse.analysis import correlation, statistics
+from spectral_collapse.analysis import correlation
+from spectral_collapse.estimate import Estimate
 
 
 def test_within_run_spearman_against_scipy():
@@ -16,7 +17,7 @@ def test_within_run_spearman_against_scipy():
     found = found.set_index(["metric_a", "metric_b"])
     rhos = [stats.spearmanr(first[0, s], second[0, s]).statistic for s in range(5)]
     row = found.loc[(METRIC, "lambda_max")]
-    assert (row.rho, row.low, row.high) == pytest.approx(statistics.mean_interval(rhos)) and row.runs == 5
+    assert (row.rho, row.low, row.high) == pytest.approx(Estimate.mean(rhos)) and row.runs == 5
     flat = found.loc[("lambda_max", "flat")]
     assert np.isnan(flat.rho) and flat.runs == 0
     with pytest.raises(ValueError, match="Condition 'accumulate'"):
@@ -52,7 +53,7 @@ def test_lagged_spearman_against_scipy_and_without_lag():
     found = correlation.lagged_spearman(table, [METRIC], ["other", "flat"]).set_index(["following", "lag"])
     rhos = [stats.spearmanr(noise(8)[0, s, :4], noise(9)[0, s, 2:]).statistic for s in range(5)]
     assert tuple(found.loc[("other", 2), ["rho", "low", "high"]]) == pytest.approx(
-        tuple(np.clip(statistics.mean_interval(rhos), -1, 1))
+        tuple(np.clip(Estimate.mean(rhos), -1, 1))
     )
     unlagged = correlation.within_run_spearman(table, [METRIC, "other"]).iloc[0]
     assert found.loc[("other", 0), "rho"] == pytest.approx(unlagged.rho)

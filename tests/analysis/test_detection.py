@@ -27,9 +27,9 @@ def test_exact_interval_by_hand():
 
 def test_auc_against_scikit_learn():
     table = drawn(np.random.default_rng(0), 7, 1.5)
-    runs = early_warning.alarms(table, "ratio")
+    runs = early_warning.alarms(table, ["ratio"])
     expected = roc_auc_score(runs["condition"] == "recursive", runs["score"])
-    assert detection.separation(table, "ratio")[0].estimate == pytest.approx(expected)
+    assert detection.separation(table, "ratio")[0].value == pytest.approx(expected)
 
 
 def test_auc_interval_solves_its_equation_and_covers():
@@ -60,7 +60,8 @@ def test_permutation_p_is_exact_without_an_effect(seeds):
 
 def test_detection_counts_corrects_and_separates():
     table = stepped({"strong": 2, "nothing": 7})
-    found = detection.detection(table, ["strong", "nothing"], rate=0.01).set_index("metric")
+    alarms = early_warning.alarms(table, ["strong", "nothing"], rate=0.01)
+    found = detection.detection(table, ["strong", "nothing"], alarms, rate=0.01).set_index("metric")
     assert found.loc["strong", ["runs", "detected", "detected_family", "false_alarms"]].tolist() == [6, 6, 6, 0]
     assert found.loc["nothing", "detected_family"] == 0 and found.auc["strong"] == 1
     assert found.p["strong"] == 2 / 64 and found.p_holm["strong"] == 4 / 64
@@ -72,7 +73,7 @@ def test_a_family_of_independent_metrics_raises_a_false_alarm_below_the_stated_r
     for _ in range(60):
         tables = [drawn(rng, 4, generations=4) for _ in range(5)]
         table = tables[0].drop(columns="ratio").assign(**{str(i): each["ratio"] for i, each in enumerate(tables)})
-        runs = [early_warning.alarms(table, str(i), 0.2 / 5)["alarm"] for i in range(5)]
+        runs = early_warning.alarms(table, list(map(str, range(5))), 0.2 / 5)["alarm"].to_numpy().reshape(5, -1)
         anywhere.append(np.isfinite(runs).any(axis=0).mean())
     mean_is(anywhere, 0.2)
 
@@ -87,6 +88,7 @@ def test_power_is_what_the_docstring_says():
 
 
 def test_two_seeds_judge_nothing():
-    found = detection.detection(drawn(np.random.default_rng(0), 2), ["ratio"]).iloc[0]
+    table = drawn(np.random.default_rng(0), 2)
+    found = detection.detection(table, ["ratio"], early_warning.alarms(table, ["ratio"])).iloc[0]
     assert found[["runs", "detected", "false_alarms"]].tolist() == [0, 0, 0]
     assert np.isnan(found[["auc", "p", "p_holm"]].to_numpy(float)).all()

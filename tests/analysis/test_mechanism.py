@@ -4,8 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from spectral_collapse.analysis import mechanism as study
-from spectral_collapse.analysis import mediation
+from spectral_collapse.analysis import mechanism, mediation
 from spectral_collapse.experiment import loop, runs
 from spectral_collapse.experiment import mechanism as stages
 from spectral_collapse.paper import figures, tables
@@ -28,7 +27,7 @@ def settings():
 def measured(settings, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(tmp_path_factory.mktemp("mechanism")))
-        yield study.measured(settings, say=pytest.fail)
+        yield mechanism.tables(stages.measured(settings, say=pytest.fail), settings)
 
 
 def test_generation_0_is_compared_with_itself(measured):
@@ -80,20 +79,20 @@ def test_records_are_found_again_and_models_are_left_as_they_were(measured, sett
     stages.mechanism.compute(run, 2)
     assert all((before[name] == tensor).all() for name, tensor in loop.load(run, 2).state_dict().items())
     monkeypatch.setattr(runs.Stage, "_record", lambda *_: pytest.fail("computed again"))
-    again = study.measured(settings, say=pytest.fail)
+    again = mechanism.tables(stages.measured(settings, say=pytest.fail), settings)
     assert again.quantities.equals(measured.quantities) and again.outliers.equals(measured.outliers)
 
 
 def test_a_study_is_written_and_read_and_an_altered_table_is_named(measured, settings):
-    folder = study.write(measured, settings)
-    found = study.read(settings)
+    folder = mechanism.write(measured, settings)
+    found = mechanism.read(settings)
     np.testing.assert_allclose(found.quantities["cka_start"], measured.quantities["cka_start"], rtol=1e-5)
     (folder / "parts.csv").write_text("condition\n")
     with pytest.raises(ValueError, match=r"parts\.csv does not match study\.json"):
-        study.read(settings)
+        mechanism.read(settings)
     (folder / "study.json").unlink()
     with pytest.raises(ValueError, match="or make the study again"):
-        study.read(settings)
+        mechanism.read(settings)
 
 
 def test_it_becomes_figures_tables_and_numbers(measured, settings, tmp_path):
@@ -103,40 +102,40 @@ def test_it_becomes_figures_tables_and_numbers(measured, settings, tmp_path):
     scales = {axes.collections[0].norm.vmax for axes in slices.axes[: 2 * 3]}
     assert len(scales) == 1  # one colour scale
     assert len(figures.outlier_tracks(measured.outliers).axes) == 2
-    mediated = mediation.mediation(measured.quantities, study.QUANTITIES[:2], study.OUTCOMES)
-    differences = report.differences(measured.quantities)
+    mediated = mediation.mediation(measured.quantities, mechanism.QUANTITIES[:2], mechanism.OUTCOMES)
+    differences, counts = mechanism.differences(measured.quantities), mechanism.fate_counts(measured.outliers)
     for index, frame in enumerate(
         (
             report.mediation_table(mediated),
             report.differences_table(differences),
-            report.fates_table(measured.outliers),
+            report.fates_table(counts),
         )
     ):
         tables.write_table(frame, tmp_path / f"{index}.tex")
-    values = report.values(measured, mediated, settings)
+    values = report.values(measured, differences, mediated, counts, settings)
     tables.write_values(values, tmp_path / "numbers.tex")
-    assert values["mechanism.seeds"] == "2" and values["mechanism.quantities"] == str(len(study.QUANTITIES))
+    assert values["mechanism.seeds"] == "2" and values["mechanism.quantities"] == str(len(mechanism.QUANTITIES))
     assert set(differences["word"]) <= {"higher", "lower", "not distinguishable"}
-    counts = report.fate_counts(measured.outliers)
     assert (counts["all"] == 2 * settings.eigenvectors).all()
 
 
 def test_the_section_uses_no_key_that_there_is_not(measured, settings):
-    mediated = mediation.mediation(measured.quantities, study.QUANTITIES, study.OUTCOMES)
+    mediated = mediation.mediation(measured.quantities, mechanism.QUANTITIES, mechanism.OUTCOMES)
+    differences, counts = mechanism.differences(measured.quantities), mechanism.fate_counts(measured.outliers)
     section = (paths.ROOT / "paper" / "sections" / "mechanism.tex").read_text()
     section = re.sub(r"\\ifval{[^}]*}", "", section)  # what only some studies have
     used = set(re.findall(r"\\val{([^}]*)}", section))
-    assert len(used) > 50 and used <= report.values(measured, mediated, settings).keys()
+    assert len(used) > 50 and used <= report.values(measured, differences, mediated, counts, settings).keys()
 
 
 def test_a_profile_without_both_conditions_is_told_so(measured):
     only = measured.quantities[measured.quantities["condition"] == "fresh"]
     with pytest.raises(ValueError, match="the table has no condition 'recursive'"):
-        report.differences(only)
+        mechanism.differences(only)
 
 
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="landscape_points: must"):
         params.load("smoke", **{**SMALL, "landscape_points": 4})
     with pytest.raises(ValueError, match="mechanism_blocks is 9 and there are only 8 held_out_blocks"):
-        study.measured(params.load("smoke", **{**SMALL, "mechanism_blocks": 9}))
+        next(stages.measured(params.load("smoke", **{**SMALL, "mechanism_blocks": 9})))

@@ -4,9 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from margins import rate_at_least, rate_is
-from spectral_collapse.analysis import mediation
-from spectral_collapse.analysis.mediation import MINOR, MOST, NO_EFFECT, OPEN, gaps, share, verdict
-from spectral_collapse.estimate import Interval
+from spectral_collapse.analysis.mediation import MINOR, MOST, NO_EFFECT, OPEN, gaps, mediation, share, verdict
+from spectral_collapse.estimate import Estimate
 from spectral_collapse.paper import mechanism as report
 
 
@@ -37,8 +36,8 @@ def test_a_planted_share_is_found(direct, through, expected):
     """The mean of pace times generation is 3: the total gap is 3 through + direct."""
     tables = [simulated(seed, 40, direct, through) for seed in range(3)]
     found = [share(gaps(table, "x"), gaps(table, "y"), 200) for table in tables]
-    assert np.mean([one.estimate for one in found]) == pytest.approx(expected, abs=0.05)
-    assert all(one.low <= one.estimate <= one.high for one in found)
+    assert np.mean([one.value for one in found]) == pytest.approx(expected, abs=0.05)
+    assert all(one.low <= one.value <= one.high for one in found)
 
 
 def covered(seeds: int, replicates: int = 200) -> list[bool]:
@@ -70,11 +69,11 @@ def test_the_same_table_gives_the_same_interval():
 
 
 def test_verdicts_follow_the_rule():
-    effect = Interval(1, 0.5, 1.5)
-    assert verdict(Interval(1, -0.1, 2), Interval(0.9, 0.8, 1)) == NO_EFFECT
-    assert verdict(effect, Interval(0.9, 0.6, 1.2)) == MOST
-    assert verdict(effect, Interval(0.2, -0.1, 0.4)) == MINOR
-    assert verdict(effect, Interval(0.9, 0.4, 1.2)) == verdict(effect, Interval(*[np.nan] * 3)) == OPEN
+    effect = Estimate(1, 0.5, 1.5)
+    assert verdict(Estimate(1, -0.1, 2), Estimate(0.9, 0.8, 1)) == NO_EFFECT
+    assert verdict(effect, Estimate(0.9, 0.6, 1.2)) == MOST
+    assert verdict(effect, Estimate(0.2, -0.1, 0.4)) == MINOR
+    assert verdict(effect, Estimate(0.9, 0.4, 1.2)) == verdict(effect, Estimate(*[np.nan] * 3)) == OPEN
 
 
 def test_the_table_has_a_row_a_pair_and_shows_both_outcomes():

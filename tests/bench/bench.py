@@ -1,4 +1,4 @@
-"""`make bench`: cost and error of curvature and SIGMA beside their peers, printed and kept in results/bench/bench.json.
+"""`make bench`: cost and error of curvature and SIGMA beside their peers, printed and kept in results/work/bench.json.
 
 Each part is a module whose `main` returns what the file is to hold; single numbers are printed.
 """
@@ -32,7 +32,7 @@ def machine() -> dict[str, str | int]:
 
 def main() -> None:
     """Runs the parts; what one measured is kept before the next begins, and keys of others stay as they are."""
-    path = paths.results_root() / "bench" / "bench.json"
+    path = paths.results_root() / "bench.json"
     for part in (bench_curvature, bench_sigma):
         measured = {"machine": machine()} | part.main()
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

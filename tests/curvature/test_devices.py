@@ -1,4 +1,4 @@
-"""Devices without float64, played on the CPU: every number that is widened passes through `wide`."""
+"""Devices without float64, played on the CPU: every number that is widened passes through `to_float64`."""
 
 import types
 
@@ -18,7 +18,7 @@ def doubles(values) -> bool:
 
 
 class NoDoubles(TorchDispatchMode):
-    """A device that cannot make float64 of float32: only `wide` does, which leaves the device for it."""
+    """A device that cannot make float64 of float32: only `to_float64` does, which leaves the device for it."""
 
     leaving = False
 
@@ -32,7 +32,7 @@ class NoDoubles(TorchDispatchMode):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    device, real = NoDoubles(), basis.wide
+    device, real = NoDoubles(), basis.to_float64
 
     def leave(x):
         device.leaving = True
@@ -42,7 +42,7 @@ def narrow(monkeypatch):
             device.leaving = False
 
     for module in (basis, krylov, generate):
-        monkeypatch.setattr(module, "wide", leave)
+        monkeypatch.setattr(module, "to_float64", leave)
     return device
 
 
@@ -83,5 +83,5 @@ def test_lanczos_needs_no_double_on_the_device(tiny_model, narrow, probes, half)
 def test_what_is_widened_leaves_a_device_without_float64_first():
     here = torch.ones(3)
     there = types.SimpleNamespace(device=torch.device("mps"), cpu=lambda: here)  # has no double()
-    found = basis.wide(there)
+    found = basis.to_float64(there)
     assert found.dtype == torch.float64 and found.tolist() == [1, 1, 1]

@@ -1,5 +1,6 @@
 """Estimates for the expected loss: free of the blocks' noise, in brackets that hold, with intervals that cover."""
 
+import functools
 import itertools
 import math
 
@@ -197,17 +198,23 @@ def test_the_error_over_blocks_is_that_of_other_batches_or_more():
 KINDS = {"hessian": HessianOperator, "gauss_newton": GaussNewtonOperator}
 
 
-def dense(kind: str, count: int) -> tuple:
-    """A tiny model, blocks (count, T), and the matrix of each block's own mean loss, (count, n, n)."""
-    model, tokens = tiny("gpt2", n_embd=4, n_inner=6, initializer_range=0.3), frozen_blocks(count, 6)
+def model_and_blocks() -> tuple:
+    """A tiny model and six blocks."""
+    return tiny("gpt2", n_embd=4, n_inner=6, initializer_range=0.3), frozen_blocks(6, 6)
+
+
+@functools.cache
+def dense(kind: str) -> torch.Tensor:
+    """The matrix of each block's own mean loss, (6, n, n)."""
+    model, tokens = model_and_blocks()
     operators = [KINDS[kind](model, block[None]) for block in tokens]
     eye = torch.eye(operators[0].n, dtype=torch.float64)
-    return model, tokens, torch.stack([operator.matmat(eye) for operator in operators])
+    return torch.stack([operator.matmat(eye) for operator in operators])
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_signature_of_a_model_is_that_of_its_blocks_dense_matrices(kind):
-    model, tokens, matrices = dense(kind, 6)
+    (model, tokens), matrices = model_and_blocks(), dense(kind)
     batch = spectral_signature(model, tokens, steps=12, probes=2, seed=3, kind=kind)
     found = as_result(population_signature(model, tokens, batch, seed=3, kind=kind))
     expected = as_result(population_of_operators(halves_of(matrices), batch, seed=3))
@@ -219,7 +226,7 @@ def test_the_signature_of_a_model_is_that_of_its_blocks_dense_matrices(kind):
 
 def test_over_every_batch_of_a_finite_population_of_blocks_moments_are_exact():
     """All 15 batches of four of a model's six blocks, with the same probes."""
-    _, _, matrices = dense("hessian", 6)
+    matrices = dense("hessian")
     batch = signature_of(MeanOfBlocks(matrices), steps=12, probes=2, seed=0)
     every = [
         population_of_operators(halves_of(matrices[list(chosen)]), batch, seed=0)
@@ -238,7 +245,7 @@ def test_over_every_batch_of_a_finite_population_of_blocks_moments_are_exact():
 
 def test_over_every_pair_of_halves_the_bracket_holds_exactly():
     """Halves of two blocks, drawn independently from a model's four: the mean over all of them is the expectation."""
-    _, _, matrices = dense("hessian", 4)
+    matrices = dense("hessian")[:4]
     whole = torch.linalg.eigvalsh(matrices.mean(0))
     batch = signature_of(MeanOfBlocks(matrices), steps=12, probes=2, seed=0)
     pairs = list(itertools.combinations(range(4), 2))
@@ -257,7 +264,7 @@ def test_over_every_pair_of_halves_the_bracket_holds_exactly():
 
 
 def test_too_few_blocks_and_noise_alone_give_a_reason_and_no_exception():
-    model, tokens, _ = dense("hessian", 6)
+    model, tokens = model_and_blocks()
     batch = spectral_signature(model, tokens[:3], steps=6, probes=2)
     few = population_signature(model, tokens[:3], batch)
     assert few.population_note == "the expected loss needs 4 blocks or more"
@@ -272,7 +279,7 @@ def test_too_few_blocks_and_noise_alone_give_a_reason_and_no_exception():
 
 
 def test_memory_that_holds_no_basis_gives_a_reason():
-    model, tokens, _ = dense("hessian", 4)
+    model, tokens = model_and_blocks()
     batch = spectral_signature(model, tokens, steps=6, probes=2)
     found = population_signature(model, tokens, batch, memory_budget=1)
     assert found.population_note == "the memory does not hold the held-out eigenvectors"

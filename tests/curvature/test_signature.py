@@ -26,7 +26,6 @@ from spectral_collapse.curvature.memory import WORKING_VECTORS, plan
 from spectral_collapse.curvature.spectral import _finished_probes, influences_of_blocks
 from spectral_collapse.estimate import generator
 from spectral_collapse.record import schema
-from spectral_collapse.record.provenance import write_text
 
 OUTLIERS = np.array([20.0, 13.0, 9.0, -7.0, 5.0])
 MOMENTS = ["mean_eigenvalue", "spectral_variance", "bulk_center", "bulk_sigma", "log_spectral_ratio"]
@@ -190,10 +189,10 @@ def test_both_signatures_fit_into_one_record_of_plain_numbers(gpt2):
     ],
 )
 def test_estimates_are_unbiased_and_their_errors_honest_and_intervals_cover(operator):
-    repetitions = 120
+    repetitions = 80
     errors, covered = {}, {}
     for seed in range(repetitions):
-        signature = signature_of(operator, steps=12, probes=8, seed=seed)
+        signature = signature_of(operator, steps=12, probes=6, seed=seed)
         for name, truth in truths(operator.eigenvalues, len(signature.outliers)).items():
             estimate = getattr(signature, name)
             errors.setdefault(name, []).append(estimate.value - truth)
@@ -210,13 +209,13 @@ def test_estimates_are_unbiased_and_their_errors_honest_and_intervals_cover(oper
 def test_at_full_order_the_only_errors_are_those_of_the_probes():
     eigenvalues = np.concatenate([np.linspace(-3, -1, 10), np.linspace(1, 4, 30)])
     operator = Rotated(eigenvalues)
-    signature = signature_of(operator, steps=40, probes=300, seed=0)
+    signature = signature_of(operator, steps=40, probes=150, seed=0)
     assert signature.lambda_max == pytest.approx(4, abs=1e-5)
     assert signature.lambda_min == pytest.approx(-3, abs=1e-5)
     for name, truth in truths(eigenvalues, len(signature.outliers)).items():
         estimate = getattr(signature, name)
-        assert abs(estimate.value - truth) < standard_errors(300) * estimate.probe_error, name
-        assert estimate.probe_error < 0.05 * abs(truth), name
+        assert abs(estimate.value - truth) < standard_errors(150) * estimate.probe_error, name
+        assert estimate.probe_error < 0.07 * abs(truth), name
     low, high = signature.negative_mass_bracket
     # The neighbours of zero carry 1/40 each.
     assert low < 0.25 < high and high - low == pytest.approx(2 / 40, rel=0.2)
@@ -262,7 +261,7 @@ def test_every_run_leaves_out_the_same_outliers():
     # Eigenvalues that thin out towards the bulk: how many converge depends on the probe.
     operator = Rotated(np.append(20 / np.arange(1, 30), np.random.default_rng(0).normal(0, 0.2, size=271)))
     counts, held = [], []
-    for seed in range(100):
+    for seed in range(50):
         signature = signature_of(operator, steps=12, probes=6, seed=seed)
         count = len(signature.outliers)
         np.testing.assert_allclose(signature.outliers, 20 / np.arange(1, count + 1), rtol=0.01)
@@ -475,7 +474,7 @@ def drawn(blocks: int, seed: int) -> MeanOfBlocks:
 @pytest.mark.parametrize(("blocks", "probes"), [(16, 4), (8, 3)])
 def test_intervals_cover_the_population_that_probes_and_blocks_are_drawn_from(blocks, probes):
     truth = truths(BULK + TOP, 3)
-    repetitions = 200
+    repetitions = 120
     covered, largest = {name: [] for name in MOMENTS}, []
     for seed in range(repetitions):
         signature = signature_of(drawn(blocks, seed), steps=10, probes=probes, seed=seed)
@@ -701,20 +700,22 @@ def test_two_processes_find_what_one_finds(tmp_path):
 
 @pytest.mark.parametrize("damage", ["none", "identity", "digit", "truncated"])
 def test_finished_probes_are_taken_from_a_whole_state_only(tmp_path, damage, monkeypatch):
-    def interrupted(path, text):
-        write_text(path, text)
+    def interrupted(*given):
+        keep(*given)
         raise KeyboardInterrupt
+
+    keep = spectral._keep_probes
 
     model, tokens, state = tiny("gpt2"), frozen_blocks(4), tmp_path / "state.json"
     options = {"steps": 4, "seed": 1, "state": state, "identity": "this", "batch_errors": False}
     with monkeypatch.context() as patch:  # an interruption after the first probe
-        patch.setattr(spectral, "write_text", interrupted)
+        patch.setattr(spectral, "_keep_probes", interrupted)
         with pytest.raises(KeyboardInterrupt):
             spectral_signature(model, tokens, probes=2, **options)
     content = state.read_text()
     state.unlink()
     whole = spectral_signature(model, tokens, probes=2, **options)
-    place = content.index('"alphas":[') + len('"alphas":[') + 3
+    place = content.index('"alphas": [') + len('"alphas": [') + 3
     damaged = {
         "none": content,
         "identity": content.replace("this", "other"),

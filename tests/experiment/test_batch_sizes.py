@@ -5,9 +5,10 @@ import math
 import pandas as pd
 import torch
 from spectra import frozen_blocks, tiny
-from spectral_collapse.analysis import series
+from spectral_collapse.analysis import estimators, series, studies
 from spectral_collapse.experiment import batch_sizes
-from spectral_collapse.paper import figures, studies
+from spectral_collapse.paper import figures
+from spectral_collapse.paper import studies as report
 
 
 def made_up() -> pd.DataFrame:
@@ -26,7 +27,7 @@ def made_up() -> pd.DataFrame:
 
 
 def test_a_batch_covers_what_all_blocks_say_by_either_interval():
-    found = batch_sizes.coverage(made_up())
+    found = estimators.batch_coverage(made_up())
     assert list(found.index.get_level_values("quantity").unique()) == ["bulk_sigma", "effective_rank", "lambda_max"]
     row = found.loc[("two", "bulk_sigma")]
     assert (row["reference"], row["batch"], row["expected"], row["batches"], row["defined"]) == (1.5, 1, 1, 2, 1)
@@ -34,7 +35,7 @@ def test_a_batch_covers_what_all_blocks_say_by_either_interval():
 
 def test_values_and_figure_of_the_study():
     study = {"pool": 8, "block_tokens": 32, "one_parameters": 139_584, "two_parameters": 7}
-    values = studies.batch_sizes_values(made_up(), study)
+    values = report.batch_sizes_values(made_up(), estimators.batch_coverage(made_up()), study)
     assert values["sizes.one.bulk_sigma.batch"] == "1 of 2" and values["sizes.one.bulk_sigma.expected"] == "1 of 1"
     assert values["sizes.one.parameters"] == "139,584" and values["sizes.two.expected.4"] == "1.50"
     panels = figures.batch_sizes(made_up()).axes
@@ -84,5 +85,5 @@ def test_the_committed_study_has_batches_whose_width_falls_and_estimates_of_the_
         assert means["bulk_sigma"].is_monotonic_decreasing
         ends = means.iloc[0] / means.iloc[-1]
         assert ends["bulk_sigma"] > 3 and ends["population_bulk_sigma"] < 2
-    counts = batch_sizes.coverage(found).loc[(slice(None), "bulk_sigma"), :]
+    counts = estimators.batch_coverage(found).loc[(slice(None), "bulk_sigma"), :]
     assert (counts["batch"] <= 3).all() and (counts["expected"] >= 22).all()

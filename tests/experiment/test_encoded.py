@@ -1,12 +1,13 @@
 """SIGMA in the experiment: what is embedded, what the record says, and what a drift is taken of."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from spectral_collapse import sigma
-from spectral_collapse.analysis import series, statistics
-from spectral_collapse.experiment import encoded, measure, runs
-from spectral_collapse.paper import figures, tables
-from spectral_collapse.paper import output as paper
+from spectral_collapse.analysis import report, series
+from spectral_collapse.estimate import Estimate
+from spectral_collapse.experiment import embedding, encoded, measure, runs
+from spectral_collapse.paper import figures, findings, results, tables
 from spectral_collapse.record import params, paths
 from spectral_collapse.text import metrics as text_metrics
 from spectral_collapse.text import prompts
@@ -20,7 +21,7 @@ def tiny(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(tmp_path_factory.mktemp("results")))
         encoder = WordEncoder()
-        patch.setattr(encoded, "sentence_encoder", lambda: encoder)
+        patch.setattr(embedding, "sentence_encoder", lambda: encoder)
         chosen = params.load("smoke", **TINY | {"generations": 1, "conditions": ["recursive", "fresh"]})
         real = None
         for seed in chosen.seeds:
@@ -120,7 +121,7 @@ def test_responses_are_drawn_until_they_have_all_blocks(run, monkeypatch):
         drawn.append((len(prompts), len(set(seeds))))
         return [[one.real.separator] * new_tokens for _ in prompts]  # no words: short for ever
 
-    monkeypatch.setattr(measure.loop, "draw", draw)
+    monkeypatch.setattr(measure.loop, "sample", draw)
     monkeypatch.setattr(measure, "_write_lines", lambda path, lines: str(len(lines)))
     measure.responses.compute(runs.View(run(), ""), 1)
     assert drawn == [(200, 200)] * measure.ROUNDS
@@ -137,7 +138,7 @@ def test_drifts_of_older_records_are_put_right():
         for count in (430, 414):
             rows = np.random.default_rng([seed, count]).normal(size=(count, m)) / np.sqrt(m)
             gram, total = rows.T @ rows, count + 384
-            corrected = sigma.logdet_estimate(gram, count, total, "wishart").estimate
+            corrected = sigma.logdet_estimate(gram, count, total, "wishart").value
             results.append(
                 {
                     "observed_blocks": count,
@@ -184,7 +185,7 @@ def test_health_messages_are_in_the_record(run, monkeypatch):
 
 
 def test_energy_beyond_the_cap_is_refused(run, monkeypatch):
-    monkeypatch.setattr(encoded, "sentence_encoder", lambda: WordEncoder(1.1))
+    monkeypatch.setattr(embedding, "sentence_encoder", lambda: WordEncoder(1.1))
     with pytest.raises(ValueError, match="above the energy budget rho"):
         encoded.embeddings.compute(runs.View(run(), ""), 1)
 
@@ -227,7 +228,7 @@ def test_mauve_is_a_column_where_its_package_is_installed(run, monkeypatch):
 
     def mauve(texts, references, seed):
         given.update(texts=texts, references=references)
-        return 0.7, (0.6, 0.8)
+        return Estimate(0.7, 0.6, 0.8)
 
     monkeypatch.setattr(text_metrics, "mauve_installed", lambda: True)
     monkeypatch.setattr(text_metrics, "mauve", mauve)
@@ -251,8 +252,9 @@ def test_series_have_drifts_bands_and_no_other_columns_of_the_tracks(tiny):
 
 
 def test_pictures_tables_and_values(tiny, tmp_path):
-    table, drifts = series.table(tiny[0], stages=("evaluation", "sigma")), series.drifts(tiny[0])
-    points = tables.pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv")
+    drifts = series.drifts(tiny[0])
+    analysis = report.analyse(series.table(tiny[0], stages=("evaluation", "sigma")), drifts)
+    points = pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv")
     figures.save(figures.sigma_tracks(drifts), tmp_path / "tracks.pdf")
     figures.save(figures.sigma_buckets(series.bucket_drifts(tiny[0])), tmp_path / "buckets.pdf")
     shown = figures.sigma_published(points, drifts[drifts["condition"] == "recursive"])
@@ -260,21 +262,31 @@ def test_pictures_tables_and_values(tiny, tmp_path):
     counts = shown.axes[1].lines[0].get_ydata()
     np.testing.assert_allclose(counts, np.round(counts), atol=1e-4)
     assert set(np.round(counts[1:])) == {998, 999, 1000} and counts[0] == 977
-    assert list(tables.sigma_drifts(drifts).iloc[0])[:2] == ["recursive", tables.label("track_two_drift")]
-    frame = tables.forecasts(table, ["track_two_drift"])  # too short for a fit, and said so
-    assert list(frame["Rate"]) == ["--", "--"]
-    values = paper.sigma_values(series.results(tiny[0], "sigma"), drifts)
+    assert list(results.sigma_drifts(analysis).iloc[0])[:2] == ["recursive", tables.label("track_two_drift")]
+    frame = results.forecasts(analysis)  # too short for a fit, and said so
+    assert set(frame["Rate"]) == {"--"}
+    values = findings.sigma_values(report.checkpoints(series.results(tiny[0], "sigma")), analysis)
     assert values["sigma.live"] == "11" and values["sigma.checkpoints"] == "6"
     assert values["moved.track_two.recursive"].endswith(" of 2")
 
 
-def test_forecast_finds_a_fixed_point_and_its_rate():
-    rows = [
-        {"condition": "recursive", "seed": seed, "generation": t, "x": -10 * seed * (1 - 0.5**t)}
-        for seed in (1, 2)
-        for t in range(8)
-    ]
-    found = statistics.forecasts(tables.pd.DataFrame(rows), "x")
-    np.testing.assert_allclose(found["rate"], 0.5, rtol=1e-8)
-    np.testing.assert_allclose(found["fixed_point"], [-10, -20], rtol=1e-8)
-    assert (found["model_rmse"] < 1e-6).all() and (found["naive_rmse"] > 0.05).all()
+def test_embeddings_of_shared_texts_are_computed_once_for_a_folder_of_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(tmp_path))
+    texts, rows = ("a fox", "a hen"), WordEncoder()(["a fox", "a hen"]).numpy()
+    calls = []
+
+    class Counting(WordEncoder):
+        def __call__(self, texts):
+            calls.append(texts)
+            return super().__call__(texts)
+
+    for _ in range(2):
+        assert (embedding.shared_embeddings(Counting(), texts) == rows).all()
+    assert len(calls) == 1
+    (kept,) = (tmp_path / "encoder").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1] + b"\0")  # a damaged file is replaced
+    for _ in range(2):
+        assert (embedding.shared_embeddings(Counting(), texts) == rows).all()
+    assert len(calls) == 2
+    embedding.shared_embeddings(Counting(), texts[:1])
+    assert len(calls) == 3

@@ -10,7 +10,7 @@ import torch
 from margins import rate_is
 from spectral_collapse import estimate
 from spectral_collapse.analysis import series
-from spectral_collapse.experiment import encoded, interventions, loop, measure, runs
+from spectral_collapse.experiment import embedding, interventions, loop, measure, runs
 from spectral_collapse.model import train
 from spectral_collapse.record import params
 from spectral_collapse.text import storyworld
@@ -46,8 +46,8 @@ def test_decoding_of_text_is_the_evaluations_unless_set(run):
 def test_decoding_changes_what_is_written_and_not_what_is_measured(run):
     plain, cold = run(), run("cold", writing_temperature=0.01)
     assert loop.training(plain, 0)["model_sha256"] == loop.training(cold, 0)["model_sha256"]
-    assert not torch.equal(loop.write(plain, 0), loop.write(cold, 0))
-    assert torch.equal(loop.write(run("both", temperature=0.01), 0), loop.write(cold, 0))
+    assert not torch.equal(loop.synthetic_blocks(plain, 0), loop.synthetic_blocks(cold, 0))
+    assert torch.equal(loop.synthetic_blocks(run("both", temperature=0.01), 0), loop.synthetic_blocks(cold, 0))
     assert measure.evaluation(plain, 0) == measure.evaluation(cold, 0)
 
 
@@ -55,10 +55,10 @@ def test_new_contexts_every_generation(run, monkeypatch):
     prompts = []
     monkeypatch.setattr(loop.generate, "sample", lambda model, given, *_, **__: prompts.append(given) or given)
     monkeypatch.setattr(loop, "load", lambda *_: None)
-    monkeypatch.setattr(loop.models, "tokens_without_text", lambda *_: [])
+    monkeypatch.setattr(loop.build, "tokens_without_text", lambda *_: [])
     for one in (run(), run(writing_contexts="new")):
         for writer in (0, 1):
-            loop.write(one, writer)
+            loop.synthetic_blocks(one, writer)
     slices = [run().real.slice(1, index).tolist() for index in (0, 0, 0, 1)]
     assert prompts == slices
     with pytest.raises(ValueError, match="writing_contexts: openings are no contexts"):
@@ -117,11 +117,11 @@ def test_candidates_hold_the_text_of_a_single_one_first(run, monkeypatch):
     Batches of three times the size move a probability in its seventh digit, and a draw where two are as close turns the
     rest of its row: about one in a hundred, and hardly ever six.
     """
-    monkeypatch.setattr(encoded, "embedded", lambda _, texts: np.tile(np.eye(3)[0] * [[1], [0.1], [0.1]], (24, 1)))
-    plain = loop.write(run(), 0)
-    assert (loop.write(run("three", candidates=3), 0) == plain).all(1).sum() >= 18
-    monkeypatch.setattr(encoded, "embedded", lambda _, texts: np.tile(np.eye(3)[0] * [[0.1], [0.1], [1]], (24, 1)))
-    third = loop.write(run("three", candidates=3), 0)
+    monkeypatch.setattr(embedding, "embedded", lambda _, texts: np.tile(np.eye(3)[0] * [[1], [0.1], [0.1]], (24, 1)))
+    plain = loop.synthetic_blocks(run(), 0)
+    assert (loop.synthetic_blocks(run("three", candidates=3), 0) == plain).all(1).sum() >= 18
+    monkeypatch.setattr(embedding, "embedded", lambda _, texts: np.tile(np.eye(3)[0] * [[0.1], [0.1], [1]], (24, 1)))
+    third = loop.synthetic_blocks(run("three", candidates=3), 0)
     assert third.shape == plain.shape and (third == plain).all(1).sum() < len(plain) / 2
 
 
@@ -172,8 +172,8 @@ def test_trust_never_leaves_zero_to_one():
 
 def test_the_regulator_sets_the_learning_rate_of_the_next_generation(run):
     one = run(trust_memory=0.0, trust_gain=2.0)
-    assert interventions.intensity(one, 1) == 1
-    factor = interventions.intensity(one, 2)
+    assert interventions.intensity(runs.View(one, ""), 1) == 1
+    factor = interventions.intensity(runs.View(one, ""), 2)
     anchors, covered = ([stage(one, g) for g in (0, 1)] for stage in (measure.anchors, measure.evaluation))
     contraction = [
         max(0, 1 - pair[1] / pair[0])
@@ -183,12 +183,24 @@ def test_the_regulator_sets_the_learning_rate_of_the_next_generation(run):
         )
     ]
     assert 0 < factor < 1 and factor == pytest.approx(1 - 2 * sum(contraction) / 3)
-    assert loop._regulated_recipe(one, 2).learning_rate == pytest.approx(factor * one.params.learning_rate)
+    recipe = loop._regulated_recipe(runs.View(one, ""), 2)
+    assert recipe.learning_rate == pytest.approx(factor * one.params.learning_rate)
+
+
+def upper_ends(monkeypatch, highs: dict[int, float]) -> None:
+    """Upper ends of Track II's band by generation, whatever the stage `sigma` would find."""
+    recorded = runs.View.recorded
+
+    def told(view, stage, generation):
+        if stage != "encoded.sigma":
+            return recorded(view, stage, generation)
+        return {"drifts": {"track_two": {"high": highs.get(generation)}}}
+
+    monkeypatch.setattr(runs.View, "recorded", told)
 
 
 def test_training_stops_once_track_two_has_left_its_band(run, monkeypatch):
-    highs = {1: -1.0}
-    monkeypatch.setattr(encoded, "sigma", lambda _, g: {"drifts": {"track_two": {"high": highs.get(g)}}})
+    upper_ends(monkeypatch, {1: -1.0})
     patient, strict = run("patient", track_two_tolerance=2.0), run("strict", track_two_tolerance=0.5)
     assert [loop.training(patient, g)["steps"] for g in (1, 2)] == [4, 4]
     assert [loop.training(strict, g)["steps"] for g in (1, 2, 3)] == [4, 0, 4]  # None is no reason to stop
@@ -198,7 +210,7 @@ def test_training_stops_once_track_two_has_left_its_band(run, monkeypatch):
 
 def test_a_generation_that_takes_no_step_has_the_loss_that_its_first_step_would_have_had(run, monkeypatch):
     """Early stopping: every value of the table is there, as notebook 7 needs it."""
-    monkeypatch.setattr(encoded, "sigma", lambda *_: {"drifts": {"track_two": {"high": -1.0}}})
+    upper_ends(monkeypatch, dict.fromkeys(range(10), -1.0))
     one = run(track_two_tolerance=0.5)
     found = loop.training(one, 2)
     losses = train.block_losses(loop.load(one, 1), loop.blocks(one, 2), one.params.batch_size)

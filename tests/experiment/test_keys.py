@@ -59,9 +59,7 @@ READS = Reads()
 def _opened(event: str, arguments: tuple) -> None:
     if event == "open" and READS.stack and isinstance(arguments[0], str):
         path = Path(arguments[0])
-        if path.is_absolute() and any(
-            path.is_relative_to(folder) for folder in (paths.ROOT / "params", paths.COMMITTED)
-        ):
+        if path.is_absolute() and any(path.is_relative_to(folder) for folder in (paths.ROOT / "params", paths.RESULTS)):
             READS.stack[-1][1].add(str(path.relative_to(paths.ROOT)))
 
 
@@ -110,7 +108,7 @@ def made(tmp_path_factory):
         with pytest.MonkeyPatch.context() as spying:
             spying.setattr(schema.Params, "__getattribute__", spy)
             spying.setattr(runs.Stage, "_record", record)
-            for name in ("name_of", "base_params"):  # where records are, which is not what they say
+            for name in ("name_of", "base_params", "folders"):  # where records are, which is not what they say
                 spying.setattr(runs, name, aside(getattr(runs, name)))
             real = corpora.RealText(settings)
             run = runs.Run(settings, "recursive", 1, real=real, say=pytest.fail)

@@ -14,10 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from spectral_collapse import estimate
-from spectral_collapse.analysis import series, statistics
+from spectral_collapse.analysis import metrics, series, statistics
 from spectral_collapse.experiment import loop, measure, runs
 from spectral_collapse.model import build, generate
-from spectral_collapse.paper import tables
 from spectral_collapse.record import params, provenance, schema
 from spectral_collapse.text import tokenizers
 from tiny import TINY, described, quiet
@@ -69,7 +68,7 @@ def test_sources_of_text(tiny):
 
 def test_every_source_has_a_rule_and_no_other_passes_for_one(tiny, monkeypatch):
     run = runs.Run(tiny, "static", 1, say=quiet)
-    monkeypatch.setattr(loop, "write", lambda run, writer: run.real.slice(run.seed, 1 + writer))
+    monkeypatch.setattr(loop, "synthetic_blocks", lambda run, writer: run.real.slice(run.seed, 1 + writer))
     shares = {}
     for source in schema.SOURCES:
         run.source = source
@@ -95,9 +94,9 @@ def test_tokens_without_text_are_not_written(tiny, tmp_path):
     changes = {"checkpoint": str(tmp_path), "baseline_epochs": 0, "baseline_blocks": 0, "profile": "padded"}
     run = runs.Run(params.check({**tiny.model_dump(), **changes}), "recursive", 1, say=quiet)
     assert loop.load(run, 0).config.vocab_size == 2 * size
-    assert int(loop.write(run, 0).max()) < size
+    assert int(loop.synthetic_blocks(run, 0).max()) < size
     prompts = run.real.openings(1)
-    assert max(map(max, loop.draw(run, 0, prompts, list(range(len(prompts))), 8, "test"))) < size
+    assert max(map(max, loop.sample(run, 0, prompts, list(range(len(prompts))), 8, "test"))) < size
 
 
 def test_mixed_at_its_ends_is_static_and_recursive(tiny):
@@ -116,7 +115,9 @@ def test_accumulate_draws_from_everything_so_far(tiny):
     run = runs.Run(tiny, "accumulate", 1, say=quiet)
     count = tiny.blocks_per_generation
     for generation in (1, 2):
-        everything = torch.cat([run.real.slice(1, 0), *(loop.write(run, writer) for writer in range(generation))])
+        everything = torch.cat(
+            [run.real.slice(1, 0), *(loop.synthetic_blocks(run, writer) for writer in range(generation))]
+        )
         kept = estimate.generator(1, "accumulate", generation).permutation(len(everything))[:count]
         assert torch.equal(loop.blocks(run, generation), everything[torch.from_numpy(kept)])
         assert loop.text(run, generation)["synthetic_blocks"] == (kept >= count).sum() > 0
@@ -209,12 +210,12 @@ def test_every_metric_has_an_interval_and_a_name_for_readers(tiny):
     measure.generation(run, 0)
     table = series.table(tiny.model_copy(update={"generations": 0}), ["fresh"], [1], ("evaluation", "continuations"))
     found = measure.evaluation(run, 0) | measure.continuations(run, 0)
-    metrics = statistics.metric_names(table)
-    assert {"held_out_perplexity", "self_bleu", "rare_token_coverage", "bleu", "tail_coverage"} <= set(metrics)
-    for name in metrics:
+    names = statistics.metric_names(table)
+    assert {"held_out_perplexity", "self_bleu", "rare_token_coverage", "bleu", "tail_coverage"} <= set(names)
+    for name in names:
         low, high = found[f"{name}_interval"]
         assert low <= found[name] <= high
-        assert name in tables.LABELS
+        assert name in metrics.METRICS
 
 
 # ---- records
@@ -254,7 +255,7 @@ def test_a_changed_parameter_remakes_what_depends_on_it_and_no_more(tiny, tmp_pa
     stamps = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.json")}
     said: list[str] = []
     changed = params.check({**tiny.model_dump(), "variant": "four", "lanczos_probes": 4})
-    monkeypatch.setattr(runs, "folders", lambda settings, root=None: [tmp_path / "four", *folders(tiny)])
+    monkeypatch.setattr(runs, "folders", lambda settings: [tmp_path / "four", *folders(tiny)])
     computed, record = [], runs.Stage._record
     monkeypatch.setattr(runs.Stage, "_record", lambda self, *where: computed.append(self.name) or record(self, *where))
     again = runs.Run(changed, "fresh", 1, real=run.real, say=said.append)
@@ -339,7 +340,8 @@ def test_a_checkpoint_is_taken_as_it_is_unless_the_profile_tunes_it(tiny, tiny_m
 
 WORKER = """
 import sys
-from spectral_collapse import measure, params, runs
+from spectral_collapse.experiment import measure, runs
+from spectral_collapse.record import params
 run = runs.Run(params.load("smoke", **{overrides!r}), "recursive", 1)
 for generation in range(3):
     measure.generation(run, generation)
@@ -389,7 +391,7 @@ def test_resumed_training_goes_on_from_its_saved_state(tmp_path):
     overrides = {**CHANGES, "checkpoint_steps": 3, "baseline_epochs": 4}
     kill_when(start(tmp_path, overrides), tmp_path, "baseline/*/generation_0/training_state.safetensors")
     said = kill_when(start(tmp_path, overrides), tmp_path, "baseline/*/generation_0/training.json")
-    assert "going on from step" in said
+    assert "resuming at step" in said
 
 
 def test_record_holds_what_made_it(tiny):

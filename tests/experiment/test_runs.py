@@ -9,7 +9,7 @@ import yaml
 from spectral_collapse.analysis import series
 from spectral_collapse.experiment import loop, measure, runs
 from spectral_collapse.machine import speed
-from spectral_collapse.record import params, paths, provenance
+from spectral_collapse.record import evidence, params, paths, provenance
 from spectral_collapse.text import corpora
 
 SMOKE = yaml.safe_load((paths.PARAMS / "smoke.yaml").read_text()) | {"documents": 200, "profile": "own"}
@@ -127,7 +127,7 @@ def test_finished_records_are_not_overwritten_by_other_settings(run, declared, t
     stage(run(), 1)
     (tmp_path / "own.yaml").write_text(json.dumps(SMOKE | {"layers": 3}))
     told = rf"own/{PLACE}/counted\.json was made with other settings: its parameters changed \(layers 2 -> 3\)\. "
-    told += r"What is finished is not overwritten: set `variant` to a name .* or delete .*seed_1\."
+    told += r"Finished records are not overwritten: set `variant` to a name .* or delete .*seed_1\."
     with pytest.raises(ValueError, match=told):
         stage(run(), 1)
     assert stage(run(variant="deep"), 1)["layers"] == 3
@@ -144,21 +144,41 @@ def test_finished_records_are_not_overwritten_by_other_settings(run, declared, t
         reading(other, 1)
 
 
-def test_committed_records_are_read_and_never_written(run, declared, tmp_path, monkeypatch):
+def test_packed_records_are_for_readers_and_runs_neither_read_nor_touch_them(run, declared, tmp_path, monkeypatch):
     stage, computed, _ = declared
     stage(run(), 1)
+    packs = evidence.PACKS
+    monkeypatch.setattr(packs, "root", tmp_path)
+    content = evidence.collect("own", tmp_path / "results")
+    packs.file("own").write_bytes(evidence._packed("own", content))
+    before = packs.file("own").read_bytes()
     monkeypatch.delenv("SPECTRAL_COLLAPSE_RESULTS")
-    monkeypatch.setattr(paths, "COMMITTED", tmp_path / "results")
-    before = {path: path.read_bytes() for path in paths.COMMITTED.rglob("*") if path.is_file()}
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "new")
     here = run()
-    assert here.folder == tmp_path / "results" / "work" / "own" / "llama-tiny" / "fresh" / "seed_1"
-    assert [result for *_, result in series.results(here.params, "counted", ["fresh"], [1], [1])] == [stage(here, 1)]
-    assert len(computed) == 1 and run.said == []
-    (here.path(1, "counted.json")).unlink()
-    stage.code_hash = "other"
+    assert here.folder == tmp_path / "new" / "work" / "own" / "llama-tiny" / "fresh" / "seed_1"
+    (packed,) = [result for *_, result in series.results(here.params, "counted", ["fresh"], [1], [1])]
+    assert stage(here, 1) == packed and len(computed) == 2 and run.said == []
+    assert here.path(1, "counted.json").exists() and packs.file("own").read_bytes() == before
+
+
+def test_a_variant_makes_again_what_its_profile_has_by_other_code(run, declared):
+    stage, _, _ = declared
     stage(run(), 1)
-    assert run.said == [f"own/{PLACE}/counted.json is made again in work/own/{PLACE}: its code changed."]
-    assert before == {path: path.read_bytes() for path in before}
+    before = run().path(1, "counted.json").read_bytes()
+    stage.code_hash = "other"
+    stage(run(heads=1), 1)
+    assert run.said == [f"own/{PLACE}/counted.json is made again in own+heads=1/{PLACE}: its code changed."]
+    assert run().path(1, "counted.json").read_bytes() == before
+
+
+def test_code_is_hashed_at_the_first_use_of_any_stage_and_not_at_import(monkeypatch):
+    hashed = []
+    monkeypatch.setattr(runs, "_STAGES", {})
+    monkeypatch.setattr(runs.closure, "code_hash", lambda compute: hashed.append(compute.__name__) or "hash")
+    first, second = (runs.stage(name=name)(lambda run, generation: {}) for name in ("first", "second"))
+    assert hashed == []
+    assert first.code_hash == "hash" and len(hashed) == 2
+    assert second.code_hash == "hash" and len(hashed) == 2  # what is edited from now on is not what runs
 
 
 def test_records_of_an_earlier_kind_of_key_are_read_and_made_again(run, declared):
@@ -175,9 +195,7 @@ def test_records_of_an_earlier_kind_of_key_are_read_and_made_again(run, declared
     assert list(series.results(run().params, "counted", ["fresh"], [1], [1]))
     stage(run(), 1)
     assert len(computed) == 2
-    assert run.said == [
-        f"own/{PLACE}/counted.json is made again: its parameters changed (published_steps is none any more)."
-    ]
+    assert run.said == [f"own/{PLACE}/counted.json is made again: its code changed."]
 
 
 def test_a_result_that_comes_out_the_same_leaves_what_was_made_of_it(run):
@@ -224,6 +242,7 @@ def test_code_edited_while_a_process_runs_is_not_what_made_its_records(run, tmp_
 
     declare = runs.stage(name="answer")
     stage = declare(edited.answer)
+    runs.stage(name="first")(lambda run, generation: {})(run(), 1)
     file.write_text("def answer(run, generation):\n    return {'answer': 22}\n")
     assert stage(run(), 1) == {"answer": 1}
     importlib.reload(edited)  # as a later process does; of another size, or Python may take its compiled file

@@ -1,16 +1,12 @@
 """The coverage study in small, its record, and its table."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
 from spectral_collapse import sigma
 from spectral_collapse.experiment import sigma_coverage
-from spectral_collapse.paper import tables
-from spectral_collapse.record import paths, provenance
-
-COMMITTED = paths.ROOT / "results" / "sigma_coverage"
+from spectral_collapse.paper import studies, tables
+from spectral_collapse.record import evidence, provenance
 
 
 @pytest.fixture
@@ -49,7 +45,7 @@ def test_the_study_is_repeatable_and_complete(embeddings, tmp_path, monkeypatch)
     assert len(pd.read_csv(tmp_path / "shrinkage.csv")) == 2 * 3 * 6
     result = provenance.read_result(tmp_path / "study.json")
     assert result["coverage_csv_sha256"] == provenance.file_hash(tmp_path / "coverage.csv")
-    tables.write_table(sigma_coverage.coverage_table(covered), tmp_path / "table.tex")
+    tables.write_table(studies.coverage_table(covered), tmp_path / "table.tex")
     assert (tmp_path / "table.tex").read_text().count(r"\\") == 1 + 18
 
 
@@ -60,15 +56,12 @@ def test_the_text_must_be_long_enough(tmp_path):
 
 
 def test_the_committed_study_is_whole_and_says_what_the_paper_says():
-    result = provenance.read_result(COMMITTED / "study.json")
-    for name in ("coverage", "shrinkage"):
-        assert result[f"{name}_csv_sha256"] == provenance.file_hash(COMMITTED / f"{name}.csv")
-    covered = pd.read_csv(COMMITTED / "coverage.csv")
-    covered = covered.set_index(["correction", "population", "m", "ratio"])["coverage"].sort_index()
+    _, found = evidence.read_study("sigma_coverage", ["coverage", "shrinkage"], source=evidence.PACKS)
+    covered = found["coverage"].set_index(["correction", "population", "m", "ratio"])["coverage"].sort_index()
     assert covered.size == 3 * 3 * 3 * 4
     assert covered["none"].max() < 0.6
     assert covered["wishart", "gaussian"].between(0.93, 0.97).all()
     assert covered["wishart", "student_t"].max() < 0.5
     assert covered["wishart", "minilm", 384].max() < 0.5
     assert covered["leverage"].between(0.88, 0.99).all()
-    assert json.loads((COMMITTED / "study.json").read_text())["stage"] == "sigma_coverage"
+    assert evidence.PACKS.record("sigma_coverage/study.json")["stage"] == "sigma_coverage"

@@ -106,7 +106,7 @@ def measured(folder: Path) -> dict:
             found[case] = refusal(case, folder)
             continue
         model, found[case] = trained(case, folder)
-        weights = {name: parallel.whole(tensor.detach()) for name, tensor in model.named_parameters()}
+        weights = {name: parallel.full_tensor(tensor.detach()) for name, tensor in model.named_parameters()}
         provenance.write_atomically(folder / f"{case}.safetensors", partial(save_file, weights))
     return found
 

@@ -53,7 +53,7 @@ def test_unused_memory_of_the_allocator_is_free(monkeypatch):
 
 @pytest.mark.parametrize(("limit", "sizes"), [(1, [1]), (2, [1, 2]), (7, [1, 2, 4, 7]), (16, [1, 2, 4, 8, 16])])
 def test_batches_to_choose_from(limit, sizes):
-    assert memory.halves(limit) == sizes
+    assert memory.batch_sizes(limit) == sizes
 
 
 def peak(model, sequences: int, recipe: train.Recipe) -> int:
@@ -61,7 +61,7 @@ def peak(model, sequences: int, recipe: train.Recipe) -> int:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with memory.PeakMemory() as used:
-        train._add_gradient(model, BLOCKS[:sequences], recipe, sequences)
+        train._accumulate_gradient(model, BLOCKS[:sequences], recipe, sequences)
     return used.peak
 
 
@@ -70,8 +70,8 @@ def test_the_batch_found_fits_and_is_at_most_half_too_small(tiny_model, architec
     """By its own measured peak, beside AdamW's moments and the vector of its step."""
     recipe = train.Recipe(1, 13, 1e-2, 0.0, 0.0, "constant", gradient_checkpointing=checkpointing)
     model = tiny_model(architecture)
-    train._learn(model, recipe)
-    sizes = memory.halves(13)
+    train._training_mode(model, recipe)
+    sizes = memory.batch_sizes(13)
     peaks = {size: peak(model, size, recipe) for size in sizes}
     moments = 12 * sum(parameter.numel() for parameter in model.parameters())
     state, found = torch.get_rng_state(), []
@@ -126,7 +126,7 @@ def test_the_batch_of_sampling_fits_and_is_at_most_so_much_too_small(
             generate._sample_batch(model, [[5] * prompt] * count, np.zeros((count, new)), None, *options)
         return used.peak
 
-    peaks = {size: drawing(size) for size in memory.halves(16)}
+    peaks = {size: drawing(size) for size in memory.batch_sizes(16)}
     for free in (1.1 * peaks[1], 1.2 * peaks[4], 2.1 * peaks[8], 2**40):
         room(free)
         found = generate.fitting_batch(model, 16, prompt + new, True)

@@ -27,8 +27,6 @@ REPLICAS, SHARES = "--multi_gpu", "--use_fsdp"  # the launchers of several proce
 LOSS_TOLERANCE = 1e-5
 WEIGHT_TOLERANCE = 1e-4  # of weights up to about 1; met are 1e-7 after a few steps, 2e-5 after twenty
 
-pytestmark = pytest.mark.slow
-
 
 def launched(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | environment
@@ -69,6 +67,7 @@ def both(together, kind) -> list[dict]:
 # ---- training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in pair.CASES if case != "dropout"])
 def test_two_processes_train_as_one_does(alone, together, both, kind, case):
     """Also where the last batch of an epoch leaves one of them without a block."""
@@ -87,6 +86,7 @@ def test_two_processes_train_as_one_does(alone, together, both, kind, case):
             torch.testing.assert_close(found[name], weight, atol=WEIGHT_TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 def test_masks_of_dropout_differ_between_processes_and_not_between_replicas_and_shares(alone, together, both):
     expected = alone[1]["dropout"]
     assert both[0]["dropout"] == both[1]["dropout"] != pytest.approx(expected, rel=1e-3)
@@ -96,6 +96,7 @@ def test_masks_of_dropout_differ_between_processes_and_not_between_replicas_and_
         torch.testing.assert_close(shares[name], weight, atol=WEIGHT_TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_goes_on_where_another_was_killed(alone, together, both, kind, tmp_path):
     expected = alone[1]["llama"]
     assert both[0]["resumed"] == pytest.approx(expected, rel=LOSS_TOLERANCE)
@@ -109,6 +110,7 @@ def test_any_number_of_processes_goes_on_where_another_was_killed(alone, togethe
         torch.testing.assert_close(parameter.detach(), weights[name], atol=WEIGHT_TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_model_larger_than_one_process_may_hold_is_trained_in_shares(alone, together):
     """No process ever holds more than 60 % of weights, gradients and moments, which one would hold whole."""
     whole = alone[1]["bytes"]["state"]
@@ -126,6 +128,7 @@ def test_a_model_larger_than_one_process_may_hold_is_trained_in_shares(alone, to
 # ---- sampling
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_same_tokens(alone, both):
     expected = alone[1]["sampled"]
     assert both[0]["sampled"] == both[1]["sampled"] == expected
@@ -134,19 +137,19 @@ def test_two_processes_draw_the_same_tokens(alone, both):
 
 @pytest.mark.parametrize("count", range(1, 8))
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_rows_and_prompts_are_dealt_whole(monkeypatch, count, world):
-    rows, shares, dealt = torch.arange(count), [], []
+def test_every_row_and_prompt_goes_to_a_process(monkeypatch, count, world):
+    rows, shares, scattered = torch.arange(count), [], []
     monkeypatch.setattr(parallel, "world", lambda: world)
     for rank in range(world):
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        shares.append(parallel.share(rows))
-        dealt.append(parallel.deal(list(range(count))))
+        shares.append(parallel.shard(rows))
+        scattered.append(parallel.scatter(list(range(count))))
     assert sum(weight for _, weight in shares) == pytest.approx(1)
     assert sorted(row for own, weight in shares if weight for row in own.tolist()) == rows.tolist()
     assert all(len(own) for own, _ in shares)
     # The weighted mean of the shares' means is the mean.
     assert sum(weight * own.double().mean().item() for own, weight in shares) == pytest.approx(rows.double().mean())
-    assert len({len(own) for own in dealt}) == 1 and set().union(*dealt) == set(range(count))
+    assert len({len(own) for own in scattered}) == 1 and set().union(*scattered) == set(range(count))
 
 
 # ---- a run
@@ -168,6 +171,7 @@ def made_alone(tmp_path_factory) -> tuple[runs.Run, list[dict]]:
     return made(tmp_path_factory.mktemp("one"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [REPLICAS, SHARES])
 def test_a_launched_run_is_found_by_the_notebooks(made_alone, tmp_path, monkeypatch, launcher):
     words = ["smoke", "seed=1", "condition=recursive", *(f"{key}={value}" for key, value in RUN.items())]
@@ -202,7 +206,9 @@ def test_a_launched_run_is_found_by_the_notebooks(made_alone, tmp_path, monkeypa
 
 FAILING = """
 import sys
-from spectral_collapse import launch, processes, train
+from spectral_collapse.experiment import launch
+from spectral_collapse.machine import processes
+from spectral_collapse.model import train
 
 trained = train.train
 def fails(*given, **options):
@@ -214,6 +220,7 @@ launch.leave(launch.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_one_process_that_fails_ends_all_with_one_sentence(tmp_path):
     script = tmp_path / "failing.py"
     script.write_text(FAILING)

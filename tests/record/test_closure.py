@@ -147,17 +147,17 @@ def test_a_stage_has_a_key_of_its_own_and_is_no_part_of_anothers(hashed):
 @pytest.mark.parametrize(
     ("stage", "module", "name"),
     [
-        (encoded.coherence, "encoded", "COHERENT_RESPONSES"),
-        (encoded.embeddings, "encoded", "REFERENCE_BLOCKS"),
-        (encoded.coherence, "encoded", "REFERENCE_BANKS"),
-        (loop.text, "encoded", "embedded"),
+        (encoded.coherence, "experiment.encoded", "COHERENT_RESPONSES"),
+        (encoded.embeddings, "experiment.embedding", "REFERENCE_BLOCKS"),
+        (encoded.coherence, "experiment.embedding", "REFERENCE_BANKS"),
+        (loop.text, "experiment.embedding", "embedded"),
         (loop.text, "sigma.health", "live_space"),
-        (loop.text, "interventions", "most_diverse"),
-        (loop.training, "train", "Recipe"),
+        (loop.text, "experiment.interventions", "most_diverse"),
+        (loop.training, "model.train", "Recipe"),
         (stages.mechanism, "curvature.operators", "mean_loss"),
         (stages.slices, "experiment.mechanism", "EXTENT"),
-        (measure.evaluation, "storyworld", "SLOTS"),
-        (rescue.rescue, "train", "train"),
+        (measure.evaluation, "text.storyworld", "SLOTS"),
+        (rescue.rescue, "model.train", "train"),
         (estimators.measured(0), "curvature.operators", "hessian_operator"),
     ],
 )
@@ -168,4 +168,4 @@ def test_what_lists_kept_by_hand_had_missed_is_in_the_keys(stage, module, name):
 def test_what_runs_and_records_are_is_no_part_of_a_key():
     for stage in (loop.training, measure.evaluation, encoded.sigma):
         modules = {module.removeprefix(f"{closure.PACKAGE}.") for module, _ in closure.used(stage.compute)}
-        assert not modules & {"series", "params", "schema", "corpora"}
+        assert not modules & {"analysis.series", "record.params", "record.schema", "record.evidence", "text.corpora"}

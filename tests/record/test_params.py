@@ -29,7 +29,7 @@ def test_every_profile_loads_and_is_called_as_its_file(profile):
 def test_profile_called_otherwise_than_its_file_is_refused(tmp_path, monkeypatch):
     (tmp_path / "copy.yaml").write_bytes((paths.PARAMS / "smoke.yaml").read_bytes())
     monkeypatch.setattr(paths, "PARAMS", tmp_path)
-    with pytest.raises(ValueError, match=r"copy\.yaml: its profile must be called 'copy', as the file is\."):
+    with pytest.raises(ValueError, match=r"copy\.yaml: its key profile must be 'copy', the name of the file\."):
         params.load("copy")
 
 
@@ -164,7 +164,7 @@ def test_key_that_stands_twice_is_refused(tmp_path, monkeypatch):
     text = (paths.PARAMS / "smoke.yaml").read_text()
     (tmp_path / "smoke.yaml").write_text(text + "layers: 2\n")
     monkeypatch.setattr(paths, "PARAMS", tmp_path)
-    with pytest.raises(ValueError, match=r"smoke\.yaml: parameter 'layers' stands twice: delete one") as caught:
+    with pytest.raises(ValueError, match=r"smoke\.yaml: parameter 'layers' is written twice: delete one") as caught:
         params.load("smoke")
     assert "\n" not in str(caught.value)
 
@@ -205,7 +205,7 @@ def test_unknown_injected_name_is_refused():
 def test_second_execution_sees_only_parameters():
     collect = "settings = params.collect(globals())"
     later = "temprature = 3\nlayers = 'many'\ntemperature = 9.0\nrows = [1]"
-    namespace = notebook("from spectral_collapse import params", TAGGED, collect, later, TAGGED, collect)
+    namespace = notebook("from spectral_collapse.record import params", TAGGED, collect, later, TAGGED, collect)
     assert namespace["settings"] == params.load("smoke")
 
 
@@ -393,3 +393,10 @@ def test_tinystories_has_text_enough_for_every_slice(profile):
     blocks = found.baseline_blocks + slices * found.blocks_per_generation
     assert blocks * found.block_tokens < 200 * found.documents and found.documents < 2_119_719
     assert found.held_out_blocks * found.block_tokens < 200 * found.documents / 10
+
+
+def test_the_reference_of_the_parameters_is_that_of_the_schema_and_every_one_is_explained():
+    assert (paths.ROOT / "docs" / "parameters.md").read_text(encoding="utf-8") == schema.reference() + "\n"
+    fields = [name for group in schema.GROUPS for name in group.model_fields]
+    assert fields == list(schema.Params.model_fields)
+    assert all(field.description for field in schema.Params.model_fields.values())

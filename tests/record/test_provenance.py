@@ -181,7 +181,7 @@ def test_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, old):
 
 LIMITED = """
 import resource, sys, torch; from pathlib import Path; from safetensors.torch import save_file
-from spectral_collapse import provenance
+from spectral_collapse.record import provenance
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 for write in (lambda file: file.write_text("x" * 2000), lambda file: save_file({"a": torch.zeros(2000)}, file)):
     try:
@@ -239,7 +239,7 @@ def test_writer_that_is_killed_leaves_the_old_file(tmp_path):
     path = tmp_path / "file.txt"
     provenance.write_text(path, "old")
     code = (
-        "import os, signal, sys; from pathlib import Path; from spectral_collapse import provenance\n"
+        "import os, signal, sys; from pathlib import Path; from spectral_collapse.record import provenance\n"
         "def die(temporary): temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
         "provenance.write_atomically(Path(sys.argv[1]), die)"
     )

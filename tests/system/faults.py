@@ -168,7 +168,7 @@ def killed(work_folder: Path, dice: random.Random) -> dict:
         complete(root)
         finished, left = finished + 1, left + leftovers(root)
         equal += same(root, whole)
-    resumed = sum(said(work_folder / f"killed_{index}").count("going on from step") for index in range(finished))
+    resumed = sum(said(work_folder / f"killed_{index}").count("resuming at step") for index in range(finished))
     return {
         **{"kills": kills, "points": len(points), "runs": finished, "equal": equal},
         **{"resumed_trainings": resumed, "leftovers": left},
@@ -380,7 +380,7 @@ def table(measured: dict[str, dict]) -> str:
 
 def main(arguments: list[str]) -> None:
     """All parts, or those that are named; a part that is done is kept before the next begins."""
-    path = paths.COMMITTED / "faults" / "faults.json"
+    path = paths.EVIDENCE / "faults.json"
     if arguments == ["--table"]:
         print(table(json.loads(path.read_text(encoding="utf-8"))), end="")
         return

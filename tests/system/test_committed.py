@@ -1,19 +1,43 @@
-"""The studies that come with the project: whole, and turned into the paper's tables and numbers."""
+"""The packed studies: complete, consistent, and the source of the paper's tables and numbers."""
 
 import json
 import math
+import re
 import shutil
 
 import faults
 import pandas as pd
 import pytest
-from spectral_collapse.analysis import ablations, mechanism, series, statistics
-from spectral_collapse.paper import formatting, pdf, studies
-from spectral_collapse.record import params, paths
+from spectral_collapse.analysis import (
+    ablations,
+    estimators,
+    mechanism,
+    series,
+    sigma_settings,
+    studies,
+    trajectories,
+)
+from spectral_collapse.estimate import Estimate
+from spectral_collapse.experiment import factors
+from spectral_collapse.paper import ablations as ablations_report
+from spectral_collapse.paper import formatting, pdf
+from spectral_collapse.paper import studies as report
+from spectral_collapse.record import evidence, params, paths
+from spectral_collapse.record.evidence import PACKS
+
+
+@pytest.fixture
+def packed(monkeypatch, tmp_path):
+    """Where nothing was run: readers find the packed records alone."""
+    monkeypatch.delenv("SPECTRAL_COLLAPSE_RESULTS")
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+
+
+SHOWN = studies.shown()
 
 
 def test_the_noise_study_has_every_probe_batch_and_number_of_steps():
-    noise = studies.estimator_noise()
+    noise = studies.estimator_noise(SHOWN["estimators"])
     assert (noise["probe"].nunique(), noise["batch"].nunique()) == (20, 5)
     assert sorted(noise["steps"].unique()) == [20, 30, 60, 120]
     counts = noise.groupby("quantity", observed=True).size()
@@ -21,27 +45,28 @@ def test_the_noise_study_has_every_probe_batch_and_number_of_steps():
 
 
 def test_smollm2_has_its_spectrum_from_three_probes():
-    (result,) = studies.committed(studies.PRETRAINED, "curvature")
+    (result,) = studies.packed(SHOWN["pretrained"], "curvature")
     assert (result["parameters"], result["blocks"], result["probes"]) == (134_515_008, 4, 3)
     assert result["steps"] == 12 and len(result["nodes"]) == 3
     low, high = result["log_spectral_ratio_interval"]
     assert low < result["log_spectral_ratio"] < high
     # Two estimators of the same eigenvalue.
     assert series.exact_lambda(result) == pytest.approx(result["published_lambda_max"], rel=0.01)
-    table = studies.pretrained_table(result).set_index("Quantity")["Value"]
+    table = report.pretrained_table(result).set_index("Quantity")["Value"]
     assert len(table["IQR, published, by probe"].split(", ")) == 3
 
 
 def test_their_numbers_have_keys_for_the_text():
-    (result,) = studies.committed(studies.PRETRAINED, "curvature")
-    values = studies.noise_values(studies.estimator_noise()) | studies.pretrained_values(result)
+    (result,) = studies.packed(SHOWN["pretrained"], "curvature")
+    noise = studies.estimator_noise(SHOWN["estimators"])
+    values = report.noise_values(noise, estimators.noise_summary(noise)) | report.pretrained_values(result)
     used = {"noise.published_iqr.cv_probes", "noise.bulk_sigma.at_20", "pretrained.iqr.most", "noise.most"}
     assert used <= values.keys()
 
 
 def test_power_iteration_was_stopped_early_and_no_ratio_rests_on_it():
-    errors = studies.power_iteration_errors()
-    values = studies.power_iteration_values(errors)
+    errors = studies.power_iteration_errors(SHOWN["power_iteration"])
+    values = report.power_iteration_values(errors)
     found = {name: [values[f"power.{name}.{count}"] for count in ("models", "off", "far", "sign")] for name in errors}
     assert found["tinystories"] == ["245", "51", "15", "7"]
     assert (values["power.tinystories.worst.found"], values["power.tinystories.worst.exact"]) == ("0.142", "$-13.6$")
@@ -51,44 +76,45 @@ def test_power_iteration_was_stopped_early_and_no_ratio_rests_on_it():
     worst = errors["tinystories"].loc[errors["tinystories"]["share"].idxmin()]
     result = {"lambda_max": 1.0, "lambda_min": worst["exact"], "published_iqr": 0.5, "published_lambda_max": 0.1}
     assert series.log_published_ratio(result) == pytest.approx(math.log(abs(worst["exact"]) / 0.5))
-    table = series.table(params.load("tinystories"), stages=("curvature",), root=paths.COMMITTED)
+    table = series.table(params.load("tinystories"), stages=("curvature",), source=PACKS)
     assert table["log_published_ratio"].min() > 2.5  # with power iteration's: −1.5
 
 
 def test_the_injected_collapse_is_whole_and_seen_by_track_two_alone():
-    drifts = studies.drifts("sigma_injection")
+    drifts = studies.drifts(SHOWN["injection"])
     assert len(drifts) == 3 * 2 * 7 * 3 and drifts["low"].isna().all()  # of changing numbers of blocks: no bands
     assert drifts.loc[drifts["track"] != "logdet", "drift"].notna().all()  # which a collapse leaves without rank
     last = drifts[drifts["generation"] == 6].set_index(["condition", "track"])["drift"]
     assert last["recursive_carry", "track_two"].max() < 10 * last["fresh", "track_two"].min() < 0
     assert last["recursive_carry", "track_one"].abs().max() < 1
-    values = studies.injection_values(drifts)
+    values = report.injection_values(sigma_settings.last_drifts(drifts), params.load(SHOWN["injection"]))
     assert {"injection.track_two.recursive_carry", "injection.temperature"} <= values.keys()
 
 
 def test_no_published_interval_of_the_coverage_study_covers_at_the_encoders_dimension():
-    assert studies.coverage_values(studies.sigma_coverage())["coverage.none.most"] == r"0.0\,\%"
+    assert report.coverage_values(studies.sigma_coverage())["coverage.none.most"] == r"0.0\,\%"
 
 
 def test_the_settings_of_sigma_are_whole_and_contract_on_all_prompts():
     runs = {"stories": 3, "finance": 1, "technology": 1}
-    by_bank = {bank: studies.drifts(profile) for bank, profile in studies.BANKS.items()}
-    for bank, drifts in by_bank.items():
+    for bank, profile in SHOWN["settings"].items():
+        drifts = studies.drifts(profile)
         assert len(drifts) == runs[bank] * 2 * 11 * 3 and drifts["drift"].notna().all()
         last = drifts[drifts["generation"] == 10].set_index(["condition", "seed", "track"])["drift"].unstack()
         assert (last["track_two"] < -50).all()
         # Two corrections for the number of blocks, which rest on different things, agree.
         assert (last["track_two"] - last["logdet"]).abs().max() < 0.02 * last["track_two"].abs().max()
         assert last["track_one"].abs().max() < 1
-    table = studies.settings_table(by_bank)
+    by_bank = {bank: studies.settings_drifts(profile) for bank, profile in SHOWN["settings"].items()}
+    table = report.settings_table(by_bank)
     assert list(table["Runs"]) == [3, 3, 1, 1, 1, 1] and list(table["Setting"]) == ["S1", "S2"] * 3
-    values = studies.settings_values(by_bank["stories"])
-    gap = studies.settings_differences(by_bank["stories"], "track_two")
-    assert values["settings.track_two.difference"] == formatting.format_interval(statistics.mean_interval(gap))
+    values = report.settings_values(by_bank["stories"])
+    gap = studies.sigma_differences(SHOWN["settings"]["stories"])["track_two"]
+    assert values["settings.track_two.difference"] == formatting.format_interval(Estimate.mean(gap))
 
 
 def test_the_study_of_the_mechanism_has_every_run_and_generation():
-    study, settings = mechanism.committed()
+    study, settings = studies.mechanism_study(SHOWN["mechanism"]), params.load(SHOWN["mechanism"])
     runs = len(settings.conditions) * len(settings.seeds)
     assert len(study.quantities) == runs * (settings.generations + 1)
     assert study.quantities[list(mechanism.QUANTITIES)].drop(columns="drift_aligned").notna().all().all()
@@ -96,9 +122,9 @@ def test_the_study_of_the_mechanism_has_every_run_and_generation():
 
 
 def test_the_study_of_the_mechanism_is_that_of_its_records():
-    inside, settings = mechanism.committed()
+    inside, settings = studies.mechanism_study(SHOWN["mechanism"]), params.load(SHOWN["mechanism"])
     found = {
-        stage: {(c, s, g): result for c, s, g, result in series.results(settings, stage, root=paths.COMMITTED)}
+        stage: {(c, s, g): result for c, s, g, result in series.results(settings, stage, source=PACKS)}
         for stage in ("evaluation", "mechanism", "landscape")
     }
     assert len(found["mechanism"]) == len(inside.quantities) == 3 * 2 * 6
@@ -117,43 +143,34 @@ def test_the_study_of_the_mechanism_is_that_of_its_records():
 # ---- keys: what earlier code did not note did not hit any record
 
 
-def test_every_committed_record_fits_those_it_was_made_with():
+def test_every_packed_record_fits_those_it_was_made_with():
     """Keys were once lists kept by hand, and `text` did not name what cuts the real text: a changed parameter could
-    have left an old record among new ones. None is: in a folder all records have one real text, one value of every
-    parameter that any of their keys holds, and the very models and texts that the records beside them hold."""
+    have left an old record among new ones. None is (`evidence.verify`), and keys agree with the profile's values."""
     checked = 0
-    for folder in (one for one in paths.COMMITTED.iterdir() if one.name != "work"):
-        found = {
-            path.relative_to(folder).parts[1:]: json.loads(path.read_text(encoding="utf-8"))
-            for path in folder.glob("*/*/seed_*/generation_*/*.json")
-        }
-        texts = {record["key"]["inputs"].get("real_text") for record in found.values()} - {None}
-        assert len(texts) <= 1, folder
-        keyed = {name for record in found.values() for name in record["key"]["parameters"]}
-        for name in keyed - {"lanczos_probes"}:  # of which a later profile has one more, and every spectrum has that
-            assert len({json.dumps(record["parameters"].get(name)) for record in found.values()}) == 1, (folder, name)
-        for (condition, seed, where, file), record in found.items():
-            generation, inputs = int(where.removeprefix("generation_")), record["key"]["inputs"]
-            for name, then in record["key"]["parameters"].items():
-                assert record["parameters"].get(name, then) == then, (folder, file, name)
-
-            def held(name, number, condition=condition, seed=seed, found=found):
-                place = ("baseline" if number == 0 else condition, seed, f"generation_{number}", f"{name}.json")
-                return found.get(place, {"result": {}})["result"].get(
-                    "text_sha256" if name == "text" else "model_sha256"
-                )
-
-            starts = {held("training", 0), held("training", generation - 1)}
-            expected = {
-                "model": {held("training", generation)},
-                "writer": {held("training", generation - 1)},
-                "text": {held("text", generation)},
-                "start": starts,
-            }
-            for name in expected.keys() & inputs.keys():
-                assert inputs[name] in expected[name] or None in expected[name], (folder, file, name)
-            checked += 1
+    for study in PACKS.studies():
+        content = PACKS.content(study)
+        for folder, records in evidence.verify(content).items():
+            for cell, record in records.items():
+                key = record["key"]["parameters"]
+                assert {name: record["parameters"].get(name, then) for name, then in key.items()} == key, (folder, cell)
+                checked += 1
     assert checked > 4000
+
+
+def test_the_table_of_trajectories_is_that_of_the_packs(packed):
+    frame = pd.read_parquet(PACKS.root / "trajectories.parquet")
+    pd.testing.assert_frame_equal(frame, trajectories.table())
+    again = pd.read_csv(PACKS.root / "trajectories.csv.gz")
+    pd.testing.assert_frame_equal(again, frame, check_dtype=False, rtol=1e-8)
+    assert (PACKS.root / "README.md").read_text(encoding="utf-8") == trajectories.dictionary(frame)
+    assert len(frame.drop_duplicates(list(trajectories.COLUMNS)[:8])) == len(frame)
+    # Beside the wide table, which leaves out what some model lacks.
+    own = frame[frame["study"] == "tinystories"].pivot(
+        index=["condition", "seed", "generation"], columns="metric", values="value"
+    )
+    wide = series.table(params.load("tinystories"), source=PACKS).set_index(["condition", "seed", "generation"])
+    wide = wide.drop(columns=["model", "weights"]).sort_index()
+    pd.testing.assert_frame_equal(own[list(wide)], wide, check_names=False)
 
 
 # ---- TinyStories: the records of its runs, and what its paper is typeset from
@@ -161,13 +178,12 @@ def test_every_committed_record_fits_those_it_was_made_with():
 
 @pytest.fixture
 def tinystories(monkeypatch):
-    monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(paths.COMMITTED))
     monkeypatch.delenv("SPECTRAL_COLLAPSE_GENERATED", raising=False)
     return params.load("tinystories")
 
 
 def test_the_runs_on_tinystories_are_whole_and_the_summary_is_theirs(tinystories):
-    table = series.table(tinystories)
+    table = series.table(tinystories, source=PACKS)
     design = len(tinystories.conditions) * len(tinystories.seeds) * (tinystories.generations + 1)
     assert len(table) == design == 6 * 5 * 9
     assert table.drop(columns="mauve", errors="ignore").notna().all().all()
@@ -178,13 +194,11 @@ def test_the_runs_on_tinystories_are_whole_and_the_summary_is_theirs(tinystories
 
 def test_the_records_on_tinystories_are_of_the_profile_and_quote_no_text(tinystories):
     own = tinystories.model_dump()
-    files = sorted(paths.model_folder("tinystories", tinystories.model).rglob("generation_*/*.json"))
-    for file in files:
-        record = json.loads(file.read_text(encoding="utf-8"))
+    for place, record in PACKS.content("tinystories").items():
         kept = {name: value for name, value in record["parameters"].items() if name in own}
-        assert kept == {name: own[name] for name in kept}, file
+        assert kept == {name: own[name] for name in kept}, place
         assert record["parameters"].keys() - own.keys() == {"published_power_iterations"}  # which there is no more
-        assert not {"example", "examples"} & record["result"].keys(), file
+        assert not {"example", "examples"} & record["result"].keys(), place
 
 
 @pytest.mark.skipif(not (shutil.which("latexmk") and shutil.which("pdflatex")), reason="latexmk is not installed")
@@ -195,13 +209,26 @@ def test_the_paper_on_tinystories_is_typeset_from_what_is_committed(tinystories)
 
 
 def test_a_missing_record_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(paths, "COMMITTED", tmp_path)
-    with pytest.raises(ValueError, match=r"curvature\.json cannot be used .* restore it from the repository"):
-        studies.committed("smollm2_offline", "curvature")
+    monkeypatch.setattr(PACKS, "root", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"curvature\.json of .*smollm2_offline\.jsonl\.gz is missing: run the notebook"
+    ):
+        studies.packed("smollm2_offline", "curvature")
+
+
+def test_the_docs_show_how_to_read_a_record(monkeypatch, capsys):
+    monkeypatch.chdir(paths.ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", (paths.ROOT / "docs" / "records.md").read_text(), re.DOTALL)
+    for block in blocks:
+        names: dict = {}
+        exec(block, names)
+    perplexity = float(capsys.readouterr().out.split()[0])
+    place = "tinystories/llama-1.6m/recursive/seed_1/generation_8/evaluation.json"
+    assert len(blocks) == 2 and names["results"][place]["held_out_perplexity"] == perplexity
 
 
 def test_the_docs_tell_of_the_faults_what_was_measured():
-    measured = json.loads((paths.COMMITTED / "faults" / "faults.json").read_text(encoding="utf-8"))
+    measured = json.loads((PACKS.root / "faults.json").read_text(encoding="utf-8"))
     assert measured.keys() == faults.PARTS.keys()
     text = (paths.ROOT / "docs" / "records.md").read_text(encoding="utf-8")
     assert text.split("<!-- faults -->\n")[1].split("<!-- /faults -->")[0] == faults.table(measured)
@@ -216,42 +243,44 @@ def test_the_docs_tell_of_the_faults_what_was_measured():
 # ---- the ablations: studies of every factor, and the records they are made from
 
 
-def test_every_factor_of_the_ablations_has_its_study_of_three_seeds_and_a_verdict():
-    studied = ablations.studies()
+@pytest.fixture(scope="module")
+def studied():
+    return ablations.studies()
+
+
+def test_every_factor_of_the_ablations_has_its_study_of_three_seeds_and_a_verdict(studied):
     assert list(studied) == params.studied_factors(params.GRID)
     for study in studied.values():
         assert study.runs.groupby(["level", "condition"])["seed"].nunique().min() >= 3
-        assert set(study.runs["level"]) == {study.reference, *study.changes}
-        assert study.judged.verdict in ("supported", "contradicted", "inconclusive")
-    assert len(ablations.hypotheses_table(studied.values())) == len(studied)
+        assert set(study.runs["level"]) == {study.factor.reference, *study.factor.changes}
+        assert study.verdict in ("supported", "contradicted", "inconclusive")
+    assert len(ablations_report.hypotheses_table(studied.values())) == len(studied)
 
 
-def test_the_studies_of_the_ablations_are_those_of_their_records(monkeypatch):
-    monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(paths.COMMITTED))
-    for name, study in ablations.studies().items():
-        found = ablations.table(ablations.read(name))
+def test_the_studies_of_the_ablations_are_those_of_their_records(studied, packed):
+    for name, study in studied.items():
+        found = ablations.table(factors.read(name))
         pd.testing.assert_frame_equal(found, study.runs, check_dtype=False, check_like=True, rtol=1e-5)
 
 
 def test_the_number_of_blocks_explains_the_published_track_one():
     """What the paper says of both: the records on TinyStories, and the published series."""
     pairs, start = [], {}
-    for _, _, generation, result in series.results(params.load("tinystories"), "sigma", root=paths.COMMITTED):
+    for _, _, generation, result in series.results(params.load("tinystories"), "sigma", source=PACKS):
         start = result if generation == 0 else start
         pairs += [(start, result)] if generation else []
     found = series.count_finding(pairs)
     assert found["drifts"] == "240" and float(found["r2"]) > 0.999 and int(found["significant"]) == 33
-    published = studies.counts_values()
-    assert published["published.counts.base"] == "977" and published["published.counts.series"] == "25"
-    assert (published["published.counts.least"], published["published.counts.most"]) == ("998", "1000")
+    published = sigma_settings.published_counts(pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv"))
+    assert (published["base"], published["series"]) == (977, 25)
+    assert (published["least"], published["most"]) == (998, 1000)
 
 
-def test_the_ends_of_runs_are_the_first_seed_before_and_after(monkeypatch):
-    monkeypatch.setenv("SPECTRAL_COLLAPSE_RESULTS", str(paths.COMMITTED))
-    settings = params.load(studies.PRETRAINED)
+def test_the_ends_of_runs_are_the_first_seed_before_and_after(packed):
+    settings = params.load(SHOWN["pretrained"])
     ends = series.ends(settings, "curvature")
     assert [label for label, _ in ends] == ["generation 0", "recursive, generation 2", "fresh, generation 2"]
-    runs = studies.pretrained_runs().query("seed == 1").set_index(["condition", "generation"])["lambda_max"]
+    runs = studies.runs(SHOWN["pretrained"]).query("seed == 1").set_index(["condition", "generation"])["lambda_max"]
     wanted = [runs["recursive", 0], runs["recursive", 2], runs["fresh", 2]]
     assert [result["lambda_max"] for _, result in ends] == wanted
 
@@ -267,23 +296,24 @@ def test_values_on_pretrained_weights_are_listed_by_seed_and_compared_by_sign():
         for generation, value in enumerate(values)
     ]
     runs = pd.DataFrame(rows, columns=["condition", "seed", "generation", "held_out_perplexity", "distinct_2"])
-    runs = runs.assign(**dict.fromkeys(set(studies.PRETRAINED_METRICS) - set(runs), 1.0))
-    values = studies.pretrained_runs_values(runs)
+    runs = runs.assign(**dict.fromkeys(set(report.PRETRAINED_METRICS) - set(runs), 1.0))
+    found = studies.before_and_after(runs, report.PRETRAINED_METRICS)
+    values = report.pretrained_runs_values(found)
     assert values["pretrained.held_out_perplexity.start"] == "8.00, 9.00"
     assert values["pretrained.held_out_perplexity.recursive"] == "12.0, 14.0"
     assert values["pretrained.held_out_perplexity.recursive.moved"] == "rose for every seed"
     assert values["pretrained.held_out_perplexity.word"] == "higher for every seed"
     assert values["pretrained.distinct_2.recursive.moved"] == "did not move to one side"
     assert values["pretrained.distinct_2.word"] == "not to one side of it for every seed"
-    assert "smollm2" in values["pretrained.waiting"] and "offline" not in values["pretrained.waiting"]
-    table = studies.pretrained_runs_table(runs)
+    assert "smollm2" in studies.waiting() and "smollm2_offline" not in studies.waiting()
+    table = report.pretrained_runs_table(found)
     assert list(table.iloc[0]) == ["Perplexity (held out)", "8.00, 9.00", "12.0, 14.0", "11.0, 10.0", "1.00, 4.00"]
 
 
 def test_the_runs_on_pretrained_weights_are_whole():
-    settings, runs = params.load(studies.PRETRAINED), studies.pretrained_runs()
+    settings, runs = params.load(SHOWN["pretrained"]), studies.runs(SHOWN["pretrained"])
     cells = len(settings.seeds) * len(settings.conditions) * (settings.generations + 1)
     assert len(settings.seeds) >= 2 and settings.generations >= 2 and {"recursive", "fresh"} <= set(settings.conditions)
-    assert len(runs) == cells and runs[list(studies.PRETRAINED_METRICS)].notna().all(axis=None)
+    assert len(runs) == cells and runs[list(report.PRETRAINED_METRICS)].notna().all(axis=None)
     base = runs[runs["generation"] == 0].groupby("seed")["held_out_perplexity"]
     assert (base.nunique() == 1).all() and runs["held_out_perplexity"].max() < settings.perplexity_bound

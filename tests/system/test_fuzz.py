@@ -17,10 +17,21 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from parameter_cells import TAGGED, injected, notebook
 from spectral_collapse import curvature, sigma
-from spectral_collapse.analysis import ablations, anova, correlation, detection, early_warning, slopes, statistics
-from spectral_collapse.experiment import measure, rescue
+from spectral_collapse.analysis import (
+    anova,
+    claims,
+    correlation,
+    detection,
+    early_warning,
+    forecast,
+    report,
+    rescue,
+    slopes,
+    statistics,
+)
+from spectral_collapse.experiment import factors, measure
 from spectral_collapse.model import build, generate, precursors, train
-from spectral_collapse.paper import claims, findings
+from spectral_collapse.paper import findings
 from spectral_collapse.record import params, paths, schema
 from spectral_collapse.text import corpora, prompts, storyworld
 from spectral_collapse.text import metrics as text_metrics
@@ -246,7 +257,7 @@ def test_mutated_grid_is_read_or_refused(folder, place, value, drop):
         params.grid_files("ablations")
         for factor in params.studied_factors("ablations"):
             paths.path_name(factor)  # a folder, and a word of a command
-            for level in ablations.read(factor, "ablations").levels.values():
+            for level in factors.read(factor, "ablations").levels.values():
                 holds(level)
     except ValueError as error:
         sentence(error)
@@ -462,22 +473,27 @@ COVERAGE = pd.DataFrame(
     | {"coverage": 0.5, "coverage_low": 0.4, "coverage_high": 0.6}
 )
 PERPLEXITY = "held_out_perplexity"
+
+
+def alarms(table: pd.DataFrame) -> pd.DataFrame:
+    return early_warning.alarms(table, [PERPLEXITY, "lambda_max"])
+
+
 ANALYSES = [
     lambda table: anova.repeated_measures_anova(table, PERPLEXITY, 9),
     lambda table: anova.mixed_anova(table, PERPLEXITY, 9),
     lambda table: statistics.paired_tests(table, PERPLEXITY),
     lambda table: statistics.equivalence(table, PERPLEXITY, 1.0),
     lambda table: statistics.effect_sizes(table, PERPLEXITY),
-    lambda table: statistics.forecasts(table, "lambda_max"),
+    lambda table: forecast.forecasts(table, "lambda_max"),
     lambda table: slopes.slope_tests(table, PERPLEXITY),
     lambda table: slopes.mixed_model(table, PERPLEXITY),
     lambda table: early_warning.icarus_counts(table, PERPLEXITY),
-    lambda table: early_warning.lead_summary(table, ["lambda_max"], PERPLEXITY),
-    lambda table: detection.detection(table, [PERPLEXITY, "lambda_max"]),
+    lambda table: detection.separation(table, "lambda_max"),
     lambda table: correlation.lagged_spearman(table, ["lambda_max"], [PERPLEXITY]),
     lambda table: rescue.reversibility(table, table[table["generation"] > 0][[*statistics.DESIGN, "lambda_max"]]),
-    lambda table: claims.verdicts(claims.Evidence(table, COVERAGE)),
-    findings.values,
+    lambda table: claims.verdicts(claims.Evidence(table, alarms(table), COVERAGE)),
+    lambda table: findings.values(report.analyse(table)),
 ]
 
 
@@ -648,7 +664,7 @@ def finite_or_refused(estimate) -> None:
         assert "\n" not in str(error) and 20 < len(str(error)) < 500
         assert type(error) in (ValueError, sigma.SingularGram)
     else:
-        assert np.isfinite(found).all() and found.low < found.estimate < found.high
+        assert np.isfinite(found).all() and found.low < found.value < found.high
         assert found.high - found.low > 1e-6
 
 

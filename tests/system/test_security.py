@@ -49,8 +49,9 @@ def test_yaml_makes_no_objects(marker, tmp_path, text):
     ["profile=../../etc/x", f"profile=x;touch {MARKER}", f"grid=$(touch {MARKER})", f"data_path='; touch {MARKER} #"],
 )
 def test_workflow_takes_no_commands_for_names(marker, config):
+    workflow = ["-s", paths.ROOT / "Snakefile", "-d", paths.ROOT, "--cores", "1", "--config", config]
     done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", "-s", paths.ROOT / "Snakefile", "-d", paths.ROOT, "--config", config],
+        [sys.executable, "-m", "snakemake", "-n", *workflow],
         capture_output=True,
         text=True,
         check=False,

@@ -53,9 +53,9 @@ def test_installed_versions_are_the_locked_ones():
     assert not wrong
 
 
-def snakemake(*arguments: str) -> subprocess.CompletedProcess:
+def snakemake(*arguments: str, cluster: str = "default") -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "snakemake", *arguments],
+        [sys.executable, "-m", "snakemake", "--workflow-profile", f"params/cluster/{cluster}", *arguments],
         cwd=paths.ROOT,
         capture_output=True,
         text=True,
@@ -74,9 +74,9 @@ def job_counts(text: str) -> dict[str, int]:
     return {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)$", table, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("profile", [["--workflow-profile", "profiles/slurm"], []], ids=["slurm", "one machine"])
-def test_graph_of_the_default_profile(empty_results, profile):
-    done = snakemake(*profile, "-n", "--quiet", "rules", "--config", "profile=default", "--", "results")
+@pytest.mark.parametrize("cluster", ["slurm", "default"])
+def test_graph_of_the_default_profile(empty_results, cluster):
+    done = snakemake("-n", "--quiet", "rules", "--config", "profile=default", "--", "results", cluster=cluster)
     assert done.returncode == 0, done.stderr
     expected = {"baseline": 3, "treatment": 3, "controls": 9, "sigma": 3, "statistics": 1, "studies": 1, "results": 1}
     assert job_counts(done.stdout + done.stderr) == expected
@@ -88,16 +88,16 @@ JOBS = set(re.findall(r"^(?:rule|use rule \w+ as) (\w+)", SNAKEFILE, re.MULTILIN
 
 
 @pytest.mark.parametrize(
-    ("profile", "elsewhere", "keys"),
+    ("cluster", "elsewhere", "keys"),
     [
         ("slurm", set(), {"mem_mb", "runtime"}),
         # Their outputs are made where Snakemake runs.
         ("kubernetes", {"statistics", "studies", "pdf", "sigma_experiment"}, {"mem_mb"}),
     ],
 )
-def test_cluster_profile_has_resources_for_every_job(profile, elsewhere, keys):
-    settings = yaml.safe_load((paths.ROOT / "profiles" / profile / "config.yaml").read_text())
-    assert settings["executor"] == profile and settings["set-resources"].keys() == JOBS - elsewhere
+def test_cluster_has_resources_for_every_job(cluster, elsewhere, keys):
+    settings = yaml.safe_load((paths.PARAMS / "cluster" / cluster / "config.yaml").read_text())
+    assert settings["executor"] == cluster and settings["set-resources"].keys() == JOBS - elsewhere
     assert all(keys <= resources.keys() for resources in settings["set-resources"].values())
 
 
@@ -237,7 +237,7 @@ def test_every_source_is_an_input():
     """An edit of a module, a parameter file, the prompts or a notebook must not leave nothing to be done."""
     listed = snakemake("-n", "-F", "--config", "profile=smoke", "--", "results")
     text = listed.stdout + listed.stderr
-    for name in ("lib/spectral_collapse/train.py", "params/smoke.yaml", "params/prompts/stories.jsonl"):
+    for name in ("lib/spectral_collapse/model/train.py", "params/smoke.yaml", "params/prompts/stories.jsonl"):
         assert name in text
 
 

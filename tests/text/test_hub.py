@@ -26,7 +26,7 @@ REPOSITORIES = {
 # Asks for every (name, revision) and prints what came back; run with the hub's address in the environment.
 ASK = """
 import json, sys
-from spectral_collapse import hub
+from spectral_collapse.text import hub
 answers = []
 for name, revision in json.loads(sys.argv[1]):
     try:
@@ -139,8 +139,8 @@ def test_weights_that_are_not_whole_are_fetched_again(tmp_path):
     for name, body in REPOSITORIES["in/shards"].items():
         (tmp_path / name).write_bytes(body)
     needed = ("config.json", "*.safetensors")
-    assert hub._whole(tmp_path, needed)
+    assert hub._complete(tmp_path, needed)
     (tmp_path / "model-2.safetensors").unlink()
-    assert not hub._whole(tmp_path, needed)
+    assert not hub._complete(tmp_path, needed)
     (tmp_path / "config.json").unlink()
-    assert not hub._whole(tmp_path, ("config.json",))
+    assert not hub._complete(tmp_path, ("config.json",))

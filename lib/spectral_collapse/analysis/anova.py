@@ -36,18 +36,34 @@ def _epsilon(errors: np.ndarray, contrasts: int) -> float:
     return total / (contrasts * float((covariance**2).sum())) if total > 0 else np.nan
 
 
-def _row(df1: int, df2: int, effect: float, error: float, subjects: float, epsilon: float = 1.0) -> list[float]:
-    """The figures of `_FIGURES` but the last, from the sums of squares of the effect, of its error, and of all terms
-    that involve subjects."""
-    f = effect / df1 / (error / df2) if error > 0 else np.nan
-    ps = stats.f.sf(f, df1, df2), stats.f.sf(f, epsilon * df1, epsilon * df2)
+def _fill(
+    result: pd.DataFrame,
+    row: int,
+    df1: int,
+    df2: int,
+    squares: tuple[np.ndarray, np.ndarray],
+    subjects: float,
+    epsilon: float,
+    errors: np.ndarray,
+    size: float,
+) -> None:
+    """Writes the figures of an effect, from its sums of squares and its errors' (draws,) each, the observed one first;
+    `subjects`: squares of all terms that involve subjects.
+
+    Where the observed `errors` are rounding errors of values of this size, F would be a quotient of such.
+    """
+    effect, error = (float(each[0]) for each in squares)
     eta = effect / (effect + subjects) if effect + subjects > 0 else np.nan
-    return [df1, df2, f, float(ps[0]), epsilon, float(ps[1]), eta]
-
-
-def _permutation_p(ratios: np.ndarray) -> float:
-    """Share of the F ratios (n,) that reach the first, the observed one: at least 1/n."""
-    return float(np.mean(ratios >= ratios[0] * (1 - 1e-9)))
+    result.loc[row, ["df1", "df2", "eta"]] = df1, df2, eta
+    if np.abs(errors).max() <= ROUNDING * size:
+        return
+    f = effect / df1 / (error / df2)
+    ps = stats.f.sf(f, df1, df2), stats.f.sf(f, epsilon * df1, epsilon * df2)
+    result.loc[row, ["F", "p_uncorrected", "epsilon", "p"]] = f, float(ps[0]), epsilon, float(ps[1])
+    if EFFECTS[row] != "generation":
+        ratios = squares[0] / np.maximum(squares[1], np.finfo(float).tiny)
+        # The share of the ratios that reach the observed one: at least 1/draws.
+        result.loc[row, "p_permutation"] = float(np.mean(ratios >= ratios[0] * (1 - 1e-9)))
 
 
 def _paired_terms(values: np.ndarray) -> dict[str, np.ndarray]:
@@ -85,30 +101,18 @@ def repeated_measures_anova(table: pd.DataFrame, metric: str, permutations: int 
     values = wide.to_numpy(float).reshape(seeds, conditions, -1)
     if np.ptp(values) <= ROUNDING * np.abs(values).max():
         return _undefined()
-    generations = values.shape[-1]
-    freedom = conditions - 1, generations - 1, (conditions - 1) * (generations - 1)
+    freedom = conditions - 1, values.shape[-1] - 1, (conditions - 1) * (values.shape[-1] - 1)
     subjects = float(((values - values.mean(0)) ** 2).sum())  # every term that involves seeds
-    result = _undefined()
-    for row, (term, df) in enumerate(zip(_paired_terms(values).values(), freedom, strict=True)):
-        mean = term.mean(0)
-        errors = (term - mean).reshape(seeds, -1)
-        squares = seeds * float((mean**2).sum()), float((errors**2).sum())
-        result.loc[row, _FIGURES[:-1]] = _row(df, df * (seeds - 1), *squares, subjects, _epsilon(errors, df))
-
-    rng = np.random.default_rng(0)
-    order = np.broadcast_to(np.arange(values.shape[1]), (permutations + 1, *values.shape[:2]))
-    order = np.concatenate([order[:1], rng.permuted(order[1:], axis=-1)])
+    order = np.broadcast_to(np.arange(conditions), (permutations + 1, seeds, conditions))
+    order = np.concatenate([order[:1], np.random.default_rng(0).permuted(order[1:], axis=-1)])  # the first: as observed
     drawn = _paired_terms(np.take_along_axis(values[None], order[..., None], axis=-2))
-    for row, effect in enumerate(EFFECTS):
-        term = drawn[effect]
-        mean = term.mean(-3, keepdims=True)
-        errors = term - mean
-        # Without variation in the error term, F is a quotient of rounding errors.
-        if np.abs(errors[0]).max() <= ROUNDING * np.abs(values).max():
-            result.loc[row, ["F", "p_uncorrected", "epsilon", "p"]] = np.nan
-        elif effect != "generation":
-            scatter = np.maximum((errors**2).sum((-3, -2, -1)), np.finfo(float).tiny)
-            result.loc[row, "p_permutation"] = _permutation_p((mean**2).sum((-3, -2, -1)) / scatter)
+    result = _undefined()
+    for row, (effect, df) in enumerate(zip(EFFECTS, freedom, strict=True)):
+        mean = drawn[effect].mean(-3, keepdims=True)
+        errors = drawn[effect] - mean
+        squares = seeds * (mean**2).sum((-3, -2, -1)), (errors**2).sum((-3, -2, -1))
+        epsilon = _epsilon(errors[0].reshape(seeds, -1), df)
+        _fill(result, row, df, df * (seeds - 1), squares, subjects, epsilon, errors[0], np.abs(values).max())
     return result
 
 
@@ -133,49 +137,32 @@ def mixed_anova(table: pd.DataFrame, metric: str, permutations: int = PERMUTATIO
     if np.ptp(values) <= ROUNDING * np.abs(values).max():
         return _undefined()
     runs, generations = values.shape
-    means = wide.groupby("condition").transform("mean").to_numpy(float)  # (runs, generations): of each run's condition
-    shapes = means - means.mean(-1, keepdims=True)
-    course = values.mean(0) - values.mean()
-    levels = values.mean(-1) - means.mean(-1)
-    within = values - values.mean(-1, keepdims=True) - shapes
-    squares = (
-        generations * float(((means.mean(-1) - values.mean()) ** 2).sum()),
-        runs * float((course**2).sum()),
-        float(((shapes - course) ** 2).sum()),
-    )
-    errors = generations * float((levels**2).sum()), float((within**2).sum())
-    between, repeated = len(np.unique(groups)) - 1, generations - 1
+    order = np.tile(np.arange(runs), (permutations + 1, 1))
+    order[1:] = np.random.default_rng(0).permuted(order[1:], axis=-1)  # the first: as observed
+    names, group = np.unique(groups, return_inverse=True)
+    member = group == np.arange(len(names))[:, None]  # (conditions, runs)
+    counts = member.sum(1)
+    between, repeated = len(names) - 1, generations - 1
     df = runs - between - 1
-    epsilon = _epsilon(within, repeated)
-    result = _undefined()
-    for row, figures in enumerate(
-        (
-            (between, df, squares[0], errors[0], sum(errors)),
-            (repeated, df * repeated, squares[1], errors[1], sum(errors), epsilon),
-            (between * repeated, df * repeated, squares[2], errors[1], sum(errors), epsilon),
-        )
-    ):
-        result.loc[row, _FIGURES[:-1]] = _row(*figures)
-    result.loc[0, "epsilon"] = np.nan
 
-    rng = np.random.default_rng(0)
-    order = np.tile(np.arange(len(values)), (permutations + 1, 1))
-    order[1:] = rng.permuted(order[1:], axis=-1)
-    drawn = values[order]  # (permutations + 1, runs, generations)
-    level = drawn.mean(-1, keepdims=True)
-    shape = drawn - level
-    for row, term in ((0, level), (2, shape)):
-        # Deviations from the mean over runs: their condition means are the effect, their scatter within the error.
+    def split(term: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+        """Squares of the condition means of a term (draws, runs, …) and of its errors, and the observed errors."""
         term = term - term.mean(-2, keepdims=True)
-        means = np.stack([term[:, groups == name].mean(-2) for name in np.unique(groups)], axis=-2)
-        counts = np.array([(groups == name).sum() for name in np.unique(groups)])
-        between = (counts[:, None] * means**2).sum((-2, -1))
-        within = (term**2).sum((-2, -1)) - between
-        if np.sqrt(max(within[0], 0)) <= ROUNDING * np.abs(values).max() * np.sqrt(term[0].size):
-            result.loc[row, ["F", "p_uncorrected", "epsilon", "p"]] = np.nan
-        else:
-            scatter = np.maximum(within, np.finfo(float).tiny)
-            result.loc[row, "p_permutation"] = _permutation_p(between / scatter)
-    if np.isnan(result.loc[2, "F"]):  # the effect of generation has the interaction's error term
-        result.loc[1, ["F", "p_uncorrected", "epsilon", "p"]] = np.nan
+        means = (member / counts[:, None]) @ term
+        errors = term - means[:, group]
+        return ((counts[:, None] * means**2).sum((-2, -1)), (errors**2).sum((-2, -1))), errors[0]
+
+    level = values[order].mean(-1, keepdims=True)  # (draws, runs, 1)
+    (level_effect, level_error), levels = split(level)
+    shape_squares, within = split(values[order] - level)
+    course = values.mean(0) - values.mean()
+    course_squares = np.array([runs * float((course**2).sum())]), shape_squares[1][:1]
+    subjects = generations * level_error[0] + shape_squares[1][0]
+    size, epsilon = np.abs(values).max(), _epsilon(within, repeated)
+    result = _undefined()
+    level_squares = generations * level_effect, generations * level_error
+    _fill(result, 0, between, df, level_squares, subjects, 1.0, levels, size)
+    _fill(result, 1, repeated, df * repeated, course_squares, subjects, epsilon, within, size)
+    _fill(result, 2, between * repeated, df * repeated, shape_squares, subjects, epsilon, within, size)
+    result.loc[0, "epsilon"] = np.nan
     return result

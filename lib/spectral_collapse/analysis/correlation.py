@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .statistics import TREATMENT, mean_interval, require_complete
+from ..estimate import Estimate
+from .statistics import TREATMENT, require_complete
 
 LAGS = tuple(range(-3, 4))
 
@@ -36,7 +37,7 @@ def within_run_spearman(table: pd.DataFrame, metrics: Sequence[str], condition: 
     for first, second in combinations(metrics, 2):
         rhos = np.array([run.loc[first, second] for run in runs])
         rhos = rhos[np.isfinite(rhos)]
-        mean, low, high = mean_interval(rhos)
+        mean, low, high = Estimate.mean(rhos)
         rows.append((first, second, mean, np.clip(low, -1, 1), np.clip(high, -1, 1), len(rhos)))
     return pd.DataFrame(rows, columns=["metric_a", "metric_b", "rho", "low", "high", "runs"])
 
@@ -68,7 +69,7 @@ def lagged_spearman(
             for lag in lags:
                 rhos = [_rank_correlation(run[first].to_numpy(float), run[second].to_numpy(float), lag) for run in runs]
                 rhos = np.array(rhos)[np.isfinite(rhos)]
-                mean, *ends = mean_interval(rhos)
+                mean, *ends = Estimate.mean(rhos)
                 rows.append((first, second, lag, mean, *np.clip(ends, -1, 1), len(rhos)))
     names = ["leading", "following", "lag", "rho", "low", "high", "runs"]
     return pd.DataFrame(rows, columns=names)

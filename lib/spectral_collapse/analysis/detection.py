@@ -8,18 +8,18 @@ import pandas as pd
 import pingouin
 from scipy import optimize, stats
 
-from ..estimate import Interval
+from ..estimate import Estimate
 from .early_warning import RATE, alarms, band_positions
-from .statistics import CONTROL, TREATMENT, changes, control_of
+from .statistics import TREATMENT, changes, matched_controls
 
 EXACT_SEEDS = 12  # up to here all 2^seeds exchanges of the permutation test are made
 
 
-def exact_interval(count: int, runs: int, level: float = 0.95) -> Interval:
+def exact_interval(count: int, runs: int, level: float = 0.95) -> Estimate:
     """Share of runs with its interval of Clopper and Pearson (1934), never too short; NaN without runs."""
     if runs == 0:
-        return Interval(math.nan, math.nan, math.nan)
-    return Interval(count / runs, *stats.binomtest(count, runs).proportion_ci(level))
+        return Estimate(math.nan, math.nan, math.nan)
+    return Estimate(count / runs, *stats.binomtest(count, runs).proportion_ci(level))
 
 
 def _auc(treated: np.ndarray, control: np.ndarray) -> np.ndarray:
@@ -28,7 +28,7 @@ def _auc(treated: np.ndarray, control: np.ndarray) -> np.ndarray:
     return (np.greater(*pairs) + 0.5 * np.equal(*pairs)).mean((0, 1))
 
 
-def auc_interval(auc: float, treated: int, control: int, level: float = 0.95) -> Interval:
+def auc_interval(auc: float, treated: int, control: int, level: float = 0.95) -> Estimate:
     """AUC with the interval that Newcombe (2006) recommends, his method 5, for so many treated and control runs.
 
     All θ with |auc − θ| ≤ z √V(θ), V(θ) = θ(1 − θ)(1 + k (1 − θ)/(2 − θ) + k θ/(1 + θ))/(mn), k = (m + n)/2 − 1. It
@@ -45,12 +45,10 @@ def auc_interval(auc: float, treated: int, control: int, level: float = 0.95) ->
     # V is 0 at 0 and 1, so that an AUC of 0 or 1 solves the equation itself: the other solution is the one meant.
     low = optimize.brentq(beyond, 0, min(auc, 1 - 1e-9)) if auc > 0 else 0.0
     high = optimize.brentq(beyond, max(auc, 1e-9), 1) if auc < 1 else 1.0
-    return Interval(auc, low, high)
+    return Estimate(auc, low, high)
 
 
-def separation(
-    table: pd.DataFrame, metric: str, condition: str = TREATMENT, control: str = CONTROL
-) -> tuple[Interval, float]:
+def separation(table: pd.DataFrame, metric: str) -> tuple[Estimate, float]:
     """AUC of the alarm score between treated and control runs, and its exact permutation p.
 
     Without an effect the treated and the control run of a seed may be exchanged: all 2^seeds exchanges are made, bands
@@ -58,13 +56,13 @@ def separation(
     separated conditions just as well, so that p is hardly below `least_p("exchange", seeds)`: 0.25 at three seeds, 0.06
     at five. NaN below three seeds and without a matched control; p is NaN beyond `EXACT_SEEDS`.
     """
-    moved, matched = changes(table, metric), control_of(table, condition, control)
+    moved, matched = changes(table, metric), matched_controls(table).get(TREATMENT)
     if matched is None:
-        return Interval(math.nan, math.nan, math.nan), math.nan
-    pair = np.stack([moved.loc[name].to_numpy(float) for name in (condition, matched)])  # (2, seeds, generations)
+        return Estimate(math.nan, math.nan, math.nan), math.nan
+    pair = np.stack([moved.loc[name].to_numpy(float) for name in (TREATMENT, matched)])  # (2, seeds, generations)
     seeds = pair.shape[1]
     if seeds < 3:
-        return Interval(math.nan, math.nan, math.nan), math.nan
+        return Estimate(math.nan, math.nan, math.nan), math.nan
     exact = seeds <= EXACT_SEEDS
     masks = np.arange(2**seeds if exact else 1)[None, :] >> np.arange(seeds)[:, None] & 1  # (seeds, exchanges)
     places = np.arange(seeds)[:, None]
@@ -79,14 +77,14 @@ def separation(
 def detection(
     table: pd.DataFrame,
     metrics: Sequence[str],
+    found: pd.DataFrame,
     rate: float = RATE,
-    condition: str = TREATMENT,
-    control: str = CONTROL,
 ) -> pd.DataFrame:
     """Which metrics tell treated runs from control runs? A row a metric, of all `metrics` that were tried.
 
-    Columns metric; runs and control_runs, the treated and the control runs that could be judged; detected and
-    false_alarms, those of them with an alarm at `rate`; detected_family and false_alarms_family, the same at
+    `found`: the table's `alarms` of these metrics at `rate`. Columns metric; runs and control_runs, the treated and the
+    control runs that could be judged; detected and false_alarms, those of them with an alarm at `rate`, each with the
+    `exact_interval` of its share, as detected_low and so on; detected_family and false_alarms_family, the same at
     rate/len(metrics) (Bonferroni), so that a run without effect raises any alarm of the family with probability `rate`
     at most; auc, auc_low, auc_high; p (of `separation`) and p_holm over the metrics.
 
@@ -97,19 +95,23 @@ def detection(
     """
     if not metrics:
         raise ValueError("There is no metric to try: give at least one.")
-    matched = control_of(table, condition, control)
+    matched = matched_controls(table).get(TREATMENT)
+    family = alarms(table[table["condition"].isin([TREATMENT, matched])], metrics, rate / len(metrics))
+    raised = {
+        suffix: dict(list(frame.groupby(["metric", "condition"])["alarm"]))
+        for suffix, frame in (("", found), ("_family", family))
+    }
     rows = []
     for metric in metrics:
-        found = {}
-        for name, share in (("", rate), ("_family", rate / len(metrics))):
-            runs = alarms(table[table["condition"].isin([condition, matched])], metric, share, control)
-            for of, count, group in (("runs", "detected", condition), ("control_runs", "false_alarms", matched)):
-                alarm = runs.loc[runs["condition"] == group, "alarm"]
-                found.setdefault(of, int(alarm.notna().sum()))
-                found[f"{count}{name}"] = int(np.isfinite(alarm).sum())
-        auc, p = separation(table, metric, condition, control)
-        intervals = {"auc": auc.estimate, "auc_low": auc.low, "auc_high": auc.high, "p": p}
-        rows.append({"metric": metric, **found, **intervals})
+        row: dict[str, str | float] = {"metric": metric}
+        for runs, count, group in (("runs", "detected", TREATMENT), ("control_runs", "false_alarms", matched)):
+            for suffix, by_group in raised.items():
+                alarm = by_group.get((metric, group), pd.Series(dtype=float))
+                row[f"{count}{suffix}"] = int(np.isfinite(alarm).sum())
+                row.setdefault(runs, int(alarm.notna().sum()))
+            _, row[f"{count}_low"], row[f"{count}_high"] = exact_interval(row[count], row[runs])
+        auc, p = separation(table, metric)
+        rows.append(row | {"auc": auc.value, "auc_low": auc.low, "auc_high": auc.high, "p": p})
     frame = pd.DataFrame(rows)
     frame["p_holm"] = pingouin.multicomp(frame["p"].to_numpy(float), method="holm")[1]
     return frame

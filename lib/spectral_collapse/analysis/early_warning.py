@@ -13,15 +13,10 @@ import pandas as pd
 import pingouin
 from scipy import stats
 
-from .statistics import CONTROL, ROUNDING, TREATMENT, changes, control_of, matched_controls, metric_names
+from .statistics import ROUNDING, TREATMENT, changes, matched_controls
 
 RATE = 0.05  # false alarms a run and metric, over all generations, in the long run
-OUTCOMES = ("held_out_perplexity", "training_loss")
-
-
-def candidates(table: pd.DataFrame) -> list[str]:
-    """The metrics that may warn of an outcome: all but the outcomes."""
-    return [name for name in metric_names(table) if name not in OUTCOMES]
+NO_LEAD = "not shown to be earlier"
 
 
 def prediction_band(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -55,13 +50,13 @@ def band_positions(judged: np.ndarray, control: np.ndarray, level: float) -> np.
     return found
 
 
-def positions(table: pd.DataFrame, metric: str, level: float, control: str = CONTROL) -> pd.DataFrame:
+def positions(table: pd.DataFrame, metric: str, level: float) -> pd.DataFrame:
     """`band_positions` of every run in the band of its matched control: rows (condition, seed), a column for every
     generation after 0; NaN for conditions without a control of their own weights.
 
     ValueError for an incomplete table, an absent control, and a table without generation 0.
     """
-    controls, moved = matched_controls(table, control), changes(table, metric)
+    controls, moved = matched_controls(table), changes(table, metric)
     found = []
     for name in table["condition"].unique():
         runs = moved.loc[[name]]
@@ -83,63 +78,48 @@ def level_of(rate: float, generations: int) -> float:
     return (1 - rate) ** (1 / generations)
 
 
-def alarms(table: pd.DataFrame, metric: str, rate: float = RATE, control: str = CONTROL) -> pd.DataFrame:
+def alarms(table: pd.DataFrame, metrics: Sequence[str], rate: float = RATE) -> pd.DataFrame:
     """First generation at which each run leaves its control's band, on either side, at `level_of(rate, G)`.
 
-    Columns condition, seed; alarm, a generation of the table, inf where the run stays inside, and NaN where that cannot
-    be judged: with fewer than two other control runs, without a matched control, or where a band has no width before
-    any alarm; direction, the sign of the change at the alarm (0 without one); score, the run's greatest distance from a
-    band's middle in half-widths, over the bands that have a width: above 1 where there is an alarm.
+    Columns metric, condition, seed; alarm, a generation of the table, inf where the run stays inside, and NaN where
+    that cannot be judged: with fewer than two other control runs, without a matched control, or where a band has no
+    width before any alarm; direction, the sign of the change at the alarm (0 without one); score, the run's greatest
+    distance from a band's middle in half-widths, over the bands that have a width: above 1 where there is an alarm.
     """
-    later = table["generation"].nunique() - 1
+    level = level_of(rate, max(table["generation"].nunique() - 1, 1))
     rows = []
-    for (condition, seed), run in positions(table, metric, level_of(rate, max(later, 1)), control).iterrows():
-        sizes = run.abs()
-        open_or_out = sizes.index[~(sizes <= 1)]  # NaN is neither inside nor outside
-        first = open_or_out[0] if len(open_or_out) else None
-        alarm = math.inf if first is None else math.nan if math.isnan(run[first]) else float(first)
-        direction = float(np.sign(run[first])) if math.isfinite(alarm) else 0.0
-        rows.append((condition, seed, alarm, direction, sizes.max()))
-    return pd.DataFrame(rows, columns=["condition", "seed", "alarm", "direction", "score"])
+    for metric in metrics:
+        for (condition, seed), run in positions(table, metric, level).iterrows():
+            sizes = run.abs()
+            open_or_out = sizes.index[~(sizes <= 1)]  # NaN is neither inside nor outside
+            first = open_or_out[0] if len(open_or_out) else None
+            alarm = math.inf if first is None else math.nan if math.isnan(run[first]) else float(first)
+            direction = float(np.sign(run[first])) if math.isfinite(alarm) else 0.0
+            rows.append((metric, condition, seed, alarm, direction, sizes.max()))
+    return pd.DataFrame(rows, columns=["metric", "condition", "seed", "alarm", "direction", "score"])
 
 
 def leads(
-    table: pd.DataFrame,
-    metric: str,
-    outcome: str,
-    rate: float = RATE,
-    condition: str = TREATMENT,
-    control: str = CONTROL,
+    found: pd.DataFrame, metric: str, outcome: str, generations: Sequence[int], condition: str = TREATMENT
 ) -> pd.DataFrame:
-    """Lead of a metric over an outcome in every treated run, alarm(outcome) − alarm(metric) in generations.
+    """Lead of a metric over an outcome in every run of a condition, alarm(outcome) − alarm(metric) in generations.
 
-    What never fires up to the last generation G fires after it, at G + 1 or later. Columns seed, metric_alarm,
-    outcome_alarm (as `alarms`), low, high: the values that the lead may have. low = high where both fire; metric alone:
-    low = G + 1 − alarm(metric), high = inf; outcome alone: low = −inf, high = alarm(outcome) − G − 1; neither: ∓inf.
+    `found`: their `alarms` in a table of these generations. What never fires up to the last generation G fires after
+    it, at G + 1 or later. Columns seed, metric_alarm, outcome_alarm, low, high: the values that the lead may have.
+    low = high where both fire; metric alone: low = G + 1 − alarm(metric), high = inf; outcome alone: low = −inf, high =
+    alarm(outcome) − G − 1; neither: ∓inf.
     """
-    last = table["generation"].max()
-    judged = table[table["condition"].isin([condition, control_of(table, condition, control)])]
-    found = {name: alarms(judged, name, rate, control).set_index(["condition", "seed"]) for name in (metric, outcome)}
-    first, second = (found[name].loc[condition, "alarm"] for name in (metric, outcome))
+    after = max(generations) + 1
+    runs = found[found["condition"] == condition].set_index("seed")
+    first, second = (runs.loc[runs["metric"] == name, "alarm"] for name in (metric, outcome))
     frame = pd.DataFrame({"metric_alarm": first, "outcome_alarm": second})
-    frame["low"] = second.clip(upper=last + 1) - first
-    frame["high"] = second - first.clip(upper=last + 1)
+    frame["low"] = second.clip(upper=after) - first
+    frame["high"] = second - first.clip(upper=after)
     return frame.reset_index()
 
 
-def range_coverage(runs: int) -> float:
-    """Probability 1 − 2^{1−S} that the range of S independent runs holds the population's median: 75 % at three seeds,
-    94 % at five, above 95 % from six on."""
-    return 1 - 2.0 ** (1 - runs)
-
-
 def lead_summary(
-    table: pd.DataFrame,
-    metrics: Sequence[str],
-    outcome: str,
-    rate: float = RATE,
-    condition: str = TREATMENT,
-    control: str = CONTROL,
+    found: pd.DataFrame, metrics: Sequence[str], outcome: str, generations: Sequence[int], condition: str = TREATMENT
 ) -> pd.DataFrame:
     """`leads` over the runs, a row a metric.
 
@@ -147,46 +127,45 @@ def lead_summary(
     the runs in which both fire; low, high: bounds of the runs' own median lead, over all runs in which anything fires,
     every censored run at its least and at its greatest: no confidence interval; earlier, later: runs in which the
     metric certainly fired before and after the outcome; p, the one-sided sign test that it fires earlier more often
-    than later, and p_holm over metrics: give all that were tried. All counts are 0 where runs cannot be judged.
+    than later, and p_holm over metrics: give all that were tried; verdict, in words. All counts are 0 where runs cannot
+    be judged.
     """
     rows = []
     for metric in metrics:
-        runs = leads(table, metric, outcome, rate, condition, control).dropna()
+        runs = leads(found, metric, outcome, generations, condition).dropna()
         fired = np.isfinite(runs[["metric_alarm", "outcome_alarm"]].to_numpy()).reshape(-1, 2)
         known, any_fired = fired.all(1), fired.any(1)
-        counts = (
-            known.sum(),
-            (fired[:, 0] & ~fired[:, 1]).sum(),
-            (~fired[:, 0] & fired[:, 1]).sum(),
-            (~any_fired).sum(),
-        )
-        medians = [
-            float(np.median(values)) if len(values) else math.nan
-            for values in (runs.loc[known, "low"], runs.loc[any_fired, "low"], runs.loc[any_fired, "high"])
-        ]
-        earlier, later = int((runs["low"] > 0).sum()), int((runs["high"] < 0).sum())
+        low, high = runs["low"], runs["high"]
+        medians = low[known].median(), low[any_fired].median(), high[any_fired].median()
+        earlier, later = int((low > 0).sum()), int((high < 0).sum())
         decided = earlier + later
-        p = stats.binomtest(earlier, decided, alternative="greater").pvalue if decided else 1.0
-        rows.append((metric, *map(int, counts), *medians, earlier, later, p))
-    names = [
-        "metric",
-        "both",
-        "metric_only",
-        "outcome_only",
-        "neither",
-        "median",
-        "low",
-        "high",
-        "earlier",
-        "later",
-        "p",
-    ]
-    frame = pd.DataFrame(rows, columns=names)
+        rows.append(
+            {
+                "metric": metric,
+                "both": int(known.sum()),
+                "metric_only": int((fired[:, 0] & ~fired[:, 1]).sum()),
+                "outcome_only": int((~fired[:, 0] & fired[:, 1]).sum()),
+                "neither": int((~any_fired).sum()),
+                **dict(zip(("median", "low", "high"), medians, strict=True)),
+                "earlier": earlier,
+                "later": later,
+                "p": stats.binomtest(earlier, decided, alternative="greater").pvalue if decided else 1.0,
+            }
+        )
+    frame = pd.DataFrame(rows)
     frame["p_holm"] = pingouin.multicomp(frame["p"].to_numpy(float), method="holm")[1]
+    frame["verdict"] = [lead_verdict(*row) for row in frame[["p", "p_holm"]].to_numpy()]
     return frame
 
 
-def icarus(table: pd.DataFrame, metric: str, control: str = CONTROL, level: float = 0.95) -> pd.DataFrame:
+def lead_verdict(p: float, p_holm: float) -> str:
+    """`earlier` if the sign test of `lead_summary` rejects at 0.05 after Holm's correction over all metrics tried."""
+    if p_holm < 0.05:
+        return "earlier"
+    return "earlier before correction, not after" if p < 0.05 else NO_LEAD
+
+
+def icarus(table: pd.DataFrame, metric: str, level: float = 0.95) -> pd.DataFrame:
     """The Icarus pattern in every run: a rise above the control at generation 1, a fall below it at the last one.
 
     In a normal population a run without effect rises, and falls, with probability (1 − level)/2.
@@ -195,7 +174,7 @@ def icarus(table: pd.DataFrame, metric: str, control: str = CONTROL, level: floa
     be had, as with fewer than two other control runs. ValueError as in `positions`.
     """
     rows = []
-    for (condition, seed), run in positions(table, metric, level, control).iterrows():
+    for (condition, seed), run in positions(table, metric, level).iterrows():
         first, last = run.get(1, math.nan), run.iloc[-1] if len(run) else math.nan
         judged = math.isfinite(first) and math.isfinite(last)
         rise, fall = (float(first > 1), float(last < -1)) if judged else (math.nan, math.nan)
@@ -203,12 +182,12 @@ def icarus(table: pd.DataFrame, metric: str, control: str = CONTROL, level: floa
     return pd.DataFrame(rows, columns=["condition", "seed", "rise", "fall", "icarus"])
 
 
-def icarus_counts(table: pd.DataFrame, metric: str, control: str = CONTROL) -> pd.DataFrame:
+def icarus_counts(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Runs of each condition, and how many of them rise, fall, and do both; the control's are false alarms.
 
     Columns condition, runs (that could be judged), rise, fall, icarus.
     """
-    found = icarus(table, metric, control)
-    counts = found.groupby("condition", sort=False)[["rise", "fall", "icarus"]].sum().astype(int)
-    counts.insert(0, "runs", found.groupby("condition", sort=False)["rise"].count())
+    groups = icarus(table, metric).groupby("condition", sort=False)
+    counts = groups[["rise", "fall", "icarus"]].sum().astype(int)
+    counts.insert(0, "runs", groups["rise"].count())
     return counts.reset_index()

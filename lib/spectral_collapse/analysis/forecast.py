@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -93,3 +94,34 @@ def score_forecast(series: Sequence[float] | np.ndarray, horizon: int = 1, first
         model.append(fit_dynamics(values[:known]).forecast(last, horizon)[-1] - truth)
         naive.append(last - truth)
     return ForecastScore(*(np.sqrt(np.mean(np.square(errors), axis=0)) for errors in (model, naive)), len(origins))
+
+
+def forecasts(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Linear dynamics of a metric run by run (`fit_dynamics`), scored one generation ahead.
+
+    Columns condition, seed; rate, the factor by which the distance to the fixed point changes a generation;
+    fixed_point (NaN where the rate is 1 or more); model_rmse and naive_rmse over the held-out generations, the naive
+    forecast being the last value. All NaN for runs of fewer than five generations.
+    """
+    rows = []
+    for (condition, seed), run in table.sort_values("generation").groupby(["condition", "seed"], sort=False):
+        values = run[metric].to_numpy(float)
+        numbers = [np.nan] * 4
+        if len(values) >= 5:
+            dynamics, score = fit_dynamics(values), score_forecast(values)
+            numbers = [dynamics.rate, dynamics.fixed_point[0], score.model_rmse[0], score.naive_rmse[0]]
+        rows.append((condition, seed, *numbers))
+    return pd.DataFrame(rows, columns=["condition", "seed", "rate", "fixed_point", "model_rmse", "naive_rmse"])
+
+
+def forecast_summary(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """`forecasts` over the runs of each condition: columns condition, rate (mean), with_limit, runs, fixed_point (mean
+    over the runs that have one), model_rmse, naive_rmse and skill of all runs' held-out generations together."""
+    rows = []
+    for condition, runs in forecasts(table, metric).groupby("condition", sort=False):
+        model, naive = (float(np.sqrt((runs[name] ** 2).mean())) for name in ("model_rmse", "naive_rmse"))
+        skill = 1 - (model / naive) ** 2 if naive > 0 else np.nan
+        limit = runs["fixed_point"]
+        rows.append((condition, runs["rate"].mean(), limit.notna().sum(), len(runs), limit.mean(), model, naive, skill))
+    names = ["condition", "rate", "with_limit", "runs", "fixed_point", "model_rmse", "naive_rmse", "skill"]
+    return pd.DataFrame(rows, columns=names)

@@ -1,23 +1,23 @@
-"""The study of a profile: all stages of all runs as small tables, and their committed copy in results/mechanism."""
+"""The study of the mechanism: the results of all runs as small tables, and what they say."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pingouin
 
-from ..experiment import loop, measure
+from ..estimate import Estimate
 from ..experiment import mechanism as stages
-from ..experiment.runs import Run
-from ..machine import devices, processes
+from ..machine import devices
 from ..mechanism import eigenvectors, tracking
-from ..record import closure, params, paths, provenance
-from ..record.params import BASELINE
+from ..record import closure, evidence, params, paths, provenance
 from ..record.schema import Params
 from . import series
+from .mediation import gaps
+from .statistics import CONTROL, TREATMENT, paired_tests
 
-PROFILE = "mechanism"
 OUTCOMES = ("held_out_perplexity", "distinct_2")
 WHOLE = "all"  # the part that is the whole network
 
@@ -39,12 +39,12 @@ HEADLINE = (
     *("cka_start", "next_token_entropy", "calibration_error", "rare_mass_ratio"),
 )
 _NOISE = ("noise_scale_blocks", "noise_scale_blocks_standard_error")
-_WORDS = ("condition", "part", "layer", "fate", "since")
+_NOT_FLOATS = ("condition", "part", "layer", "fate", "since", "seed", "generation", "outlier")
 
 
 @dataclass(frozen=True)
 class Study:
-    """Tables of a profile's runs. Every row has condition, seed and generation; generation 0 stands in each condition.
+    """Tables of a profile's runs. Every row has condition, seed and generation; every condition has generation 0.
 
     quantities: `QUANTITIES`, noise scales, `OUTCOMES`, one row a run and generation. parts and layers: by part of
     the network, and by layer. outliers: the leading eigenvectors of generation 0, followed (`tracking.follow`).
@@ -63,41 +63,12 @@ class Study:
 _TABLES = tuple(field.name for field in fields(Study))
 
 
-def _runs(settings: Params, say: Callable[[str], None]) -> Iterator[Run]:
-    """Every run; those of a seed share the base run, which holds generation 0 and the model in memory."""
-    first = Run(settings, BASELINE, settings.seeds[0], say=say)
-    for seed in settings.seeds:
-        base = Run(settings, BASELINE, seed, real=first.real, say=say)
-        for condition in settings.conditions:
-            run = Run(settings, condition, seed, real=first.real, say=say)
-            run.base = base
-            yield run
-
-
-STAGES = ("training", "evaluation", "mechanism", "eigenpairs", "landscape")
-
-
-def _of_run(run: Run, generation: int) -> dict[str, dict]:
-    """The stages' results of one generation, computed where they are not there."""
-    with provenance.locked(run.base.folder, run.say):
-        for stage in (loop.training, measure.evaluation, stages.mechanism, stages.eigenpairs):
-            stage(run, 0)
-    with provenance.locked(run.owner(generation).folder, run.say):
-        return {
-            "training": loop.training(run, generation),
-            "evaluation": measure.evaluation(run, generation),
-            "mechanism": stages.mechanism(run, generation),
-            "eigenpairs": stages.eigenpairs(run, generation),
-            "landscape": stages.slices(run, generation),
-        }
-
-
 def _layer_name(index: int) -> str:
     return f"layer {index - 1}" if index else "embedding"
 
 
 def _rows(params: Params, found: dict[str, dict]) -> dict[str, list[dict]]:
-    """What the results of one generation add to each table but `outliers`."""
+    """Rows that the results of one generation add to every table but `outliers`."""
     mechanism, pairs = found["mechanism"], found["eigenpairs"]
     k, slices = params.eigenvectors, found["landscape"]
     quantities = {
@@ -127,60 +98,132 @@ def _rows(params: Params, found: dict[str, dict]) -> dict[str, list[dict]]:
 
 
 def _frame(rows: list[dict]) -> pd.DataFrame:
-    """A table whose numbers are floats: JSON has no NaN, and what is undefined arrives as None."""
+    """A table whose measurements are floats: undefined ones arrive as None, since JSON has no NaN."""
     frame = pd.DataFrame(rows)
-    whole = {"seed", "generation", "outlier"}
-    return frame.astype({name: float for name in frame.columns if name not in {*_WORDS, *whole}})
+    return frame.astype({name: float for name in frame.columns if name not in _NOT_FLOATS})
 
 
-def measured(settings: Params, say: Callable[[str], None] = print) -> Study:
-    """The study of the profile's runs, from their records where those are current and computed where not."""
-    if settings.mechanism_blocks > settings.held_out_blocks:
-        raise ValueError(
-            f"mechanism_blocks is {settings.mechanism_blocks} and there are only {settings.held_out_blocks} "
-            "held_out_blocks: lower the one or raise the other."
-        )
-    tables: dict[str, list[dict]] = {name: [] for name in _TABLES}
-    for run in processes.steps(list(_runs(settings, say)), "mechanism, runs"):
+def tables(runs: Iterable[tuple[str, int, list[dict[str, dict]]]], settings: Params) -> Study:
+    """The study of a profile's runs (`experiment.mechanism.measured`)."""
+    found: dict[str, list[dict]] = {name: [] for name in _TABLES}
+    for condition, seed, generations in runs:
         spectra = []
-        for generation in range(settings.generations + 1):
-            found = _of_run(run, generation)
-            at = {"condition": run.condition, "seed": run.seed, "generation": generation}
-            for name, rows in _rows(settings, found).items():
-                tables[name] += [at | row for row in rows]
-            spectra.append(tracking.Spectrum(*(found["eigenpairs"][name] for name in tracking.Spectrum._fields)))
+        for generation, results in enumerate(generations):
+            at = {"condition": condition, "seed": seed, "generation": generation}
+            for name, rows in _rows(settings, results).items():
+                found[name] += [at | row for row in rows]
+            pairs = results["eigenpairs"]
+            spectra.append(tracking.Spectrum(*(pairs[key] for key in ("values", "from_before", "from_start", "sunk"))))
         followed = tracking.follow(spectra, settings.eigenvectors)
-        tables["outliers"] += [{"condition": run.condition, "seed": run.seed, **one._asdict()} for one in followed]
-    return Study(**{name: _frame(rows) for name, rows in tables.items()})
+        found["outliers"] += [{"condition": condition, "seed": seed, **one._asdict()} for one in followed]
+    return Study(**{name: _frame(rows) for name, rows in found.items()})
 
 
-def folder_of(settings: Params, root: Path | None = None) -> Path:
+def folder_of(settings: Params) -> Path:
     """`<results>/<profile>/<model>/mechanism`."""
-    return paths.model_folder(params.name_of(settings), settings.model, root) / "mechanism"
+    return paths.model_folder(params.name_of(settings), settings.model) / "mechanism"
 
 
 def write(study: Study, settings: Params) -> Path:
-    """Writes the study's tables as CSV, and their record study.json, into `folder_of`; the folder."""
+    """Writes the tables as CSV, and their record study.json, into `folder_of`, and returns that folder."""
     folder = folder_of(settings)
     values = settings.model_dump(exclude={"data_path", "held_out_path"})
     provenance.write_study(
         folder,
         {name: getattr(study, name) for name in _TABLES},
         {},
-        key={"parameters": values, "code": closure.code_hash(measured)},
+        key={"parameters": values, "code": closure.code_hash(stages.measured, tables)},
         about={"stage": "mechanism_study", "profile": settings.profile, "model": settings.model},
-        seconds=series.seconds([settings], STAGES),
+        seconds=series.seconds([settings], stages.STAGES),
         device=str(devices.pick_device(settings.device)),
     )
     return folder
 
 
-def read(settings: Params, root: Path | None = None) -> Study:
+def read(settings: Params, source: evidence.Source | None = None) -> Study:
     """The study that `write` left. ValueError where it is missing, or a table is not the one its record describes."""
-    return Study(**provenance.read_study(folder_of(settings, root), _TABLES)[1])
+    return Study(**evidence.read_study(params.folders(settings)[0] / "mechanism", _TABLES, source=source)[1])
 
 
-def committed() -> tuple[Study, Params]:
-    """The study that comes with the project, of the profile `mechanism`, and its parameters."""
-    settings = params.load(PROFILE)
-    return read(settings, paths.COMMITTED), settings
+# ---- what the tables say
+
+
+SAME = "not distinguishable"
+
+
+def _last(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["generation"] == table["generation"].max()]
+
+
+def differences(quantities: pd.DataFrame, names: Sequence[str] = QUANTITIES) -> pd.DataFrame:
+    """Treatment less control at the last generation, paired by seed: columns quantity, recursive, fresh (means),
+    difference, low, high (95 % t interval), p, p_holm (over all quantities), word: `higher` or `lower` where p_holm is
+    below 0.05, else `not distinguishable`."""
+    last = _last(quantities)
+    pair = last[last["condition"].isin([TREATMENT, CONTROL])]
+    rows = []
+    for name in names:
+        gaps(quantities, name)  # refuses what cannot be compared
+        test = paired_tests(pair, name).iloc[0]
+        means = pair.groupby("condition")[name].mean()
+        rows.append((name, means[TREATMENT], means[CONTROL], test["difference"], test["low"], test["high"], test["p"]))
+    frame = pd.DataFrame(rows, columns=["quantity", "recursive", "fresh", "difference", "low", "high", "p"])
+    frame["p_holm"] = pingouin.multicomp(frame["p"].to_numpy(), method="holm")[1]
+    signs = np.where(frame["difference"] > 0, "higher", "lower")
+    return frame.assign(word=np.where(frame["p_holm"] < 0.05, signs, SAME))
+
+
+def means(quantities: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds with their t intervals: columns condition, quantity, at (first or last generation), mean, low,
+    high."""
+    ends = {"first": quantities[quantities["generation"] == 0], "last": _last(quantities)}
+    rows = [
+        (condition, name, at, *Estimate.mean(runs[name]))
+        for at, end in ends.items()
+        for condition, runs in end.groupby("condition")
+        for name in QUANTITIES
+    ]
+    return pd.DataFrame(rows, columns=["condition", "quantity", "at", "mean", "low", "high"])
+
+
+def fate_counts(outliers: pd.DataFrame) -> pd.DataFrame:
+    """Number of outliers of generation 0, over all seeds, with each fate at the last generation: a row a condition, a
+    column a fate, their number `all`, and `factor`, the median factor of the eigenvalues that have not merged."""
+    last = _last(outliers)
+    counts = pd.crosstab(last["condition"], last["fate"]).reindex(columns=list(tracking.FATES), fill_value=0)
+    cell = ["condition", "seed", "outlier"]
+    first = outliers[outliers["generation"] == 0].set_index(cell)["value"]
+    factors = last.set_index(cell)["value"] / first
+    return counts.assign(all=counts.sum(axis=1), factor=factors.groupby("condition").median())
+
+
+def merging(outliers: pd.DataFrame) -> Estimate:
+    """Share of the leading eigenvectors of generation 0 that merged by the last generation, recursive less fresh: mean
+    over seeds with its 95 % t interval."""
+    last = _last(outliers)
+    merged = (last["fate"] == "merges").groupby([last["condition"], last["seed"]]).mean()
+    return Estimate.mean(merged[TREATMENT] - merged[CONTROL])
+
+
+def conditions(study: Study) -> pd.DataFrame:
+    """Of every condition: noise_start and noise, the median noise scale in blocks at generation 0 and at the last;
+    aligned, the mean share of the drift in the leading eigenspace over `chance`, that of a random direction; barrier,
+    the largest over seeds from generation 0 to the last, and step_barrier, between successive generations; rises, in
+    how many of the `runs` the loss rises all along the line to the last generation."""
+    rows = {}
+    for condition, runs in study.lines.groupby("condition"):
+        own = study.quantities[study.quantities["condition"] == condition]
+        last = _last(own)
+        whole = _last(runs[runs["since"] == "start"])
+        along = whole[whole["t"].between(0, 1)].pivot(index="t", columns="seed", values="loss")
+        rows[condition] = {
+            "noise_start": own.loc[own["generation"] == 0, "noise_scale_blocks"].median(),
+            "noise": last["noise_scale_blocks"].median(),
+            "chance": (chance := last["drift_aligned_by_chance"].iloc[0]),
+            "aligned": last["drift_aligned"].mean() / chance,
+            "barrier": whole["barrier"].max(),
+            "step_barrier": runs.loc[runs["since"] == "before", "barrier"].max(),
+            "rises": (along.diff().dropna() > 0).all().sum(),
+            "runs": along.shape[1],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")

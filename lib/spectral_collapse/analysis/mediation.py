@@ -5,29 +5,29 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..estimate import Interval, generator
-from .statistics import CONTROL, TREATMENT, mean_interval, require_complete
+from ..estimate import Estimate, generator
+from .statistics import CONTROL, TREATMENT, require_complete
 
 NO_EFFECT, MOST, MINOR, OPEN = "no effect to account for", "more than half", "less than half", "undecided"
 
 
-def gaps(table: pd.DataFrame, metric: str, treatment: str = TREATMENT, control: str = CONTROL) -> pd.DataFrame:
+def gaps(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Treatment less control of a metric: a row a seed, a column a generation from 1 on.
 
     Conditions share seeds and generation 0, which cancels. ValueError for an absent condition, fewer than two seeds, or
     a missing or infinite value, which is named.
     """
-    for condition in (treatment, control):
+    for condition in (TREATMENT, CONTROL):
         if condition not in set(table["condition"]):
             raise ValueError(
-                f"the table has no condition {condition!r}: the mechanism compares {treatment} with {control}."
+                f"the table has no condition {condition!r}: the mechanism compares {TREATMENT} with {CONTROL}."
             )
     if metric not in table:
         raise ValueError(f"the table has no metric {metric!r}; it has {', '.join(table.columns)}.")
-    judged = table[table["condition"].isin([treatment, control]) & (table["generation"] > 0)]
+    judged = table[table["condition"].isin([TREATMENT, CONTROL]) & (table["generation"] > 0)]
     require_complete(judged, metric)
     values = judged.pivot(index=["condition", "seed"], columns="generation", values=metric).astype(float)
-    return values.loc[treatment] - values.loc[control]
+    return values.loc[TREATMENT] - values.loc[CONTROL]
 
 
 def _share(x: np.ndarray, y: np.ndarray) -> float:
@@ -38,14 +38,14 @@ def _share(x: np.ndarray, y: np.ndarray) -> float:
     return float(((x - x.mean()) * y).sum() / spread * x.mean() / y.mean())
 
 
-def share(x: pd.DataFrame, y: pd.DataFrame, resamples: int = 2000) -> Interval:
+def share(x: pd.DataFrame, y: pd.DataFrame, resamples: int = 2000) -> Estimate:
     """Share of the mean gap in y (seeds, generations) that the gap in x accounts for, with a 95 % interval over seeds.
 
     1 − (gap adjusted for x)/(total gap): the total is the mean of y, the adjusted gap the intercept of the
-    least-squares line of y on x over all seeds and generations, that is what is left where x does not differ. This is
-    the model of a within-subject mediator, and it shows correlation, not cause: whatever grows along with the gap
-    accounts for it, be it the mechanism, a consequence, or a companion with a common cause; a noisy x accounts for less
-    than it should. The share is not bounded by 0 and 1. NaN where x never varies.
+    least-squares line of y on x over all seeds and generations: what is left where x does not differ. This model of a
+    within-subject mediator shows correlation, not cause: whatever grows along with the gap accounts for it, be it the
+    mechanism, a consequence, or something with a common cause; a noisy x accounts for too little. The share is not
+    bounded by 0 and 1. NaN where x never varies.
 
     Percentiles of a bootstrap over seeds, all generations of a seed together: runs are the units. Too short for few
     seeds: where pace and direct effect differ between seeds it covered 76 % of the time in simulation at three, 85 % at
@@ -56,12 +56,12 @@ def share(x: pd.DataFrame, y: pd.DataFrame, resamples: int = 2000) -> Interval:
     replicates = np.array([_share(a[draw].ravel(), b[draw].ravel()) for draw in draws])
     found = replicates[np.isfinite(replicates)]
     ends = np.quantile(found, [0.025, 0.975]) if len(found) else (np.nan, np.nan)
-    return Interval(_share(a.ravel(), b.ravel()), *map(float, ends))
+    return Estimate(_share(a.ravel(), b.ravel()), *map(float, ends))
 
 
-def verdict(total: Interval, accounted: Interval) -> str:
-    """What a share allows to say: nothing where the total gap may be 0; `more than half` if the whole interval lies
-    above one half, `less than half` if all of it lies below, else `undecided`."""
+def verdict(total: Estimate, accounted: Estimate) -> str:
+    """`no effect to account for` where the total gap may be 0; `more than half` if the interval of the share lies above
+    one half, `less than half` if it lies below, else `undecided`."""
     if not (total.low > 0 or total.high < 0):
         return NO_EFFECT
     if accounted.low > 0.5:
@@ -69,27 +69,20 @@ def verdict(total: Interval, accounted: Interval) -> str:
     return MINOR if accounted.high < 0.5 else OPEN
 
 
-def mediation(
-    table: pd.DataFrame,
-    quantities: Sequence[str],
-    outcomes: Sequence[str],
-    treatment: str = TREATMENT,
-    control: str = CONTROL,
-) -> pd.DataFrame:
-    """Every quantity against every outcome: the `share` of the outcome's gap that goes along with it.
+def mediation(table: pd.DataFrame, quantities: Sequence[str], outcomes: Sequence[str]) -> pd.DataFrame:
+    """Every quantity against every outcome: the `share` of the outcome's gap that goes along with the quantity's.
 
     Columns quantity, outcome; gap, gap_low, gap_high of the quantity and total, total_low, total_high of the outcome,
-    means over generations 1 to the last with their t interval over seeds; share, low, high; verdict. A share says how
-    well the two gaps move together over generations and seeds. It is correlation, not cause: see `share`.
+    means over generations 1 to the last with their t interval over seeds; share, low, high; verdict.
     """
     rows = []
     for outcome in outcomes:
-        y = gaps(table, outcome, treatment, control)
-        total = mean_interval(y.mean(axis=1))
+        y = gaps(table, outcome)
+        total = Estimate.mean(y.mean(axis=1))
         for quantity in quantities:
-            x = gaps(table, quantity, treatment, control)
+            x = gaps(table, quantity)
             accounted = share(x, y)
-            said = verdict(total, accounted)
-            rows.append((quantity, outcome, *mean_interval(x.mean(axis=1)), *total, *accounted, said))
+            gap = Estimate.mean(x.mean(axis=1))
+            rows.append((quantity, outcome, *gap, *total, *accounted, verdict(total, accounted)))
     names = ["quantity", "outcome", "gap", "gap_low", "gap_high", "total", "total_low", "total_high"]
     return pd.DataFrame(rows, columns=[*names, "share", "low", "high", "verdict"])

@@ -4,7 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -12,37 +12,11 @@ import pandas as pd
 from scipy.special import digamma
 
 from ..curvature import largest_eigenvalue
-from ..record import paths, provenance
+from ..record import evidence, paths, provenance
+from ..record.evidence import Source
 from ..record.params import BASELINE, base_params, folders
 from ..record.schema import DESIGN, PLACES, Params, noted, split_condition
-
-# Numbers of a stage that become columns as they are.
-_COLUMNS = {
-    "training": ("training_loss",),
-    "evaluation": (
-        *("held_out_perplexity", "distinct_1", "distinct_2", "distinct_3", "distinct_4", "repetition_4"),
-        *("type_token_ratio", "ngram_entropy_2", "self_bleu", "rare_token_coverage"),
-        *("tail_mass_ratio", "tail_coverage", "slot_kl", "slot_entropy"),
-    ),
-    "continuations": ("bleu", "rouge_l"),
-    "anchors": ("predictive_entropy", "representation_drift"),
-    "curvature": (
-        *(
-            "lambda_max",
-            "lambda_min",
-            "bulk_sigma",
-            "log_spectral_ratio",
-            "spectral_variance",
-            "effective_rank",
-        ),
-        *("published_iqr",),
-        *("held_out_lambda_max", "held_out_lambda_min"),
-        *("population_bulk_sigma", "population_log_ratio"),
-        *("population_spectral_variance", "population_effective_rank"),
-    ),
-    "sigma": ("hashed_ngram_hhi", "response_distinct_2"),
-    "coherence": ("coherence", "prompt_similarity", "mauve"),
-}
+from . import metrics
 
 log = logging.getLogger(__name__)
 
@@ -53,111 +27,102 @@ def results(
     conditions: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     generations: Iterable[int] | None = None,
-    root: Path | None = None,
+    source: Source | None = None,
 ) -> Iterator[tuple[str, int, int, dict]]:
     """(condition, seed, generation, result) of a stage for the profile's runs, generation 0 from the base run.
 
-    `root`: the only folder of records to look in; None: where runs write, then what comes with the project. Raises
-    ValueError naming the file where one is missing or damaged, or was made with other values of parameters that its
-    result depends on; parameters of which one of the two knows nothing are not compared.
+    `source`: the only place to look in; None: `evidence.sources`. Raises ValueError naming the record where one is
+    missing or damaged, or was made with other values of parameters that its result depends on; a parameter that only
+    one of the two has is not compared.
     """
-    for condition, seed, generation, _, record in _each(params, stage, conditions, seeds, generations, root):
+    for condition, seed, generation, _, record in records(params, stage, conditions, seeds, generations, source):
         yield condition, seed, generation, record["result"]
 
 
-def _each(
+def records(
     params: Params,
     stage: str,
     conditions: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     generations: Iterable[int] | None = None,
-    root: Path | None = None,
-) -> Iterator[tuple[str, int, int, Path, dict]]:
+    source: Source | None = None,
+) -> Iterator[tuple[str, int, int, PurePath, dict]]:
+    """(condition, seed, generation, place, record) as `results`."""
     conditions = params.conditions if conditions is None else conditions
     seeds = params.seeds if seeds is None else seeds
     generations = range(params.generations + 1) if generations is None else list(generations)
-    own, base = (_records(settings, root) for settings in (params, base_params(params)))
-    for condition in conditions:
-        for seed in seeds:
-            for generation in generations:
-                (settings, folder), owner = (own, condition) if generation else (base, BASELINE)
-                path = paths.generation_folder(folder / owner / f"seed_{seed}", generation) / f"{stage}.json"
-                again = f"run the notebook of condition {owner!r}, seed {seed}"
-                try:
-                    record = provenance.read_record(path)
-                except FileNotFoundError:
-                    raise ValueError(f"{path} is missing: {again}.") from None
-                except provenance.StaleRecord as reason:
-                    raise ValueError(f"{path} cannot be used, {reason}: run its notebook again to remake it.") from None
-                if differ := disagreements(record, settings):
-                    told = ", ".join(f"{name} {then!r}, not {now!r}" for name, (then, now) in differ.items())
-                    raise ValueError(
-                        f"{path} was made with {told}: {again} with what is asked for, or ask for the former."
-                    )
-                yield condition, seed, generation, path, record
+    # One folder of one source for each: records of two are never mixed.
+    own, base = ((settings, *evidence.holding(folders(settings), source)) for settings in (params, base_params(params)))
+    for condition, seed, generation in itertools.product(conditions, seeds, generations):
+        (settings, held, folder), owner = (own, condition) if generation else (base, BASELINE)
+        place = paths.generation_folder(folder / owner / f"seed_{seed}", generation) / f"{stage}.json"
+        again = f"run the notebook of condition {owner!r}, seed {seed}"
+        try:
+            record = held.record(place)
+        except FileNotFoundError:
+            raise ValueError(f"{held.shown(place)} is missing: {again}.") from None
+        except provenance.StaleRecord as reason:
+            raise ValueError(f"{held.shown(place)} cannot be used, {reason}: {held.remedy}.") from None
+        if differ := disagreements(record, settings):
+            told = ", ".join(f"{name} {then!r}, not {now!r}" for name, (then, now) in differ.items())
+            raise ValueError(
+                f"{held.shown(place)} was made with {told}: {again} with the values that you ask for, or ask for "
+                "those of the record."
+            )
+        yield condition, seed, generation, place, record
 
 
 def seconds(profiles: Iterable[Params], stages: Iterable[str]) -> float:
     """Seconds that the records of the profiles' runs took, each counted once, whenever it was made."""
     found = {
-        path: record["timing"]["wall_seconds"]
+        place: record["timing"]["wall_seconds"]
         for params, stage in itertools.product(profiles, stages)
-        for *_, path, record in _each(params, stage)
+        for *_, place, record in records(params, stage)
     }
     return sum(found.values())
 
 
-def _records(params: Params, root: Path | None) -> tuple[Params, Path]:
-    """The parameters, and the folder of their records: the first that is there, so that never two are mixed."""
-    candidates = folders(params, root)
-    return params, next((folder for folder in candidates if folder.is_dir()), candidates[0])
-
-
 def disagreements(record: dict, params: Params) -> dict[str, tuple[Any, Any]]:
     """Parameters that a record's result depends on and that have another value: name to (the record's, this one)."""
-    # Before keys were noted, `parameters` were those of the whole profile, and those in the key of this stage alone.
-    then = record["key"]["parameters"] if record["schema_version"] == provenance.LISTED else record["parameters"]
+    then = evidence.behind(record)
     names = [name for name in then if name in Params.model_fields and name not in (*PLACES, *DESIGN)]
     now = {name: noted(name, getattr(params, name)) for name in names}
     return {name: (then[name], now[name]) for name in names if then[name] != now[name]}
 
 
 def unrecorded(params: Params) -> set[str]:
-    """Parameters that the profile's records say nothing of, since they came later."""
-    *_, record = next(_each(params, "training", generations=[0]))
+    """Parameters that are newer than the profile's records."""
+    *_, record = next(records(params, "training", generations=[0]))
     if record["schema_version"] != provenance.LISTED:
         return set()
     return Params.model_fields.keys() - record["parameters"].keys() - set(PLACES)
 
 
 def ends(params: Params, stage: str) -> list[tuple[str, dict]]:
-    """Results of a stage for the first seed, each with a label: generation 0, then the last of every condition.
-
-    ValueError as `results` raises it.
-    """
+    """(label, result) of a stage for the first seed: generation 0, then the last generation of every condition.
+    ValueError as `results`."""
     found = list(results(params, stage, seeds=params.seeds[:1], generations=(0, params.generations)))
     (*_, start), last = found[0], [one for one in found if one[2] > 0]
     return [("generation 0", start)] + [(f"{name}, generation {number}", result) for name, _, number, result in last]
 
 
 def exact_lambda(curvature: dict) -> float:
-    """The eigenvalue of largest |λ| of a curvature result, with its sign, from Lanczos: what power iteration seeks."""
+    """Eigenvalue of largest |λ| in a curvature result, with its sign, by Lanczos: the target of power iteration."""
     return largest_eigenvalue(curvature["lambda_max"], curvature["lambda_min"])
 
 
 def log_published_ratio(curvature: dict) -> float:
-    """log(|λ| / IQR): the published ratio, whose λ of largest |λ| may be negative, so that |·| is taken.
+    """log(|λ| / IQR), the log of the published ratio; |·|, since its λ of largest |λ| may be negative.
 
-    λ is the exact one (`exact_lambda`) and not what power iteration ended with, which in some records was stopped after
-    2, 20 or 30 products (`power_iteration_errors`). The IQR is bounded below by the published 1e-6, under which the
-    published ratio is set to 0.
+    λ is exact (`exact_lambda`) and not from power iteration, which stopped after 2, 20 or 30 products in some records
+    (`power_iteration_errors`). The IQR is bounded below by 1e-6, under which the published ratio is set to 0.
     """
     return math.log(abs(exact_lambda(curvature)) / max(curvature["published_iqr"], 1e-6))
 
 
 def power_iteration_errors(curvatures: Iterable[dict]) -> pd.DataFrame:
-    """How far power iteration was off in curvature results, a row each: found, exact (both signed), share |found| /
-    |exact|, and same_sign."""
+    """Errors of power iteration in curvature results, a row each: found and exact (signed), share = |found| / |exact|,
+    same_sign."""
     frame = pd.DataFrame(
         [(result["published_lambda_max"], exact_lambda(result)) for result in curvatures], columns=["found", "exact"]
     )
@@ -169,7 +134,7 @@ def power_iteration_errors(curvatures: Iterable[dict]) -> pd.DataFrame:
 
 
 def constant_counts(sigma: dict) -> bool:
-    """Whether a result of the stage `sigma` has as many blocks as generation 0's, by design."""
+    """Whether a result of the stage `sigma` has the same number of blocks as generation 0 by design."""
     return "blocks_per_prompt" in sigma
 
 
@@ -179,10 +144,8 @@ def expected_logdet(m: int, n: int) -> float:
 
 
 def count_effect(first: dict, last: dict) -> float:
-    """What the numbers of blocks alone add to Track II's drift between two results of `sigma`, for Gaussian columns.
-
-    The change of E log det A − m log n_A for columns of one covariance.
-    """
+    """Contribution of the numbers of blocks to Track II's drift between two results of `sigma`, for Gaussian columns:
+    the change of E log det A − m log n_A at constant covariance."""
     m = last["live_dimensions"]
     at_first, at_last = (
         expected_logdet(m, result["observed_blocks"]) - m * math.log(result["observed_blocks"])
@@ -194,13 +157,13 @@ def count_effect(first: dict, last: dict) -> float:
 def track_drifts(first: dict, last: dict) -> dict[str, dict[str, float]]:
     """Drift of every track between two results of the stage `sigma`, with its band where it has one.
 
-    Results with as many blocks at all checkpoints say it themselves. In those from before (`constant_counts`) a drift
-    was of the number of blocks too, and what their records allow is put right. Track I is given back its m log(n/n₀),
-    exactly its term of the counts; of what is left, a block changes 0.002 nats. Track II loses `count_effect`, exact
-    for Gaussian columns and δ → 0: on sentence embeddings of TinyStories, n_A = 414 to 465 in 381 dimensions, a block
-    more raised it by 1.1 to 1.3 nats before, and by −0.1 to 0.1 after. The corrected log-determinant is that of
-    log det G less its expectation for Gaussian columns, so that n does not count; a block more raised it by 0.2. The
-    sharp Track I cannot be corrected and has no drift, nor can bands, standard errors and p-values, which are NaN.
+    Results with the same number of blocks at all checkpoints hold their drifts. In older ones (`constant_counts`) a
+    drift also measured the number of blocks, which is corrected as far as their records allow. Track I: m log(n/n₀),
+    exactly its term in the counts, is added; one more block changes the rest by 0.002 nats. Track II: `count_effect` is
+    subtracted, exact for Gaussian columns and δ → 0; on sentence embeddings of TinyStories (n_A = 414 to 465, 381
+    dimensions) one more block changed it by 1.1 to 1.3 nats before, and by −0.1 to 0.1 after. Corrected
+    log-determinant: log det G minus its expectation for Gaussian columns, which removes n; one more block changed it by
+    0.2. The sharp Track I cannot be corrected and has no drift; bands, standard errors and p-values are NaN.
     """
     if constant_counts(last):
         return last["drifts"]
@@ -219,11 +182,11 @@ def track_drifts(first: dict, last: dict) -> dict[str, dict[str, float]]:
 
 
 def count_finding(pairs: list[tuple[dict, dict]]) -> dict[str, str]:
-    """What Track I's recorded drifts say of pairs of results of `sigma`, generation 0's and a later one's.
+    """How well the numbers of blocks predict Track I's recorded drifts, from pairs of results of `sigma` (generation 0,
+    later generation).
 
-    r2 = 1 − Σ(d − p)²/Σ(d − d̄)² of the drifts d against p = −m log(n/n₀), a prediction from the counts alone and
-    without a fitted constant; drifts, their number; significant, those whose bootstrap gave p < 0.05; most, the largest
-    |d − p|.
+    r2 = 1 − Σ(d − p)²/Σ(d − d̄)² of the drifts d and p = −m log(n/n₀), which has no fitted constant; drifts, their
+    number; significant, the number with bootstrap p < 0.05; most, the largest |d − p|.
     """
     drifts = np.array([last["track_one"] - first["track_one"] for first, last in pairs])
     counts = np.array(
@@ -239,32 +202,43 @@ def count_finding(pairs: list[tuple[dict, dict]]) -> dict[str, str]:
     }
 
 
+def measured(stage: str, result: dict, start: dict) -> dict[str, tuple[Any, Any, Any]]:
+    """Metrics of a stage's result: name to (value, low, high), the 95 % interval within the run, None or NaN where the
+    record has none. Drifts are differences to the result `start` of generation 0, by `track_drifts`."""
+    found = {
+        name: (value, *(result.get(f"{name}_interval") or (None, None)))
+        for name, value in metrics.columns(stage, result).items()
+    }
+    if stage == "curvature":
+        found["log_published_ratio"] = log_published_ratio(result), None, None
+    if stage == "sigma":
+        for track, drift in track_drifts(start, result).items():
+            found[f"{track}_drift"] = drift["drift"], drift["low"], drift["high"]
+    return found
+
+
 def table(
     params: Params,
     conditions: list[str] | None = None,
     seeds: list[int] | None = None,
-    stages: tuple[str, ...] = tuple(_COLUMNS),
-    root: Path | None = None,
+    stages: tuple[str, ...] = metrics.STAGES,
+    source: Source | None = None,
 ) -> pd.DataFrame:
     """Tidy table of the profile's runs: model, condition, weights (restart or carry), seed, generation, then the
     metrics of the stages.
 
-    A metric that there is not (storyworld's tails on other text, MAUVE without its package, the corrected
-    log-determinant where a checkpoint has too few blocks for it) has no column, and neither has one of the expected
-    loss (`curvature.PopulationSignature`) that so few blocks leave undefined for some model. Drifts are differences to
-    generation 0 of the same seed, by `track_drifts`.
+    There is no column for a metric that was not measured (storyworld's tails on other text, MAUVE without its package),
+    for the corrected log-determinant if a checkpoint has too few blocks, or for a metric of the expected loss
+    (`curvature.PopulationSignature`) that is undefined for some model. Drifts are differences to generation 0 of the
+    same seed, by `track_drifts`.
     """
     rows: dict[tuple[str, int, int], dict] = {}
     start: dict = {}
     for stage in stages:
-        for condition, seed, generation, result in results(params, stage, conditions, seeds, root=root):
-            row = rows.setdefault((condition, seed, generation), {})
-            row |= {name: result[name] for name in _COLUMNS[stage] if name in result}
-            if stage == "curvature":
-                row["log_published_ratio"] = log_published_ratio(result)
-            if stage == "sigma":
-                start = result if generation == 0 else start  # `results` begins every run with it
-                row |= {f"{track}_drift": found["drift"] for track, found in track_drifts(start, result).items()}
+        for condition, seed, generation, result in results(params, stage, conditions, seeds, source=source):
+            start = result if generation == 0 else start  # `results` begins every run with it
+            found = measured(stage, result, start)
+            rows.setdefault((condition, seed, generation), {}).update({name: value[0] for name, value in found.items()})
     frame = pd.DataFrame(
         [
             {
@@ -279,12 +253,12 @@ def table(
         ]
     )
     if "logdet_drift" in frame and frame["logdet_drift"].isna().any():
-        # It takes more blocks than dimensions at every checkpoint, and statistics take every cell.
+        # It needs more blocks than dimensions at every checkpoint, and statistics need every cell.
         frame = frame.drop(columns="logdet_drift")
-    metrics = [name for name in frame if name not in ("model", "condition", "weights", "seed", "generation")]
+    names = [name for name in frame if name not in ("model", "condition", "weights", "seed", "generation")]
     # JSON has no NaN: an undefined value arrives as None.
-    frame = frame.astype(dict.fromkeys(metrics, float))
-    of_loss = [name for name in metrics if name.startswith(("population_", "held_out_lambda_"))]
+    frame = frame.astype(dict.fromkeys(names, float))
+    of_loss = [name for name in names if name.startswith(("population_", "held_out_lambda_"))]
     if undefined := [name for name in of_loss if frame[name].isna().any()]:
         log.warning("%s: undefined for some model, and left out: raise curvature_blocks.", ", ".join(undefined))
     return frame.drop(columns=undefined)
@@ -294,13 +268,13 @@ def drifts(
     params: Params,
     conditions: list[str] | None = None,
     seeds: list[int] | None = None,
-    root: Path | None = None,
+    source: Source | None = None,
 ) -> pd.DataFrame:
     """Drift of every SIGMA track of the profile's runs with its band: condition, seed, generation, track, drift, low,
     high, standard_error, p_value (of drift ≠ 0), by `track_drifts`. The band is the bootstrap's over prompts, within
     the run, and NaN where the number of blocks changed."""
     rows, start = [], {}
-    for condition, seed, generation, result in results(params, "sigma", conditions, seeds, root=root):
+    for condition, seed, generation, result in results(params, "sigma", conditions, seeds, source=source):
         start = result if generation == 0 else start
         run = {"condition": condition, "seed": seed, "generation": generation}
         rows += [{**run, "track": track, **found} for track, found in track_drifts(start, result).items()]

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 from scipy import linalg, stats
 
-from .statistics import CONTROL, ROUNDING, matched_controls, mean_interval, paired_tests, require_complete
+from ..estimate import Estimate
+from .statistics import ROUNDING, matched_controls, paired_tests, require_complete
 
 
 def run_slopes(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -22,7 +23,7 @@ def run_slopes(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return wide.index.to_frame(index=False).assign(slope=slopes)
 
 
-def slope_tests(table: pd.DataFrame, metric: str, control: str = CONTROL) -> pd.DataFrame:
+def slope_tests(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Slope of every condition, and its difference from its matched control's, paired by seed: one number a run.
 
     Columns condition, slope with its 95 % t interval slope_low, slope_high, then those of `statistics.paired_tests` on
@@ -32,9 +33,9 @@ def slope_tests(table: pd.DataFrame, metric: str, control: str = CONTROL) -> pd.
     found = run_slopes(table, metric).assign(generation=0)
     if "weights" in table:
         found = found.merge(table[["condition", "weights"]].drop_duplicates())
-    tests = paired_tests(found, "slope", control=control)
+    tests = paired_tests(found, "slope")
     means = [
-        (name, *mean_interval(found.loc[found["condition"] == name, "slope"])) for name in table["condition"].unique()
+        (name, *Estimate.mean(found.loc[found["condition"] == name, "slope"])) for name in table["condition"].unique()
     ]
     return pd.DataFrame(means, columns=["condition", "slope", "slope_low", "slope_high"]).merge(
         tests, on="condition", how="left"
@@ -60,7 +61,7 @@ def _slope_variance(between: np.ndarray, within: np.ndarray, noise: float, df: i
     return float((directions * np.maximum(values, total / freedom) @ directions.T)[1, 1])
 
 
-def mixed_model(table: pd.DataFrame, metric: str, control: str = CONTROL, level: float = 0.95) -> pd.DataFrame:
+def mixed_model(table: pd.DataFrame, metric: str, level: float = 0.95) -> pd.DataFrame:
     """Slopes by condition from the linear mixed model of Laird and Ware (1982), by REML:
 
         y_rg = a_c + b_c g + u_r + v_r g + e_rg,   (u_r, v_r) ~ N(0, Ψ),  e_rg ~ N(0, σ²)
@@ -81,7 +82,7 @@ def mixed_model(table: pd.DataFrame, metric: str, control: str = CONTROL, level:
     What cannot be fitted is a row of NaN whose note says why; where all is well the note is empty.
     """
     require_complete(table, metric, paired=False)
-    controls = matched_controls(table, control)
+    controls = matched_controls(table)
     names = [name for name, matched in controls.items() if name != matched]
     lines = table.pivot(index=["condition", "seed"], columns="generation", values=metric)
     generations = lines.columns.to_numpy(float)

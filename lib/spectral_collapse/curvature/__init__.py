@@ -2,11 +2,10 @@
 
     from spectral_collapse.curvature import hessian_operator, lanczos, spectral_density, spectral_signature
 
-operators: products with the Hessian and with Gauss–Newton's matrix; model: what can be measured; head: the output
-head in closed form; parts: the parameters by part of the network.
-krylov: the Lanczos iteration on a `basis`, its `quadrature`; memory: what fits.
-signature: figures and errors from Lanczos runs; spectral: the same of a model; population: of the expected loss, not
-the batch's; published: the published estimator.
+`operators`: products with the Hessian and the Gauss–Newton matrix; `model`: which models can be measured; `head`: the
+output head in closed form; `parts`: parameters by part of the network. `krylov`: the Lanczos iteration on a `basis`,
+and its `quadrature`; `memory`: what fits. `signature`: quantities and errors from Lanczos runs; `spectral`: the same of
+a model; `population`: of the expected loss instead of the batch's; `published`: the published estimator.
 """
 
 from .krylov import joint_ritz, lanczos, spectral_density
@@ -25,35 +24,3 @@ from .published import (
 from .quadrature import Quadrature, cumulated_bounds, quantile_bracket, smoothed_density
 from .signature import Estimate, Nodes, Signature, as_result, signature_of_runs
 from .spectral import layerwise_signatures, spectral_signature
-
-__all__ = [
-    "Estimate",
-    "GaussNewtonOperator",
-    "HessianOperator",
-    "Nodes",
-    "PopulationSignature",
-    "PowerIteration",
-    "PublishedSignature",
-    "Quadrature",
-    "Signature",
-    "as_result",
-    "cumulated_bounds",
-    "hessian_operator",
-    "interpolated_iqr",
-    "joint_ritz",
-    "lanczos",
-    "largest_eigenvalue",
-    "layerwise_signatures",
-    "mean_loss",
-    "parameter_blocks",
-    "population_of_operators",
-    "population_signature",
-    "power_iteration",
-    "published_ratio",
-    "published_signature",
-    "quantile_bracket",
-    "signature_of_runs",
-    "smoothed_density",
-    "spectral_density",
-    "spectral_signature",
-]

@@ -1,4 +1,4 @@
-"""Orthonormal bases of long vectors, kept where and in the type that the memory allows."""
+"""Orthonormal bases of long vectors, stored on the device and in the type that memory allows."""
 
 import math
 from collections.abc import Iterator
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Sums in float32 stay exact to a few units in the last place over so many entries; beyond, float64 takes over.
+# Float32 sums of this many entries are exact to a few units in the last place; longer sums use float64.
 CHUNK = 1 << 18
 ROW = 1 << 11
 
 
-def wide(x: torch.Tensor) -> torch.Tensor:
-    """x in float64, on its device, or on the CPU where that has no such type (Apple's MPS)."""
+def to_float64(x: torch.Tensor) -> torch.Tensor:
+    """x in float64, on its device, or on the CPU if the device has no such type (Apple's MPS)."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def dot(x: torch.Tensor, y: torch.Tensor) -> float:
-    """⟨x, y⟩ of vectors, in their type over ROW entries at a time and in float64 beyond: a float32 sum of 10⁸ products
-    is off by parts in a thousand."""
-    whole = len(x) // ROW * ROW
-    rows = torch.linalg.vecdot(x[:whole].view(-1, ROW), y[:whole].view(-1, ROW))
-    return (wide(rows).sum() + wide(torch.dot(x[whole:], y[whole:]))).item()
+    """⟨x, y⟩ of vectors: sums of ROW entries in their type, the rest in float64. A plain float32 sum of 10⁸ products is
+    off by parts in a thousand."""
+    end = len(x) // ROW * ROW
+    rows = torch.linalg.vecdot(x[:end].view(-1, ROW), y[:end].view(-1, ROW))
+    return (to_float64(rows).sum() + to_float64(torch.dot(x[end:], y[end:]))).item()
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where a Lanczos basis is kept, and in which type: float16 holds vectors scaled by √n, to 5e-4 of an entry."""
+    """Device and type of a Lanczos basis; float16 holds vectors scaled by √n, to 5e-4 of an entry."""
 
     device: str
     dtype: torch.dtype
@@ -40,8 +40,8 @@ class Storage:
 class Basis:
     """Orthonormal vectors q_1 … q_k ∈ R^n, kept as rows of one matrix in a `Storage`.
 
-    Of a float16 basis the two newest, which the recurrence has at hand, are removed from a vector as they are: to
-    the three-term recurrence their copies would add 2e-4 ‖H‖ of rounding, to older vectors only its square.
+    A float16 basis also keeps its two newest vectors in full precision and projects those out: their float16 copies
+    would add rounding of 2e-4 ‖H‖ to the three-term recurrence; for older vectors it is only the square of that.
     """
 
     def __init__(self, steps: int, start: torch.Tensor, storage: Storage):
@@ -69,11 +69,12 @@ class Basis:
         return torch.cat([self.rows[: self.k, part].to(self.device), self.next[None, part]])
 
     def remove_from(self, vector: torch.Tensor) -> float:
-        """x ← x − Q Qᵀ x in place, by one Gram–Schmidt pass, classical but for `newest`; the length it removed."""
+        """x ← x − Q Qᵀ x in place by one Gram–Schmidt pass, classical except for `newest`; returns the length
+        removed."""
         older = self.k - len(self.newest)
-        coefficients = wide(torch.zeros(older, device=self.device))
+        coefficients = to_float64(torch.zeros(older, device=self.device))
         for part, rows in self._columns(older):
-            coefficients += wide(rows @ vector[part])
+            coefficients += to_float64(rows @ vector[part])
         coefficients /= self.scale
         removed = [coefficients.norm().item()]
         coefficients = (coefficients / self.scale).to(self.dtype).to(self.device)

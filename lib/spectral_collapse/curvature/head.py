@@ -3,7 +3,7 @@
 import torch
 from torch.autograd.function import once_differentiable
 
-# Logits of as many positions at a time as fit here (64 MiB in float32): a batch of any size and vocabulary passes.
+# Entries of a chunk of logits (64 MiB in float32), so that batch size and vocabulary have no limit.
 CHUNK_LOGITS = 1 << 24
 
 
@@ -22,8 +22,8 @@ class HeadGradient(torch.autograd.Function):
 
     hidden (N, d), weight (V, d), targets (N,) → (D W, Dᵀ h) with D = P − onehot(targets). For cotangents a (N, d)
     and B (V, d) the backward pass gives (u W + D B, uᵀ h + Dᵀ a), u the curvature of δ = a Wᵀ + h Bᵀ.
-    D is never formed: its part of P is a matrix product, its part of the targets a row at each.
-    Works on `rows` positions at a time; where they are more, P is made again instead of kept.
+    D is never formed: P enters by a matrix product, the targets by a row each. Works on `rows` positions at a time; if
+    there are more, P is recomputed in the backward pass.
     """
 
     @staticmethod

@@ -9,28 +9,32 @@ import scipy.linalg
 import torch
 
 from ..estimate import generator
-from .basis import CHUNK, Basis, Storage, dot, wide
+from .basis import CHUNK, Basis, Storage, dot, to_float64
 from .quadrature import Quadrature
 
 Matvec = Callable[[torch.Tensor], torch.Tensor]
-# A Gram–Schmidt pass that removes less than this part of what it leaves is not repeated.
+# A Gram–Schmidt pass is not repeated if it removes less than this share of the remaining length.
 ONCE = 1e-2
 
 
 def at_least(least: int, **numbers: int) -> None:
-    """Raises ValueError naming a number that is not whole, or below `least`."""
+    """ValueError that names a number which is no integer or is below `least`."""
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
             raise ValueError(f"{name} must be a whole number of {least} or more, not {number!r}.")
 
 
 def rademacher(n: int, *seed_parts: str | int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Probe with independent entries ±1, float32, shape (n,), the same on every device."""
+    """Probe with independent entries ±1, float32, shape (n,), the same on every device.
+
+    >>> rademacher(5, 0, "probe", 0).abs().tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0]
+    """
     signs = generator(*seed_parts).integers(0, 2, size=n, dtype=np.int8)
     return torch.from_numpy(signs).to(device).float().mul_(2).sub_(1)
 
 
-# A storage, or beside the start vector and in its type, or no basis at all.
+# A storage; "full": that of the start vector; None: no basis.
 Kept = Storage | Literal["full"] | None
 
 
@@ -39,7 +43,7 @@ def recurrence(
 ) -> Generator[torch.Tensor, torch.Tensor, tuple[Quadrature, Basis | None]]:
     """The Lanczos iteration as a coroutine: yields q, is sent H q, returns the quadrature and its basis.
 
-    So that whoever drives it chooses whether several runs share a pass over the operator.
+    The caller decides whether several runs share a pass over the operator.
     """
     length = math.sqrt(dot(start, start))
     if not 0 < length < math.inf:
@@ -51,7 +55,7 @@ def recurrence(
     for step in range(steps):
         if basis:
             basis.append(vector)
-        # A copy: it is changed in place, and an operator may return what it was given.
+        # A copy, since it is changed in place and an operator may return its argument.
         product = (yield vector).to(start.device, start.dtype, copy=True)
         alpha = dot(product, vector)
         product.sub_(vector, alpha=alpha)
@@ -60,8 +64,8 @@ def recurrence(
         if basis is None:
             beta = math.sqrt(dot(product, product))
         else:
-            # A pass leaves errors in proportion to what it removes. After the recurrence that is rounding, and one
-            # is enough; where it is not, twice is (Giraud et al. 2005).
+            # The error of a pass is proportional to the length removed. After the recurrence only rounding is left to
+            # remove and one pass suffices; otherwise two do (Giraud et al. 2005).
             for _ in range(2):
                 removed = basis.remove_from(product)
                 beta = math.sqrt(dot(product, product))
@@ -80,7 +84,7 @@ def recurrence(
 
 
 def drive(matvec: Matvec, run: Generator) -> tuple[Quadrature, Basis | None]:
-    """Runs one `recurrence` to its end with products one at a time."""
+    """Runs one `recurrence` to its end, product by product."""
     vector = next(run)
     while True:
         try:
@@ -90,7 +94,7 @@ def drive(matvec: Matvec, run: Generator) -> tuple[Quadrature, Basis | None]:
 
 
 def _drive_together(matmat: Callable, runs: list[Generator]) -> list[tuple[Quadrature, Basis | None]]:
-    """Runs several `recurrence`s in step, their products in one call."""
+    """Runs several `recurrence`s in step, with one call for all their products."""
     ended: dict[int, tuple] = {}
     vectors = {index: next(run) for index, run in enumerate(runs)}
     while vectors:
@@ -105,23 +109,23 @@ def _drive_together(matmat: Callable, runs: list[Generator]) -> list[tuple[Quadr
 
 
 def joint_ritz(runs: list[tuple[Quadrature, Basis]]) -> tuple[np.ndarray, np.ndarray]:
-    """Ritz values of H on the sum of several runs' Krylov spaces and their residuals ‖Hy − θy‖, largest |θ| first.
+    """Ritz values of H on the sum of several runs' Krylov spaces, with residuals ‖Hy − θy‖, largest |θ| first.
 
-    H Q_j = Q_j T_j + β_j q_{j,k+1} e_kᵀ gives H Q for Q = [Q_1 … Q_p] without a product more: the space, and so
-    the convergence, is that of block Lanczos from all starts. Bases in full precision. Directions in which the
-    runs agree to within rounding count once. Source: Golub & Underwood 1977.
+    H Q_j = Q_j T_j + β_j q_{j,k+1} e_kᵀ gives H Q for Q = [Q_1 … Q_p] without further products. Space and convergence
+    are those of block Lanczos from all start vectors. Needs bases in full precision; directions that runs share to
+    within rounding count once. Source: Golub & Underwood 1977.
     """
-    # E: every run's basis and the vector that leads out of it. H Q = E M, and Q is E without the latter.
+    # E: every run's basis and its next vector. H Q = E M; Q is E without the next vectors.
     M = scipy.linalg.block_diag(*(quadrature.extended() for quadrature, _ in runs))
     inside = np.concatenate([np.arange(basis.k + 1) < basis.k for _, basis in runs])
     gram = torch.zeros(len(M), len(M), dtype=torch.float64)
-    short = CHUNK // 16  # the shorter the sums in float32, the smaller the directions that they resolve
+    short = CHUNK // 16  # shorter float32 sums resolve smaller directions
     for start in range(0, len(runs[0][1].next), short):
         rows = torch.cat([basis.extended(slice(start, start + short)) for _, basis in runs])
-        gram += wide(rows @ rows.T).cpu()
+        gram += to_float64(rows @ rows.T).cpu()
     G = gram.numpy()
     sizes, directions = np.linalg.eigh(G[np.ix_(inside, inside)])
-    # Below this, what tells the runs apart is rounding; in float64 there is more of it than is needed.
+    # Smaller directions are rounding; in float64 the bound leaves digits to spare.
     kept = sizes > max(64 * torch.finfo(runs[0][1].dtype).eps, 1e-8)
     W = directions[:, kept] / np.sqrt(sizes[kept])
     A = W.T @ (G[inside] @ M) @ W
@@ -141,11 +145,16 @@ def _at_hand(start: torch.Tensor) -> Storage:
 def lanczos(matvec: Matvec, start: torch.Tensor, steps: int, *, storage: Kept = "full") -> Quadrature:
     """Lanczos from a start vector (n,): T = QᵀHQ with α on its diagonal and β beside it.
 
-    storage: of the basis that new vectors are made orthogonal to, twice; by default beside the start vector and
-    in its type. With None no basis is kept, three vectors suffice, and orthogonality is lost once an eigenvalue
-    has converged: extreme nodes and the distribution as a whole stay right, but copies of converged eigenvalues
-    appear, which share that eigenvalue's weight (`merged` joins them). Reductions accumulate in float64.
-    Stops early when the Krylov space is exhausted. Source: Golub & Meurant 2010, ch. 4; Paige 1976.
+    storage: of the basis for reorthogonalisation; by default the start vector's device and type. With None three
+    vectors suffice, and orthogonality is lost once an eigenvalue has converged: extreme nodes and the distribution stay
+    right, but copies of converged eigenvalues appear and share the eigenvalue's weight (`merged` joins them).
+    Reductions accumulate in float64. Stops early if the Krylov space is exhausted.
+    Source: Golub & Meurant 2010, ch. 4; Paige 1976.
+
+    >>> H = torch.diag(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
+    >>> run = lanczos(lambda v: H @ v, torch.ones(3, dtype=torch.float64), steps=3)
+    >>> run.nodes.round(9).tolist(), run.weights.round(9).tolist()
+    ([1.0, 2.0, 4.0], [0.333333333, 0.333333333, 0.333333333])
     """
     at_least(1, steps=steps)
     storage = _at_hand(start) if storage == "full" else storage
@@ -161,10 +170,10 @@ def probe_runs(
     done: int = 0,
     later_steps: int | None = None,
 ) -> Iterator[tuple[Quadrature, Basis | None]]:
-    """One Lanczos run after another from independent Rademacher probes, each with its basis, in order.
+    """Lanczos runs from independent Rademacher probes, one after another, each with its basis.
 
-    The first `done` of them are left out; those after the very first take `later_steps`, if given. On an accelerator
-    all runs go in step and their bases are kept together.
+    Leaves out the first `done`. Probes after the first take `later_steps` steps, if given. On an accelerator all runs
+    go in step and their bases are kept together.
     """
     at_least(1, steps=steps, probes=probes)
     n = operator.shape[0]
@@ -184,7 +193,7 @@ def probe_runs(
 def spectral_density(operator, steps: int, probes: int, seed: int, *, storage: Kept = "full") -> list[Quadrature]:
     """Stochastic Lanczos quadrature: one quadrature for each independent Rademacher probe.
 
-    operator: anything with `shape`, `device` and `matvec` (on an accelerator `matmat`), a `HessianOperator`
-    for instance. Source: Ubaru, Chen & Saad 2017.
+    operator: anything with `shape`, `device` and `matvec` (on an accelerator `matmat`), such as a `HessianOperator`.
+    Source: Ubaru, Chen & Saad 2017.
     """
     return [quadrature for quadrature, _ in probe_runs(operator, steps, probes, seed, storage)]

@@ -1,4 +1,4 @@
-"""What fits: blocks at a time and the place of a Lanczos basis, from budgets of memory."""
+"""What fits into memory: blocks at a time, and the storage of a Lanczos basis."""
 
 import contextlib
 import itertools
@@ -11,20 +11,20 @@ import torch
 
 from .basis import Storage
 
-# Vectors (n,) in use at once: gradient and product, Lanczos' own, and those of the errors over blocks.
+# Vectors (n,) in use at once: gradient and product, those of Lanczos, and those of the errors over blocks.
 WORKING_VECTORS = 12
 
 
 def available_memory(device: torch.device | str) -> int:
-    """Bytes that can be taken now on a device; on the CPU within the limit of the container, if there is one, and
-    a fair part of them where a launcher runs several processes on this machine."""
+    """Free bytes of a device; on the CPU within the container's limit, divided by the number of processes that a
+    launcher runs on this machine."""
     device = torch.device(device)
-    if device.type == "cuda":  # what the allocator holds and nothing uses is free as well
+    if device.type == "cuda":  # what the allocator holds unused is free too
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     free = psutil.virtual_memory().available
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    with contextlib.suppress(OSError, ValueError):  # no such limit
+    with contextlib.suppress(OSError, ValueError):  # no limit
         free = min(free, int(limit.read_text()) - int(used.read_text()))
     if device.type == "mps":  # the same memory, of which the system grants a part
         free = min(free, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
@@ -32,9 +32,9 @@ def available_memory(device: torch.device | str) -> int:
 
 
 def fitting_blocks(budget: float, block_bytes: int, blocks: int, taken: int = 0) -> int | None:
-    """How many of the blocks' graphs fit into what a budget in bytes leaves: None for all, which then are kept.
+    """How many blocks' graphs fit into a budget in bytes less `taken`; None for all, which are then kept.
 
-    Raises MemoryError where not even one does.
+    MemoryError if not even one fits.
     """
     fitting = int((budget - taken) // block_bytes)  # a budget may be written 6e8
     if fitting < 1:
@@ -50,11 +50,10 @@ def plan(
 ) -> tuple[int | None, Storage | None]:
     """(blocks at a time, storage of the basis) for a budget in bytes on the operator's device and on the host.
 
-    Of what fits, the fastest: a basis in full before one in float16, on the device before the host; the graph of
-    all blocks, kept (blocks None), before graphs made anew. No basis only where none fits beside one block.
-    `block_bytes`: of one block's graph at work; `together`: Lanczos runs at a time; `held`: bases that
-    are all kept to the end if they are in full.
-    Raises MemoryError where the budget does not hold one block.
+    The fastest choice that fits: the graphs of all blocks, kept (None), before graphs rebuilt for every product; a
+    basis in full precision before float16; the device before the host; no basis only if none fits beside one block.
+    block_bytes: a block's graph at work; together: Lanczos runs at a time; held: full-precision bases kept to the end.
+    MemoryError if the budget does not hold one block.
     """
     device, dtype, blocks = str(operator.device), operator.torch_dtype, operator.share
     vectors = WORKING_VECTORS * together * operator.n * dtype.itemsize

@@ -1,4 +1,4 @@
-"""What can be measured: a causal language model that ends in a plain linear head, and blocks of its tokens."""
+"""Which models and blocks can be measured: causal language models that end in a plain linear head."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 
 @contextlib.contextmanager
-def measured(model: PreTrainedModel) -> Iterator[None]:
-    """The model as a function of its parameters alone: no dropout, every row of an embedding counts, and
-    attention that can be differentiated twice (of the fused kernels none can)."""
+def measurement_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Makes the model a function of its parameters alone: no dropout, gradients for every row of an embedding, and
+    attention with a second derivative, which the fused kernels lack."""
     training = [(module, module.training) for module in model.modules()]
     embeddings = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m.padding_idx is not None]
     padding = [embedding.padding_idx for embedding in embeddings]
@@ -26,55 +26,52 @@ def measured(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for embedding, index in zip(embeddings, padding, strict=True):
             embedding.padding_idx = index
-        for module, mode in training:  # each its own: an owner may keep some in evaluation mode
+        for module, mode in training:  # each its own, since some may have been in evaluation mode
             module.training = mode
 
 
 @contextlib.contextmanager
 def differentiable(device: torch.device) -> Iterator[None]:
-    """Gradients on and autocast off, whatever the caller's modes are."""
+    """Gradients on and autocast off, whatever the caller's modes."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 
-def longest(model: PreTrainedModel) -> int | None:
-    """Positions that the model has; None where their number has no limit."""
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Positions that the model has; None if its configuration names no limit, as for recurrent models."""
     config = model.config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "n_positions")]
     return next((limit for limit in limits if limit), None)
 
 
 def checked_blocks(tokens: Any, model: PreTrainedModel) -> torch.Tensor:
-    """Blocks of token ids (B, T) as int64, if they can be measured with the model.
-
-    Raises ValueError for what is no array of whole numbers of that shape, and for tokens and positions beyond the
-    model's.
-    """
+    """Blocks of token ids (B, T) as int64. ValueError for anything but integers of that shape, and for tokens and
+    positions that the model does not have."""
     if not isinstance(tokens, torch.Tensor):
         try:
             tokens = torch.as_tensor(np.asarray(tokens))
         except (ValueError, TypeError):
             raise ValueError("blocks must be token ids, whole numbers in B rows of T each.") from None
-    kind, whole = tokens.dtype, not tokens.dtype.is_floating_point and not tokens.dtype.is_complex
-    if tokens.ndim != 2 or not whole or kind == torch.bool or len(tokens) == 0 or tokens.shape[1] < 2:
+    kind, integer = tokens.dtype, not tokens.dtype.is_floating_point and not tokens.dtype.is_complex
+    if tokens.ndim != 2 or not integer or kind == torch.bool or len(tokens) == 0 or tokens.shape[1] < 2:
         raise ValueError(
             "blocks must be token ids, whole numbers of shape (B, T), B ≥ 1 and T ≥ 2, "
             f"not {kind} of shape {tuple(tokens.shape)}."
         )
-    tokens = tokens.long().clone()  # a clone is no inference tensor, and nobody else changes it
+    tokens = tokens.long().clone()  # a clone is no inference tensor, and is not shared
     vocabulary = min(len(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()))
     if len(beyond := tokens[(tokens < 0) | (tokens >= vocabulary)]):
         raise ValueError(f"token {int(beyond[0])} is beyond the model's vocabulary of {vocabulary}.")
-    positions = longest(model)
+    positions = max_positions(model)
     if positions is not None and tokens.shape[1] > positions:
         raise ValueError(f"blocks of {tokens.shape[1]} tokens are longer than the model's {positions} positions.")
     return tokens
 
 
 def require_measurable(model: PreTrainedModel) -> None:
-    """Raises ValueError where a model's structure already says that its loss cannot be measured here: it is no
-    `PreTrainedModel` of a base model and a plain `torch.nn.Linear` without bias, has trainable parameters outside of
-    both, attention without a second derivative, or weights that are not finite."""
+    """ValueError if the structure of a model rules it out: it is no `PreTrainedModel` of a base model and a plain
+    `torch.nn.Linear` without bias, has trainable parameters outside of both, attention without a second derivative, or
+    weights that are not finite."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"a {name} is no model of transformers: pass the one that it wraps, with its adapters merged.")

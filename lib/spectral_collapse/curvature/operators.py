@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 from .basis import dot
 from .head import HeadGradient, head_curvature, probabilities, rows_at_a_time
 from .memory import available_memory, fitting_blocks
-from .model import checked_blocks, differentiable, measured, require_measurable
+from .model import checked_blocks, differentiable, measurement_mode, require_measurable
 
-# A batch needs its saved tensors and, while a product runs, about half as much again.
+# During a product a batch needs its saved tensors and about half as much again.
 WORKING_SHARE = 1.5
-# The model's logits and hᵀW, both in float32 or better, may differ by this part of the largest.
+# Largest difference of the model's logits and hᵀW, both in float32 or better, relative to the largest logit.
 SAME_LOGITS = 1e-4
 
 
@@ -28,8 +28,8 @@ def mean_loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
-def _at_work(method: Callable) -> Callable:
-    """A method that differentiates: of a model that is still as it was, in torch modes of its own."""
+def _differentiating(method: Callable) -> Callable:
+    """Wraps a method that differentiates: checks that the model is unchanged and sets torch's modes."""
 
     @functools.wraps(method)
     def guarded(self: "HessianOperator", *arguments: Any, **options: Any) -> Any:
@@ -52,22 +52,21 @@ def _at_work(method: Callable) -> Callable:
 class HessianOperator(scipy.sparse.linalg.LinearOperator):
     """H = ∇²L(θ) ∈ R^{n×n} of the mean loss on frozen blocks; n parameters, tied weights counted once.
 
-    Products by double backward. Where the graph of the gradient fits into memory it is built once and kept,
-    and a product costs about two gradients, the floor of an exact one; otherwise `micro_batch` blocks at a time
-    have their graphs rebuilt for every product (about three gradients) and memory does not grow with the number
-    of blocks. The head's logits exist only in chunks. Dropout is off. Parameters of half precision are read into
-    float32: a curvature of bfloat16 arithmetic would be that of its rounding. The model itself is not changed.
+    Products by double backward. If the graph of the gradient fits into memory it is built once and kept, and a product
+    costs about two gradients, the minimum for an exact one. Otherwise the graphs of `micro_batch` blocks at a time are
+    rebuilt for every product (about three gradients), and memory does not grow with the number of blocks. Logits exist
+    only in chunks. Dropout is off. Parameters in half precision are read into float32, since the curvature of bfloat16
+    arithmetic would be that of its rounding. The model itself is not changed.
 
-    Under an initialised `torch.distributed` every rank passes the same blocks and works on its share; products
-    are summed over ranks and equal on all of them. Budgets of memory are those of one rank.
+    Under an initialised `torch.distributed` every rank passes the same blocks and computes its share; all ranks get the
+    sum. Budgets of memory are those of one rank.
 
-    Vectors are tensors (n,), matrices (n, j), or numpy arrays of these shapes, and `H @ v` is of v's kind: a
-    `scipy.sparse.linalg.LinearOperator`, float64 for a model of that type and else float32. `tokens`: blocks of token
-    ids (B, T), a tensor, an array or lists. `model` must end in a plain linear head without bias on its last hidden
-    state: its structure says so (`require_measurable`), and on the first block its own logits, in the operator's
-    type, are hᵀW with nothing before or after.
-    Raises ValueError for blocks, models and vectors that cannot be measured, and for a product after the model's
-    parameters have changed. Source: Pearlmutter 1994.
+    A `scipy.sparse.linalg.LinearOperator`, float64 for a float64 model and else float32; `H @ v` takes and returns
+    tensors or arrays (n,) or (n, j). tokens: blocks of token ids (B, T), a tensor, an array or lists. The model must
+    end in a plain linear head without bias on its last hidden state; this is checked on its structure
+    (`require_measurable`) and on the logits of the first block.
+    ValueError for blocks, models and vectors that cannot be measured, and for products after the model's parameters
+    have changed. Source: Pearlmutter 1994.
     """
 
     def __init__(
@@ -95,13 +94,13 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         self.device = next(model.parameters()).device
         with torch.inference_mode(False):
             tokens = checked_blocks(tokens, model).to(self.device)
-        with torch.no_grad(), measured(model):  # RWKV rescales its own weights at its first pass in evaluation mode
+        with torch.no_grad(), measurement_mode(model):  # RWKV rescales its weights in its first such pass
             model(input_ids=tokens[:1, :2], use_cache=False)
         self._made_of = self._parameter_state()
         with differentiable(self.device):
             leaves = {id(p): p.detach().to(self.torch_dtype) for p in model.parameters()}
         self.leaves = [leaves[id(named[name])].requires_grad_() for name in chosen]
-        self._whole = {name: leaves[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+        self._parameters = {name: leaves[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
         self._base = {name: leaves[id(p)] for name, p in model.base_model.named_parameters(remove_duplicate=False)}
         self._weight = leaves[id(self.head.weight)]
         self.sizes = [leaf.numel() for leaf in self.leaves]
@@ -126,15 +125,15 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
 
     def _hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         """Last hidden states of the T − 1 predicting positions, (B(T−1), d)."""
-        with measured(self.model):
+        with measurement_mode(self.model):
             out = torch.func.functional_call(
                 self.model.base_model, self._base, kwargs={"input_ids": tokens, "use_cache": False}
             )
         return out.last_hidden_state[:, :-1].flatten(0, 1).to(self.torch_dtype)
 
     def _require_linear_head(self, tokens: torch.Tensor) -> None:
-        """The model's own forward pass hands its last hidden state as it is to the head, and hands on as it is what the
-        head makes of it; and the products here see the same logits."""
+        """ValueError unless the model passes its last hidden state to the head unchanged and returns the head's output
+        unchanged, and the products here see the same logits."""
         seen: dict[torch.nn.Module, tuple] = {}
 
         def note(module: torch.nn.Module, given: tuple, output: Any) -> None:
@@ -142,11 +141,9 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
 
         hooks = [module.register_forward_hook(note) for module in (self.model.base_model, self.head)]
         try:
-            with differentiable(self.device), torch.no_grad(), measured(self.model):
-                whole = torch.func.functional_call(
-                    self.model, self._whole, kwargs={"input_ids": tokens, "use_cache": False}
-                )
-                expected = whole.logits
+            with differentiable(self.device), torch.no_grad(), measurement_mode(self.model):
+                inputs = {"input_ids": tokens, "use_cache": False}
+                expected = torch.func.functional_call(self.model, self._parameters, kwargs=inputs).logits
                 found = self._hidden(tokens) @ self._weight.T
         finally:
             for hook in hooks:
@@ -167,7 +164,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             )
 
     def _parameter_state(self) -> list[tuple[int, int]]:
-        """What changes with any parameter: its place in memory, and the count of changes made there."""
+        """Address and version counter of every parameter, which change with it."""
         return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.model.parameters()]
 
     def _linearise(self, tokens: torch.Tensor) -> tuple:
@@ -198,7 +195,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
 
     # ---- products
 
-    @_at_work
+    @_differentiating
     def _sum(self, pieces: list[torch.Tensor], batched: bool = False) -> torch.Tensor:
         if self.micro_batch is None and len(self._tokens):
             if self._kept is None:
@@ -243,8 +240,8 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         return super().matvec(self._fitting(vector))
 
     def matmat(self, vectors):
-        """H V for the columns of V (n, j). An accelerator takes them in one pass over the graph, where small
-        kernels would leave it idle; a CPU one by one, since there a pass costs more than its share."""
+        """H V for the columns of V (n, j): in one pass over the graph on an accelerator, which small kernels would
+        leave idle; one by one on a CPU, where a joint pass costs more."""
         vectors = self._fitting(vectors, 2)
         if not isinstance(vectors, torch.Tensor):
             return super().matmat(vectors)
@@ -273,12 +270,11 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             f"tokens, {self.dtype})"
         )
 
-    @_at_work
+    @_differentiating
     def block_forms(self, left: list[torch.Tensor], right: list[torch.Tensor], *, squares: bool = False) -> np.ndarray:
-        """ℓᵀ H_b r for every block b and every pair of one r with its ℓ's, (blocks, pairs): H_b the Hessian of
-        the block's own mean loss, so that the mean over b is ℓᵀ H r. `left` is parallel to `right`, each entry
-        a matrix (i, n). With `squares` ‖H_b r‖² follows the pairs of every r. Costs a gradient and two more for
-        every r, block by block with a graph of its own."""
+        """ℓᵀ H_b r for every block b and every r with its ℓ's, (blocks, pairs). H_b is the Hessian of the block's own
+        mean loss, so the mean over b is ℓᵀ H r. `left` is parallel to `right`, each entry a matrix (i, n). With
+        `squares` ‖H_b r‖² follows the pairs of every r. Costs one gradient, and two more for every r."""
         pairs = sum(map(len, left)) + squares * len(right)
         forms = torch.zeros(self.blocks, pairs, dtype=torch.float64)
         for index, block in zip(self._own, self._tokens, strict=True):
@@ -294,9 +290,9 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             forms = on_device.cpu()
         return forms.numpy()
 
-    @_at_work
+    @_differentiating
     def block_bytes(self) -> int:
-        """Bytes that one block takes at work: its retained graph, measured on the first block, and half as much."""
+        """Bytes of one block at work: its retained graph, measured on the first block, and half as much again."""
         sizes: dict[int, int] = {}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -306,14 +302,14 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             graph = self._linearise(self._first)
-        for parameter in self._whole.values():
+        for parameter in self._parameters.values():
             sizes.pop(parameter.untyped_storage().data_ptr(), None)
         del graph
         logits = min(self._rows, self._first[:, 1:].numel()) * len(self._weight) * self._weight.itemsize
         return int(WORKING_SHARE * (sum(sizes.values()) + logits))
 
     def least(self, *values: int) -> list[int]:
-        """The smallest of all ranks' values, so that what is decided by them is decided alike everywhere."""
+        """The smallest of all ranks' values, so that all ranks decide alike."""
         if not self._shared:
             return list(values)
         agreed = torch.tensor(values, device=self.device)
@@ -324,9 +320,9 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
 class GaussNewtonOperator(HessianOperator):
     """G = E JᵀSJ, J the Jacobian of the logits and S the cross-entropy's second derivative in them.
 
-    Positive semi-definite: the Hessian without the logits' own curvature, and the usual stand-in for its
-    outliers. Same interface and memory as `HessianOperator`. The logits' Jacobian is never formed: its product
-    with a vector passes through the hidden states, by two transposed products. Source: Schraudolph 2002.
+    Positive semi-definite: the Hessian without the curvature of the logits, a common approximation of its outliers.
+    Interface and memory as `HessianOperator`. J is never formed: its product with a vector passes through the hidden
+    states, by two transposed products. Source: Schraudolph 2002.
     """
 
     def _linearise(self, tokens: torch.Tensor) -> tuple:
@@ -383,10 +379,9 @@ def hessian_operator(
 ) -> HessianOperator:
     """Hessian or Gauss–Newton operator of the mean loss on blocks of token ids (B, T).
 
-    batch: a tensor, an array or lists.
-    parameters: names of those to differentiate in, one entry of `parameter_blocks` for instance; all if None.
-    memory_budget: bytes for the graph, half of what is free if None. If the graph of the whole batch does not
-    fit, as many blocks at a time as do; MemoryError where not even one does.
+    batch: a tensor, an array or lists. parameters: names to differentiate in, such as one entry of `parameter_blocks`;
+    all if None. memory_budget: bytes for the graph, half of the free memory if None; if the graph of the batch does not
+    fit, products take fewer blocks at a time. MemoryError if not even one block fits.
     """
     operator = operator_class(kind)(model, batch, parameters=parameters)
     budget = available_memory(operator.device) // 2 if memory_budget is None else memory_budget

@@ -1,4 +1,4 @@
-"""Parts of a network: which trainable parameters are its embedding, attention, MLPs, mixers and head, by modules."""
+"""Trainable parameters by part of the network: embedding, attention, MLPs, mixers, head."""
 
 import functools
 import re
@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from .model import measured
+from .model import measurement_mode
 
-# What a submodule of a layer is, by its class or else by the attribute that holds it.
+# Kind of a layer's submodule, by its class or else by its attribute's name.
 KINDS = (
     ("mixer", re.compile(r"mamba|mixer|ssm|rwkv.*attention|gateddelta|linear_?attn|recurrent|short_?conv")),
     ("attention", re.compile(r"attention|attn")),
@@ -38,7 +38,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 class _Call(NamedTuple):
-    """A module's turn in a forward pass, and the storages that it read and wrote."""
+    """A module's call in a forward pass, and the storages that it read and wrote."""
 
     module: str
     read: set[int]
@@ -46,19 +46,19 @@ class _Call(NamedTuple):
 
 
 def _calls(model: PreTrainedModel, names: list[str]) -> list[_Call]:
-    """The turns of the named modules in the order in which a forward pass over two tokens ends them."""
+    """Calls of the named modules in a forward pass over two tokens, in the order in which they end."""
     calls, alive, hooks = [], [], []
 
     def note(name: str, positional: tuple, named: dict, output: Any) -> None:
         read, written = _tensors([positional, named]), _tensors([output])
-        alive.extend(read + written)  # a storage that is freed gives its address to the next
+        alive.extend(read + written)  # a freed storage's address is used again
         calls.append(_Call(name, *({t.untyped_storage().data_ptr() for t in part} for part in (read, written))))
 
     for name in names:
         hook = functools.partial(lambda name, module, *seen: note(name, *seen), name)
         hooks.append(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
     try:
-        with torch.no_grad(), measured(model):
+        with torch.no_grad(), measurement_mode(model):
             device = next(model.parameters()).device
             model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
     finally:
@@ -74,7 +74,7 @@ class _Part(NamedTuple):
 
 
 def _parts(model: PreTrainedModel) -> dict[str, _Part]:
-    """Part of every module that holds parameters: of a layer, its direct submodules; else what holds them itself."""
+    """Part of every module with parameters: the direct submodules of layers, and elsewhere the module itself."""
     modules = dict(model.named_modules())
     lists = [name for name, module in modules.items() if isinstance(module, torch.nn.ModuleList)]
     layers = max(lists, key=lambda name: _size(modules[name]), default=None)
@@ -83,7 +83,7 @@ def _parts(model: PreTrainedModel) -> dict[str, _Part]:
         norm = "norm" in type(module).__name__.lower()
         if layers is not None and name.startswith(f"{layers}."):
             index, _, attribute = name.removeprefix(f"{layers}.").partition(".")
-            if not attribute:  # a layer: its own parameters, if it has any
+            if not attribute:  # the layer's own parameters, if it has any
                 parts[name] = _Part(f"layer {index}", index, False)
             elif "." not in attribute:
                 kind = None if norm else _kind(module, attribute)
@@ -98,7 +98,7 @@ def _parts(model: PreTrainedModel) -> dict[str, _Part]:
 
 
 def _owner(norm: str, parts: dict[str, _Part], calls: list[_Call]) -> str | None:
-    """The part that a norm belongs to; None: one of its own."""
+    """The part that a norm belongs to; None if it is a part of its own."""
     own = [place for place, call in enumerate(calls) if call.module == norm]
     inside = [place for place, call in enumerate(calls) if parts[call.module].layer is not None]
     if not own:
@@ -119,12 +119,11 @@ def _owner(norm: str, parts: dict[str, _Part], calls: list[_Call]) -> str | None
 def parameter_blocks(model: PreTrainedModel) -> dict[str, list[str]]:
     """Names of the trainable parameters by part of the network, in the order in which a forward pass uses the parts.
 
-    `embedding`: embeddings of tokens and positions; `layer i attention`, `layer i mlp`, `layer i mixer` (Mamba, RWKV):
-    submodules of the layers, the largest list of modules that there is, known by class or attribute; `head`: the
-    output matrix and the norms after the last layer; a norm before the first one is the embedding's, and so is a tied
-    output matrix. A layer's norm belongs to the one part that reads its output, or else to the one whose output it
-    reads, which two tokens sent through the network show. Whatever is not recognised is a part of its own, named as
-    its module.
+    `embedding`: embeddings of tokens and positions, a norm before the first layer, and a tied output matrix.
+    `layer i attention`, `layer i mlp`, `layer i mixer` (Mamba, RWKV): submodules of the layers, which are the largest
+    list of modules, recognised by class or attribute. `head`: the output matrix and the norms after the last layer.
+    A layer's norm belongs to the one part that reads its output, or else to the one whose output it reads, found by
+    sending two tokens through the network. Any other module is a part named after itself.
     """
     parts = _parts(model)
     calls = _calls(model, list(parts))

@@ -1,9 +1,9 @@
-"""Curvature of the expected loss, of which a batch's is a biased estimate: products of different blocks."""
+"""Curvature of the expected loss from products of different blocks; that of a batch is biased."""
 
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -19,8 +19,8 @@ from .operators import operator_class
 from .quadrature import Quadrature
 from .signature import Estimate, Signature, _Moment, _variance
 
-# Products from which the held-out vectors come. The lower bound holds for any vector; after so many steps the noise
-# of the blocks is by far the larger part of what separates it from the eigenvalue.
+# Lanczos steps for the held-out vectors. The lower bound holds for any vector; after so many steps its distance from
+# the eigenvalue is mostly the noise of the blocks.
 STEPS = 12
 LEAST_BLOCKS = 4  # two halves with a pair of blocks each
 UNKNOWN = Estimate(math.nan, math.nan, math.nan, 0, 0)
@@ -28,37 +28,41 @@ UNKNOWN = Estimate(math.nan, math.nan, math.nan, 0, 0)
 log = logging.getLogger(__name__)
 
 
+def _unknown_pair() -> list[float]:
+    return [math.nan, math.nan]
+
+
 @dataclass(frozen=True)
 class PopulationSignature:
-    """Spectrum of the expected loss, H = E H_b, from the blocks of one batch; units as those of `Signature`.
+    """Spectrum of the expected loss, H = E H_b, from the blocks of one batch; units as in `Signature`.
 
-    An estimate is free of the blocks' noise in expectation, and its interval is one for H. A bracket is of values that
-    lie below and above in expectation; `lambda_max_interval` adds their sampling errors, for 95 % together. NaN where
-    a second moment or a width is not positive, or where blocks or memory do not suffice: `population_note` says which.
+    Estimates are free of the blocks' noise in expectation, and their intervals are for H. The ends of a bracket lie
+    below and above in expectation; `lambda_max_interval` adds their sampling errors, 95 % together. NaN if a second
+    moment or a width is not positive, or if blocks or memory do not suffice; `population_note` says which.
 
-    held_out_leading: the quotients of as many leading vectors as the batch's bulk leaves out.
-    population_bulk_sigma: of H compressed to the complement of these vectors. Where they are eigenvectors of H that is
-    H without their eigenvalues; of a positive semi-definite H it never has a lower second moment.
+    held_out_leading: quotients of as many leading vectors as the batch has outliers.
+    population_bulk_sigma: of H compressed to the complement of these vectors. If they are eigenvectors of H, that is H
+    without their eigenvalues; for a positive semi-definite H the second moment is never lower.
     population_log_ratio: held-out λ_max over that width; its bracket reaches to the batch's λ_max over the same width.
     """
 
     population_blocks: int
     population_probes: int
-    held_out_lambda_max: Estimate
-    lambda_max_bracket: list[float]
-    lambda_max_interval: list[float]
-    held_out_lambda_min: Estimate
-    lambda_min_bracket: list[float]
-    held_out_leading: list[float]
-    population_mean_eigenvalue: Estimate
-    population_second_moment: Estimate
-    population_spectral_variance: Estimate
-    population_effective_rank: Estimate
-    population_bulk_center: Estimate
-    population_bulk_sigma: Estimate
-    population_log_ratio: Estimate
-    population_log_ratio_bracket: list[float]
-    population_note: str
+    held_out_lambda_max: Estimate = UNKNOWN
+    lambda_max_bracket: list[float] = field(default_factory=_unknown_pair)
+    lambda_max_interval: list[float] = field(default_factory=_unknown_pair)
+    held_out_lambda_min: Estimate = UNKNOWN
+    lambda_min_bracket: list[float] = field(default_factory=_unknown_pair)
+    held_out_leading: list[float] = field(default_factory=list)
+    population_mean_eigenvalue: Estimate = UNKNOWN
+    population_second_moment: Estimate = UNKNOWN
+    population_spectral_variance: Estimate = UNKNOWN
+    population_effective_rank: Estimate = UNKNOWN
+    population_bulk_center: Estimate = UNKNOWN
+    population_bulk_sigma: Estimate = UNKNOWN
+    population_log_ratio: Estimate = UNKNOWN
+    population_log_ratio_bracket: list[float] = field(default_factory=_unknown_pair)
+    population_note: str = ""
 
 
 def different_blocks(squared_sum: float, products: np.ndarray, squares: np.ndarray) -> tuple[float, np.ndarray]:
@@ -66,6 +70,10 @@ def different_blocks(squared_sum: float, products: np.ndarray, squares: np.ndarr
 
     squared_sum: ‖Σ x_b‖²; products (B,): x_bᵀ Σ x; squares (B,): ‖x_b‖². With N = ‖Σ x‖² − Σ ‖x_b‖² the mean is
     N/(B(B − 1)), and without block b it is (N − 2 x_bᵀ(Σ x − x_b))/((B − 1)(B − 2)).
+
+    >>> x = np.array([1.0, 2.0, 3.0])  # (1·2 + 1·3 + 2·3)/3
+    >>> different_blocks(x.sum() ** 2, x * x.sum(), x**2)[0].round(9).item()
+    3.666666667
     """
     blocks = len(squares)
     total = squared_sum - squares.sum()
@@ -74,7 +82,7 @@ def different_blocks(squared_sum: float, products: np.ndarray, squares: np.ndarr
 
 
 def squared_trace(forms: np.ndarray) -> float:
-    """(tr H)² without bias from forms[j, b] = v_jᵀ H_b v_j: the mean of products of different probes and blocks."""
+    """Unbiased (tr H)² from forms[j, b] = v_jᵀ H_b v_j: the mean product of different probes and different blocks."""
     probes, blocks = forms.shape
     total = forms.sum() ** 2 - (forms.sum(0) ** 2).sum() - (forms.sum(1) ** 2).sum() + (forms**2).sum()
     return float(total / (probes * (probes - 1) * blocks * (blocks - 1)))
@@ -82,7 +90,7 @@ def squared_trace(forms: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class _Half:
-    """One half of the blocks, measured with vectors u_i that the other half gave, and with the probes.
+    """One half of the blocks, measured with vectors u_i from the other half and with the probes.
 
     top, bottom (blocks,): uᵀ H_b u of the outermost vectors. inner (blocks, k, k): u_iᵀ H_b u_j of the leading ones;
     lengths (blocks, k): (H_b u)ᵀ Σ_{a ≠ b} H_a u over this half. traces, products, squares (probes, blocks): vᵀ H_b v,
@@ -100,13 +108,13 @@ class _Half:
 
 
 def _leading(run: Quadrature, count: int) -> list[int]:
-    """Indices of nodes: the largest, the smallest, then the `count` largest in absolute value, largest first."""
+    """Indices of the largest node, the smallest, and the `count` largest in absolute value, largest first."""
     order = np.argsort(-np.abs(run.nodes))
     return [len(run.nodes) - 1, 0, *order[:count]]
 
 
 def _measured(operator: Any, vectors: torch.Tensor, probes: list[torch.Tensor], sums: list[torch.Tensor]) -> _Half:
-    """Forms of every block of `operator`, whose blocks did not make the vectors (2 + k, n): top, bottom, leading."""
+    """Forms of every block of `operator` with vectors (2 + k, n) of the other half: top, bottom, leading."""
     outermost, leading = vectors[:2], vectors[2:]
     k, blocks = len(leading), operator.blocks
     left = [vector[None] for vector in outermost]
@@ -122,12 +130,12 @@ def _measured(operator: Any, vectors: torch.Tensor, probes: list[torch.Tensor], 
 
 
 def _over_halves(by_half: Sequence[np.ndarray], probes: int) -> _Moment:
-    """Mean of the halves' means of a value a block, whose error is that of both halves, each about its own mean."""
+    """Mean of the halves' means of a value per block; its error combines both halves, each about its own mean."""
     blocks = sum(map(len, by_half))
     parts = []
     for part in by_half:
         size = len(part)
-        # So that the variance of all over B is Σ s²/(4 B_h), whatever the halves' sizes B_h.
+        # Makes the variance of all over B equal Σ s²/(4 B_h) for halves of any sizes B_h.
         scale = blocks / (2 * size) * math.sqrt((1 - 1 / blocks) / (1 - 1 / size))
         parts.append((part - part.mean()) * scale)
     value = float(np.mean([part.mean() for part in by_half]))
@@ -135,10 +143,10 @@ def _over_halves(by_half: Sequence[np.ndarray], probes: int) -> _Moment:
 
 
 def _deflation(halves: Sequence[_Half]) -> tuple[_Moment, _Moment]:
-    """By how much vᵀHv and ‖Hv‖² exceed those of PHP, P the projection off the leading vectors, means over halves.
+    """Excess of vᵀHv and ‖Hv‖² over those of PHP, P the projection off the leading vectors; means over halves.
 
-    With Π = I − P, tr H − tr PHP = Σ u_iᵀHu_i and ‖H‖² − ‖PHP‖² = 2 Σ ‖Hu_i‖² − Σ (u_iᵀHu_j)²: squares from pairs of
-    different blocks. The terms of one vector are times (u_iᵀv)², of mean one, which takes out their noise of probes.
+    With Π = I − P, tr H − tr PHP = Σ u_iᵀHu_i and ‖H‖² − ‖PHP‖² = 2 Σ ‖Hu_i‖² − Σ (u_iᵀHu_j)², squares from pairs of
+    different blocks. Terms of one vector are multiplied by (u_iᵀv)², of mean one, which removes their probe noise.
     """
     first, second = [], []
     for half in halves:
@@ -208,7 +216,7 @@ def _of_halves(halves: Sequence[_Half], sums: np.ndarray, n: int, batch: Signatu
     if notes:
         log.warning("population spectrum of %d blocks: %s.", blocks, "; ".join(notes))
     top, bottom = largest.estimate(), smallest.estimate()
-    # Student's t of the blocks: either end lies beyond λ_max of H in one case out of forty at most.
+    # Student's t over blocks: either end misses λ_max of H in at most one case out of forty.
     half_width = float(scipy.stats.t.ppf(0.975, blocks - 1)) * (batch.lambda_max_batch_error or 0.0)
     return PopulationSignature(
         population_blocks=blocks,
@@ -232,25 +240,13 @@ def _of_halves(halves: Sequence[_Half], sums: np.ndarray, n: int, batch: Signatu
 
 
 def _unknown(batch: Signature, blocks: int, note: str) -> PopulationSignature:
-    """The signature of which only the batch's side of the brackets is known."""
+    """A signature of which only the batch's ends of the brackets are known."""
     log.warning("population spectrum of %d blocks: %s.", blocks, note)
     return PopulationSignature(
-        population_blocks=blocks,
-        population_probes=batch.probes,
-        held_out_lambda_max=UNKNOWN,
+        blocks,
+        batch.probes,
         lambda_max_bracket=[math.nan, batch.lambda_max],
-        lambda_max_interval=[math.nan, math.nan],
-        held_out_lambda_min=UNKNOWN,
         lambda_min_bracket=[batch.lambda_min, math.nan],
-        held_out_leading=[],
-        population_mean_eigenvalue=UNKNOWN,
-        population_second_moment=UNKNOWN,
-        population_spectral_variance=UNKNOWN,
-        population_effective_rank=UNKNOWN,
-        population_bulk_center=UNKNOWN,
-        population_bulk_sigma=UNKNOWN,
-        population_log_ratio=UNKNOWN,
-        population_log_ratio_bracket=[math.nan, math.nan],
         population_note=note,
     )
 
@@ -258,7 +254,7 @@ def _unknown(batch: Signature, blocks: int, note: str) -> PopulationSignature:
 def population_of_operators(
     operators: Sequence[Any], batch: Signature, *, seed: int = 0, storages: Sequence[Kept] = ("full", "full")
 ) -> PopulationSignature:
-    """Population signature from operators of the two halves of the blocks that `batch` is of, with its probes.
+    """Population signature from operators of the two halves of the blocks of `batch`, with its probes.
 
     operators: anything with `n`, `blocks`, `device`, `torch_dtype`, `matvec` and `block_forms`. storages: of each
     half's Lanczos basis.
@@ -299,16 +295,16 @@ def population_signature(
     """Spectrum of the expected loss from blocks of token ids (B, T), B ≥ 4, whose `spectral_signature` is given.
 
     With v the probes of that signature, E vvᵀ = I, and H_b the Hessian of block b's own mean loss, tr H² is estimated
-    by [‖Σ H_b v‖² − Σ ‖H_b v‖²]/(B(B − 1)): products of different blocks are free of their noise. λ_max of H lies, in
-    expectation, below the batch's and above uᵀH_other u, u from one half of the blocks and H_other of the other;
-    σ_bulk leaves out as many leading vectors as the batch has outliers, found and used likewise. Errors over
-    blocks are the jackknife's, with the vectors u as they are; those over probes are between probes. Blocks count as
-    independent draws: where neighbours share a text, what they share is taken for the expected loss.
-    Options as for `spectral_signature`, and as they were there. It takes 30 + 4 m + 4 k gradients of the batch for m
-    probes and k outliers, if graphs of the whole batch fit.
+    by [‖Σ H_b v‖² − Σ ‖H_b v‖²]/(B(B − 1)), since products of different blocks are free of their noise. In expectation
+    λ_max of H lies below the batch's and above uᵀH_other u, u from one half of the blocks and H_other of the other.
+    σ_bulk leaves out as many leading vectors as the batch has outliers, found in the same way. Errors over blocks are
+    the jackknife's at fixed vectors u; errors over probes are between probes. Blocks count as independent draws: what
+    neighbours share because they share a text counts as part of the expected loss.
+    Options must be those of the `spectral_signature`. Costs 30 + 4 m + 4 k gradients of the batch for m probes and k
+    outliers, if its graphs fit into memory.
     """
     operators, storages = [], []
-    # One after the other: neighbouring blocks, which may share a text, meet at one border only.
+    # Consecutive halves: neighbouring blocks, which may share a text, meet at one border only.
     middle = len(batch) // 2
     for half in (batch[:middle], batch[middle:]):
         if len(half) < 2:
@@ -319,11 +315,11 @@ def population_signature(
             budgets[0] = memory_budget
         *budgets, block_bytes = operator.least(*budgets, operator.block_bytes())
         held = (2 * (2 + len(signature.outliers)) + signature.probes) * operator.n * operator.torch_dtype.itemsize
-        # Both halves keep what they have: each takes half of what the vectors leave.
+        # Both halves keep their graphs: each takes half of the memory beside the vectors.
         room = [(budgets[0] - held) // 2, budgets[1]]
         try:
             operator.micro_batch, storage = plan(*room, operator, min(STEPS, operator.n), block_bytes, 1)
-        except MemoryError:  # what was measured before stays
+        except MemoryError:  # the batch's signature remains valid
             return _unknown(signature, len(batch), "the memory does not hold the held-out eigenvectors")
         operators.append(operator)
         storages.append(storage)

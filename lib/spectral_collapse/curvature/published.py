@@ -1,4 +1,4 @@
-"""The published estimator of the Hessian study: power iteration, and an interpolated width of one quadrature."""
+"""The published estimator of the Hessian study: power iteration, and the interpolated width of one quadrature."""
 
 import math
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True, repr=False)
 class PublishedSignature:
-    """Figures of the published estimator, without error estimate, as published; beside them the exact eigenvalue.
+    """The published estimator, without errors as published, and the exact eigenvalue beside it.
 
-    `published_lambda_max` is what power iteration ends with, sign included: an eigenvalue of largest |λ| only where
-    the iteration has converged to one. `largest_eigenvalue` is that eigenvalue from Lanczos, an eigenvalue within
+    `published_lambda_max` is the final value of power iteration, sign included; it is the eigenvalue of largest |λ|
+    only if the iteration converged to it. `largest_eigenvalue` is that eigenvalue from Lanczos, to within
     `largest_eigenvalue_residual`; `published_ratio_exact` is the published ratio with it.
     """
 
@@ -47,10 +47,13 @@ class PublishedSignature:
 
 
 def interpolated_iqr(nodes: np.ndarray, weights: np.ndarray) -> float:
-    """Bulk width as published: nodes sorted, weights normalised and cumulated, and then
-    interp(0.75) − interp(0.25) of the nodes against the cumulated weights, linearly.
+    """Bulk width as published: interp(0.75) − interp(0.25), linear in the cumulated, normalised weights of sorted
+    nodes.
 
-    Kept for comparison. Where one node carries nearly all weight it is half the gap below that node.
+    Kept for comparison. If one node carries nearly all weight, it is half the gap below that node:
+
+    >>> interpolated_iqr(np.array([-2.0, 0.0, 5.0]), np.array([0.0, 1.0, 0.0]))
+    1.0
     """
     order = np.argsort(nodes)
     cumulated = np.cumsum(weights[order]) / np.sum(weights)
@@ -96,7 +99,11 @@ def power_iteration(
 
 
 def largest_eigenvalue(lambda_max: float, lambda_min: float) -> float:
-    """The one of both ends of a spectrum that is larger in absolute value, which power iteration seeks."""
+    """The end of a spectrum that is larger in absolute value, which power iteration approaches.
+
+    >>> largest_eigenvalue(2.0, -3.0)
+    -3.0
+    """
     return max(lambda_max, lambda_min, key=abs)
 
 
@@ -111,12 +118,11 @@ def published_signature(
 ) -> PublishedSignature:
     """The estimator of the Hessian study: power iteration, and the interpolated width of one quadrature.
 
-    Its settings are its source's (100 iterations, tolerance 1e-3) and cannot be changed. The study takes the largest
-    |λ| of three that it seeks one after another; one is sought here, the first, and the exact value stands beside it:
-    none of three can be larger. The density comes from one Rademacher probe of 20 or 30 steps.
-    signature: ours of the same batch, if there is one: its first run is that density, its outermost eigenvalues are
-    the exact ones; otherwise a run of `steps` is made. PyHessian gives the same numbers from the same start where its
-    `density` still runs.
+    The settings are its source's (100 iterations, tolerance 1e-3) and fixed. The study takes the largest |λ| of three
+    successive power iterations; this function runs the first one, and gives the exact value, which none of the three
+    can exceed. The density comes from one Rademacher probe of 20 or 30 steps.
+    signature: of the same batch, if available; its first run is the density and its outermost eigenvalues are exact.
+    Otherwise makes a run of `steps`. PyHessian gives the same numbers from the same start.
     """
     operator = hessian_operator(model, batch, memory_budget=memory_budget)
     if signature is None:

@@ -1,4 +1,4 @@
-"""Gauss quadratures of a spectrum, and what they say of its distribution function."""
+"""Gauss quadratures of a spectrum, and the bounds that they set on its distribution function."""
 
 import functools
 import math
@@ -11,11 +11,15 @@ import scipy.linalg
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Quadrature:
-    """The k-point Gauss quadrature that k Lanczos steps give of the spectrum seen by their start vector.
+    """k-point Gauss quadrature, from k Lanczos steps, of the spectrum as seen by the start vector v.
 
-    alphas (k,) and betas (k,): diagonal of T, and the norms below it; the last beta leads out of T.
+    alphas (k,) and betas (k,): diagonal and subdiagonal of T; the last beta leads to the next vector.
     Σ w_i p(θ_i) = vᵀp(H)v / vᵀv for every polynomial p of degree at most 2k − 1.
     Source: Golub & Meurant 2010, ch. 6.
+
+    >>> rule = Quadrature(np.array([0.0, 0.0]), np.array([1.0, 0.0]))
+    >>> rule.nodes.round(9).tolist(), rule.weights.round(9).tolist()
+    ([-1.0, 1.0], [0.5, 0.5])
     """
 
     alphas: np.ndarray
@@ -45,7 +49,7 @@ class Quadrature:
 
     @property
     def residuals(self) -> np.ndarray:
-        """|β_k s_ki|: an eigenvalue lies within that distance of θ_i, (k,). Source: Paige 1976."""
+        """|β_k s_ki|, (k,): an eigenvalue lies within this distance of θ_i. Source: Paige 1976."""
         return self.betas[-1] * np.abs(self.vectors[-1])
 
     def extended(self) -> np.ndarray:
@@ -55,16 +59,16 @@ class Quadrature:
         return np.vstack([tridiagonal, last])
 
     def truncated(self, steps: int) -> "Quadrature":
-        """What the first `steps` of these steps gave."""
+        """The quadrature of the first `steps` steps."""
         return Quadrature(self.alphas[:steps], self.betas[:steps])
 
 
 def merged(nodes: np.ndarray, weights: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes closer than `tolerance` max|θ| joined into their weighted mean: the copies of one eigenvalue that a
-    run without reorthogonalisation makes share its weight."""
+    """Nodes closer than `tolerance` max|θ|, joined into their weighted mean: without reorthogonalisation copies of one
+    eigenvalue share its weight."""
     width = tolerance * np.abs(nodes).max()
     group = np.concatenate([[0], np.cumsum(np.diff(nodes) > width)])
-    # The weight of a new copy may be too small for its square root to have a square.
+    # The weight of a new copy may underflow.
     parts = np.maximum(weights, 1e-300)
     return np.bincount(group, parts * nodes) / np.bincount(group, parts), np.bincount(group, weights)
 
@@ -72,13 +76,16 @@ def merged(nodes: np.ndarray, weights: np.ndarray, tolerance: float) -> tuple[np
 def cumulated_bounds(
     nodes: Sequence[Sequence[float]], weights: Sequence[Sequence[float]], points: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lower bounds of F(x⁻) and upper bounds of F(x), the spectrum's distribution function seen by the probes.
+    """Lower bounds of F(x⁻) and upper bounds of F(x), the spectrum's distribution function as seen by the probes.
 
-    nodes, weights: ascending nodes of every probe and their weights.
-
-    Chebyshev–Markov–Stieltjes: Σ_{θ_i<θ_j} w_i ≤ F(θ_j⁻) ≤ F(θ_j) ≤ Σ_{θ_i≤θ_j} w_i; between nodes by
-    monotony; averaged over probes. They carry the quadrature's error, not the probes'.
+    nodes, weights: ascending nodes of every probe, and their weights. Chebyshev–Markov–Stieltjes:
+    Σ_{θ_i<θ_j} w_i ≤ F(θ_j⁻) ≤ F(θ_j) ≤ Σ_{θ_i≤θ_j} w_i, between nodes by monotonicity; averaged over probes.
+    The bounds cover the quadrature's error, not that of the probes.
     Source: Szegő 1975, sec. 3.41; Golub & Meurant 2010, sec. 2.
+
+    >>> below, above = cumulated_bounds([[0.0, 1.0]], [[0.25, 0.75]], np.array([0.0, 1.0]))
+    >>> below.tolist(), above.tolist()
+    ([0.0, 0.25], [0.25, 1.0])
     """
     below, above = np.zeros(len(points)), np.zeros(len(points))
     for each, mass in zip(nodes, weights, strict=True):
@@ -91,11 +98,15 @@ def cumulated_bounds(
 
 
 def quantile_bracket(quadratures: list[Quadrature], level: float) -> tuple[float, float]:
-    """Interval of nodes that contains the `level` quantile of the spectrum seen by the probes, by
-    `cumulated_bounds`; −∞ or ∞ where no node bounds it."""
+    """Nodes between which the `level` quantile of the spectrum lies, by `cumulated_bounds`; −∞ or ∞ if none bounds it.
+
+    >>> low, high = quantile_bracket([Quadrature(np.zeros(3), np.array([1.0, 1.0, 0.0]))], 0.5)
+    >>> round(low, 6), round(high, 6)
+    (-1.414214, 1.414214)
+    """
     points = np.unique(np.concatenate([q.nodes for q in quadratures]))
     below, above = cumulated_bounds([q.nodes for q in quadratures], [q.weights for q in quadratures], points)
-    # The quantile lies above a point whose F is below `level`, and at or below one whose F is at least that.
+    # It lies above points with F < level, and at or below points with F ≥ level.
     lower = points[above < level]
     upper = points[below >= level]
     return (float(lower[-1]) if len(lower) else -math.inf, float(upper[0]) if len(upper) else math.inf)
@@ -104,7 +115,7 @@ def quantile_bracket(quadratures: list[Quadrature], level: float) -> tuple[float
 def smoothed_density(
     nodes: list[list[float]], weights: list[list[float]], grid: np.ndarray, width: float
 ) -> np.ndarray:
-    """Mean over probes of Σ_i w_i N(grid; θ_i, width²), for pictures only: the width is the kernel's."""
+    """Mean over probes of Σ_i w_i N(grid; θ_i, width²); for figures only, since the width is the kernel's."""
     kernels = [
         np.exp(-0.5 * ((grid[:, None] - np.asarray(n)) / width) ** 2) @ np.asarray(w)
         for n, w in zip(nodes, weights, strict=True)

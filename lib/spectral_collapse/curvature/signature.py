@@ -1,4 +1,4 @@
-"""Spectral signatures: what Lanczos runs say of a matrix, with the errors of probes and of blocks."""
+"""Spectral signatures: quantities of a spectrum from Lanczos runs, with errors over probes and over blocks."""
 
 import dataclasses
 import math
@@ -11,13 +11,13 @@ import scipy.stats
 
 from .quadrature import Quadrature, cumulated_bounds, merged, quantile_bracket
 
-# A node is one eigenvalue if it has converged to this part of itself, and carries less than SINGLE/n of the
-# weight, where one eigenvalue has about 1/n.
+# A node is a single eigenvalue if its residual is below this share of it and its weight below SINGLE/n; a single
+# eigenvalue has a weight of about 1/n.
 CONVERGED = 0.01
 SINGLE = 30
 MOST_OUTLIERS = 10
-# A bulk whose standard deviation is below this part of the spectrum's root mean square is rounding: every model of
-# transformers computes some of its steps in float32.
+# A bulk whose standard deviation is below this share of the spectrum's root mean square is rounding: all models of
+# transformers compute some steps in float32.
 ROUNDING = 1e-5
 ONE_PROBE = "one probe gives no standard error: set probes (in a profile lanczos_probes) to 2 or more."
 
@@ -26,8 +26,8 @@ ONE_PROBE = "one probe gives no standard error: set probes (in a profile lanczos
 class Estimate:
     """A value with its standard errors: over probes at fixed blocks, and over blocks (None: not estimated).
 
-    `bound`: how far the value may be off at fixed probes and blocks, at most (Lanczos' residual). It is no standard
-    error: nothing averages it out. A value of NaN is not identified.
+    `bound`: largest error at fixed probes and blocks (Lanczos' residual), which no averaging reduces. NaN means that
+    the value is not identified.
     """
 
     value: float
@@ -39,19 +39,24 @@ class Estimate:
 
     @property
     def standard_error(self) -> float:
-        """Of both errors, which are independent, or of that over probes alone: `errors_over` says which."""
+        """Of both errors, which are independent, or of that over probes alone (`errors_over`)."""
         return math.hypot(self.probe_error, self.batch_error or 0.0)
 
     @property
     def errors_over(self) -> str:
-        """What standard error and interval are over: "probes and blocks", or "probes"."""
+        """What the standard error covers: "probes and blocks", or "probes"."""
         return "probes" if self.batch_error is None else "probes and blocks"
 
     def interval(self, level: float = 0.95) -> list[float]:
-        """[low, high] by Student's t, its degrees of freedom by Welch and Satterthwaite, made wider by `bound`.
+        """[low, high] by Student's t with Welch and Satterthwaite's degrees of freedom, widened by `bound`.
 
-        For normal errors a level of 95 % holds to three points from three probes and three blocks on; with two of
-        either it may be 87 %. [NaN, NaN] where no error was seen: probes that agree by chance are no certainty.
+        With normal errors the coverage at 95 % is within three points from three probes and three blocks on; with two
+        of either it may be 87 %. [NaN, NaN] if the errors are zero, since probes may agree by chance.
+
+        >>> Estimate(1.0, probe_error=0.1, batch_error=None, probes=3, blocks=0)
+        1 ± 0.1 (over probes)
+        >>> [round(end, 3) for end in Estimate(1.0, 0.1, None, 3, 0).interval()]
+        [0.57, 1.43]
         """
         parts = [(self.probe_error**2, self.probes - 1), ((self.batch_error or 0.0) ** 2, self.blocks - 1)]
         spread = sum(variance**2 / freedom for variance, freedom in parts if freedom > 0)
@@ -72,10 +77,10 @@ class Estimate:
 class Signature:
     """Spectral signature of one Hessian or Gauss–Newton matrix; eigenvalues in nats per squared unit of θ.
 
-    Of the mean loss on the given blocks: intervals over blocks are for batches of as many, not for the expected loss
-    (`PopulationSignature`). `…_residual` bounds the distance to an eigenvalue, a bracket [low, high] carries the
-    quadrature's error, an `Estimate` those of probes and blocks. basis: the type Lanczos kept its vectors in, or
-    "none". notes: a sentence for everything that is not identified, and so is NaN, with the reason.
+    Of the mean loss on the given blocks: intervals over blocks are for batches of this size, not for the expected loss
+    (`PopulationSignature`). `…_residual` bounds the distance to an eigenvalue, a bracket [low, high] covers the error
+    of the quadrature, an `Estimate` has those of probes and blocks. basis: type of the Lanczos basis, or "none".
+    notes: one sentence, with the reason, for each quantity that is not identified and therefore NaN.
     """
 
     parameters: int
@@ -152,8 +157,8 @@ class Nodes:
 
     @classmethod
     def of(cls, run: Quadrature, n: int, orthogonal: bool = True) -> "Nodes":
-        """The run's nodes; without reorthogonalisation its copies joined and its newest copies left out: those of
-        next to no weight that may belong to the eigenvalue of a neighbour."""
+        """The run's nodes. Without reorthogonalisation copies are joined, and new copies are dropped: nodes of almost
+        no weight that may belong to a neighbour's eigenvalue."""
         nodes, weights, residuals = run.nodes, run.weights, run.residuals
         if not orthogonal:
             nodes, weights = merged(run.nodes, run.weights, 1e-4)
@@ -169,8 +174,8 @@ class Nodes:
         return f"Nodes({len(self.nodes)} from {self.nodes.min():.4g} to {self.nodes.max():.4g})"
 
     def outliers(self, n: int) -> int:
-        """How many of the largest |θ| come before the first that is no single converged eigenvalue: at most ten, and at
-        most half of the eigenvalues, since the rest is to be a bulk."""
+        """Number of largest |θ| before the first that is no single, converged eigenvalue; at most ten, and at most half
+        of the eigenvalues, so that a bulk remains."""
         head = slice(0, min(MOST_OUTLIERS, n // 2))
         converged = self.residuals[head] <= CONVERGED * np.abs(self.nodes[head])
         single = self.weights[head] <= SINGLE / n
@@ -189,8 +194,8 @@ def _batch_error(influence: np.ndarray | None) -> float | None:
 
 @dataclass(frozen=True)
 class _Moment:
-    """A function of averages over probes, and its derivatives: what each probe (probes,) and each block (blocks,)
-    pulls it by, but for constants."""
+    """A function of averages over probes, and its influences: of each probe (probes,) and, up to constants, of each
+    block (blocks,)."""
 
     value: float
     by_probe: np.ndarray
@@ -227,19 +232,19 @@ class _Moments:
             self.by_block = {name: np.mean([part[name] for part in influences], axis=0) for name in influences[0]}
 
     def average(self, function: Callable, name: str | None = None, leave_out: int = 0, scale: float = 1.0) -> _Moment:
-        """scale Σ w f(θ), the first `leave_out` nodes left out; `name`: of its influences over blocks."""
+        """scale Σ w f(θ) without the first `leave_out` nodes; `name` is that of its influences over blocks."""
         by_probe = np.array([q.weights[leave_out:] @ function(q.nodes[leave_out:]) for q in self.ranked])
         if function is np.square:
             by_probe += self.lacking
         return _Moment(by_probe.mean() * scale, by_probe * scale, self.by_block.get(name))
 
     def known(self, value: float, name: str) -> _Moment:
-        """A value in which the probes agree."""
+        """A value that is the same for all probes."""
         return _Moment(value, np.zeros(len(self.ranked)), self.by_block.get(name))
 
 
 def _variance(first: _Moment, second: _Moment) -> _Moment:
-    """Second moment less the squared mean, which products of two different probes estimate without bias."""
+    """Second moment less the squared mean; products of two different probes estimate the latter without bias."""
     squared_mean = first.value**2 - first.probe_error**2
     return _Moment.of(second.value - squared_mean, (1.0, second), (-2 * first.value, first))
 
@@ -252,20 +257,18 @@ def signature_of_runs(
     joint: tuple[np.ndarray, np.ndarray] | None = None,
     basis: str = "float32",
 ) -> Signature:
-    """Signature of an n × n matrix from two or more Lanczos runs, and what each block adds in each run.
+    """Signature of an n × n matrix from two or more Lanczos runs, and each block's influences in each run.
 
-    λ_max and λ_min are the outermost Ritz values of all runs: none lies beyond the spectrum. They and the leading
-    eigenvalues are those of all runs together where `joint` (of `joint_ritz`) is given. Outliers: the
-    largest |eigenvalues|, at most ten, that every run has converged to 1 %. With Σ over the other nodes of
-    a run, n(Σ w θ)/(n − n_out) averages to the bulk centre c and n(Σ w θ²)/(n − n_out) to c² + σ_bulk²: since
-    E(uᵀv)² = 1 for every eigenvector u, leaving the outliers' nodes out subtracts them exactly in expectation
-    and removes the variance they bring (deflation). Spectral ratio = λ_max / σ_bulk. The second moment of a
-    probe is ‖Hv‖²/n, exact after one step. Outlier separation: from the smallest outlier's |λ| to the largest
-    node that is none, in σ_bulk. Effective rank (tr H)²/tr H²; spectral entropy −Σ p log p of p = |λ|/Σ|λ|,
-    as coarse as the quadrature, whose own error is not in its interval.
-    What the spectrum does not have is NaN, with a sentence in `notes`: a bulk width that is rounding or comes out
-    negative, a log ratio without a positive eigenvalue.
-    Raises ValueError for fewer than two probes, and for a matrix of zeros.
+    λ_max and λ_min are the outermost Ritz values of all runs, none of which lies beyond the spectrum. If `joint` (of
+    `joint_ritz`) is given, they and the leading eigenvalues are those of all runs together. Outliers: the largest
+    |eigenvalues|, at most ten, that have converged to 1 % in every run. With Σ over the other nodes of a run,
+    n(Σ w θ)/(n − n_out) averages to the bulk centre c and n(Σ w θ²)/(n − n_out) to c² + σ_bulk²: since E(uᵀv)² = 1 for
+    every eigenvector u, leaving out the outliers' nodes subtracts them exactly in expectation and removes their
+    variance (deflation). Spectral ratio: λ_max / σ_bulk. The second moment of a probe is ‖Hv‖²/n, exact after one step.
+    Outlier separation: smallest |λ| of an outlier less the largest of any other node, in units of σ_bulk. Effective
+    rank: (tr H)²/tr H². Spectral entropy: −Σ p log p of p = |λ|/Σ|λ|; its interval excludes the quadrature's error.
+    A bulk width that is rounding or negative, and a log ratio without a positive eigenvalue, are NaN, with a sentence
+    in `notes`. ValueError for fewer than two probes, and for a matrix of zeros.
     Source: Ubaru, Chen & Saad 2017 (SLQ); Hutchinson 1989.
     """
     if len(runs) < 2:
@@ -275,7 +278,7 @@ def signature_of_runs(
     values = np.concatenate([*(run.nodes for run in runs), leading])
     residuals = np.concatenate([*(run.residuals for run in runs), leading_residuals])
     top, bottom = values.argmax(), values.argmin()
-    # As many in every run: a bulk that loses more eigenvalues in one run than in another is not one quantity.
+    # The same number in every run, so that all runs measure the same bulk.
     count = min(nodes.outliers(n) for nodes in ranked)
     moments = _Moments(runs, ranked, influences)
 

@@ -1,4 +1,4 @@
-"""Spectral signatures of a language model's loss, measured within a budget of memory."""
+"""Spectral signatures of a language model's loss, within a budget of memory."""
 
 import hashlib
 import json
@@ -22,13 +22,13 @@ from .signature import ONE_PROBE, Nodes, Signature, signature_of_runs
 
 
 def influences_of_blocks(operator: HessianOperator, run: Quadrature, basis: Basis) -> dict[str, np.ndarray]:
-    """What every block adds to each moment, (blocks,): derivatives of the estimates in the blocks' weights.
+    """Influence of every block on each moment, (blocks,): derivatives of the estimates in the blocks' weights.
 
-    With H = Σ_b H_b / B: for λ_max it is uᵀH_b u, u its Ritz vector (Hellmann–Feynman). For the moments of the
-    bulk it is vᵀH_b v and 2 (Hv)ᵀH_b v, v the probe with the outliers projected out; for those of the outliers
-    the same with v = Σ ± u_i, signs as in the probe, since the derivative of Σ λ_i² is 2 Σ λ_i u_iᵀH_b u_i and
-    what the pairs i ≠ j add averages to zero. Only means over b of the squared deviations are used, so that
-    constants do not matter. Source: Efron 1982, ch. 6 (infinitesimal jackknife).
+    With H = Σ_b H_b / B it is uᵀH_b u for λ_max, u its Ritz vector (Hellmann–Feynman). For the moments of the bulk it
+    is vᵀH_b v and 2 (Hv)ᵀH_b v, v the probe with the outliers projected out; for those of the outliers the same with
+    v = Σ ± u_i, signs as in the probe, since the derivative of Σ λ_i² is 2 Σ λ_i u_iᵀH_b u_i and the pairs i ≠ j
+    average to zero. Only squared deviations from the mean over b are used, so constants do not matter.
+    Source: Efron 1982, ch. 6 (infinitesimal jackknife).
     """
     n = operator.n
     order = np.argsort(-np.abs(run.nodes))
@@ -60,17 +60,17 @@ def _hash(probes: list[dict]) -> str:
 
 
 def _finished_probes(state: Path, identity: str) -> list[dict]:
-    """What a state file holds of this very measurement, otherwise nothing."""
+    """Finished probes of the same measurement in a state file; none if the file is missing, damaged or another's."""
     try:
         content = json.loads(state.read_text(encoding="utf-8"))
-        whole = content["sha256"] == _hash(content["probes"])
-        return content["probes"] if whole and content["identity"] == identity else []
+        intact = content["sha256"] == _hash(content["probes"])
+        return content["probes"] if intact and content["identity"] == identity else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
 def _keep_probes(state: Path, identity: str, probes: list[dict]) -> None:
-    """Replaces the state file at once, so that it is never half-written."""
+    """Replaces the state file atomically."""
     state.parent.mkdir(parents=True, exist_ok=True)
     temporary = state.with_name(f".{state.name}.{os.getpid()}")
     temporary.write_text(json.dumps({"identity": identity, "probes": probes, "sha256": _hash(probes)}))
@@ -94,15 +94,15 @@ def spectral_signature(
 ) -> Signature:
     """Signature of the mean loss on blocks of token ids (B, T): `probes` Lanczos runs of `steps` products.
 
-    later_steps: of the probes after the first, as many if None. Both moments are exact after one step, so that the
-    first probe alone may go on, and gives the eigenvalues. Outliers leave the bulk only as far as all probes have them,
-    and brackets, entropy and densities are as coarse as the short probes make them.
-    parameters: names to differentiate in (see `parameter_blocks`), all trainable ones if None.
-    memory_budget: bytes on the model's device, four fifths of what is free if None; what is kept and what is
-    made anew follows from it (`plan`). batch_errors: the noise of the blocks, by the infinitesimal jackknife,
-    for a gradient and ten more per probe; it needs a basis, and more than one block. state: a file for what every
-    finished probe gave, marked with `identity`; a later call with the same identity goes on with the next probe. The
-    caller removes it in the end. Without either, and with all bases in full, eigenvalues are those of `joint_ritz`.
+    later_steps: steps of the probes after the first, the same if None. Both moments are exact after one step, so the
+    first probe alone may continue for the eigenvalues; then only outliers found by all probes leave the bulk, and
+    brackets, entropy and densities are as coarse as the short probes. parameters: names to differentiate in (see
+    `parameter_blocks`), all trainable ones if None. memory_budget: bytes on the model's device, four fifths of the free
+    memory if None; `plan` decides what is kept. batch_errors: errors over blocks by the infinitesimal jackknife, for
+    one gradient and ten more per probe; needs a basis and more than one block. state: a file for the results of
+    finished probes, marked with `identity`; a later call with the same identity continues with the next probe, and the
+    caller removes the file in the end. Without later_steps and state, and with full-precision bases, eigenvalues are
+    those of `joint_ritz`.
     """
     at_least(1, steps=steps, later_steps=1 if later_steps is None else later_steps, probes=probes)
     if probes < 2:
@@ -113,12 +113,12 @@ def spectral_signature(
     if memory_budget is not None:
         budgets[0] = memory_budget
     block_bytes = operator.block_bytes()
-    # Ranks whose bases differed in type would sum the products of different vectors.
+    # All ranks must choose the same type, or they would sum products of different vectors.
     *budgets, block_bytes = operator.least(*budgets, block_bytes)
-    # All bases side by side give sharper eigenvalues; probes read from a file have none.
+    # All bases together give sharper eigenvalues; probes read from a file have none.
     sizes = operator, min(steps, operator.n), block_bytes, together
     operator.micro_batch, storage = plan(*budgets, *sizes, held=1 if state or later_steps else probes)
-    side_by_side = state is None and later_steps is None and storage and storage.dtype == operator.torch_dtype
+    joined = state is None and later_steps is None and storage and storage.dtype == operator.torch_dtype
     bases = []
     finished = _finished_probes(state, identity) if state else []
     for run, basis in probe_runs(operator, steps, probes, seed, storage, len(finished), later_steps):
@@ -126,11 +126,11 @@ def spectral_signature(
         if batch_errors and basis and operator.blocks > 1:
             influence = {name: part.tolist() for name, part in influences_of_blocks(operator, run, basis).items()}
         finished.append({"alphas": run.alphas.tolist(), "betas": run.betas.tolist(), "influence": influence})
-        if side_by_side:
+        if joined:
             bases.append(basis)
         if state:
             _keep_probes(state, identity, finished)
-        basis = None  # or it would stay beside the next run's
+        basis = None  # frees it before the next run
     runs = [Quadrature(np.array(probe["alphas"]), np.array(probe["betas"])) for probe in finished]
     influences = [{k: np.array(v) for k, v in probe["influence"].items()} for probe in finished if probe["influence"]]
     joint = joint_ritz(list(zip(runs, bases, strict=True))) if bases else None

@@ -1,41 +1,31 @@
-"""What the sentence encoder makes of a checkpoint's text: embedded blocks, SIGMA's tracks, coherence."""
-
-import functools
+"""Stages based on sentence embeddings: embedded blocks of the responses, SIGMA's tracks, coherence."""
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from .. import estimate
 from .. import sigma as sigma_package
 from ..estimate import stable_seed
-from ..record import provenance
 from ..text import encoder
 from ..text import metrics as text_metrics
-from . import embedding
-from .measure import STAGES, continuations, read_lines, read_responses
+from . import embedding, loop
+from .measure import STAGES, blocks_of, continuations, read_lines, read_responses
 from .runs import Run, View, stage
-
-
-def _blocks(run: View, response: str) -> list[str]:
-    """The first `response_blocks` blocks of a response, [] where it has fewer."""
-    wanted = run.params.response_blocks
-    blocks = text_metrics.split_blocks(response, run.params.response_block_words)[:wanted]
-    return blocks if len(blocks) == wanted else []
 
 
 @stage(file="embeddings.safetensors")
 def embeddings(run: View, generation: int) -> dict:
     """Embeds the first `response_blocks` blocks of every response, in the encoder's live directions.
 
-    A response with fewer blocks has none: `short_responses` counts those. The observed set is the prompt bank; the
-    record of generation 0 holds its ids, the others their hash. Raises ValueError for an embedding beyond the energy
-    cap ρ, and where all responses are too short.
+    `short_responses` counts responses with fewer blocks, of which none is embedded. The observed set is the prompt
+    bank; the record of generation 0 holds its ids, the others their hash. Raises ValueError for an embedding beyond the
+    energy cap ρ, and where all responses are too short.
     """
     params, embed = run.params, embedding.sentence_encoder()
     lines = read_responses(run, generation)
     observed = sigma_package.ObservedSet(tuple(line["id"] for line in lines))
-    pieces = [_blocks(run, line["response"]) for line in lines]
+    pieces = [blocks_of(run, line["response"]) for line in lines]
     texts = [text for piece in pieces for text in piece]
     if not texts:
         raise ValueError(
@@ -49,10 +39,8 @@ def embeddings(run: View, generation: int) -> dict:
         "prompts": torch.tensor([index for index, piece in enumerate(pieces) for _ in piece]),
         "blocks": torch.tensor([index for piece in pieces for index in range(len(piece))]),
     }
-    path = run.path(generation, "embeddings.safetensors")
-    provenance.write_atomically(path, lambda temporary: save_file(tensors, temporary))
     return {
-        "embeddings_sha256": provenance.file_hash(path),
+        "embeddings_sha256": loop.save(run, generation, "embeddings.safetensors", tensors),
         "observed_sha256": observed.sha256,
         **({"observed_ids": list(observed.ids)} if generation == 0 else {}),
         "dimension": space.dim,
@@ -72,9 +60,9 @@ def read_embeddings(run: Run | View, generation: int) -> sigma_package.Observed:
 
 
 def _logdet(observed: sigma_package.Observed, total: int) -> dict[str, list[float] | None]:
-    """log det G as [estimate, low, high], plug-in and corrected; None where the blocks are too few or alike.
+    """log det G as [estimate, low, high], plug-in and corrected; None where blocks are too few or too similar.
 
-    The plug-in takes blocks for independent, as published; the corrected one takes prompts for that.
+    The plug-in treats blocks as independent, as published; the corrected estimate treats prompts so.
     """
     rows = observed.rows
     count, m = rows.shape
@@ -86,7 +74,7 @@ def _logdet(observed: sigma_package.Observed, total: int) -> dict[str, list[floa
         leverages = sigma_package.leverages(rows, gram)
         plug_in = sigma_package.logdet_estimate(gram, count, total, "none", leverages=leverages)
         corrected = sigma_package.grouped_logdet_estimate(rows, observed.prompts, total)
-    except sigma_package.SingularGram:  # a collapse: what the tracks are for, and no reason to stop
+    except sigma_package.SingularGram:  # a collapse, which the tracks show
         return nothing
     return {"logdet_plug_in": list(plug_in[:3]), "logdet_corrected": list(corrected[:3])}
 
@@ -95,10 +83,10 @@ def _logdet(observed: sigma_package.Observed, total: int) -> dict[str, list[floa
 def sigma(run: View, generation: int) -> dict:
     """Both SIGMA tracks, their drifts from generation 0 with bands, and the surface proxies of the responses.
 
-    All are of the prompts that have `response_blocks` blocks at generation 0 and at this one, and of those blocks: as
-    much text at both. `prompts_left_out` counts the others.
+    All are of the same number of blocks at both generations: of the prompts whose responses have `response_blocks`
+    blocks at both. `prompts_left_out` counts the others.
     """
-    # What the model wrote and nobody embedded: as many blocks as a generation trains on.
+    # Unobserved: as many blocks as a generation trains on.
     budget = sigma_package.Budget(run.params.blocks_per_generation, run.params.sigma_rho, run.params.sigma_delta)
     unobserved, rho, delta = budget
     first, last = sigma_package.common(read_embeddings(run, 0), read_embeddings(run, generation))
@@ -108,8 +96,8 @@ def sigma(run: View, generation: int) -> dict:
         raise ValueError(f"{run.folder}: no prompt has a long enough response at generations 0 and {generation}.")
     gram, count = last.rows.T @ last.rows, len(last.rows)
     total = count + unobserved
-    # Of as many words as well: both proxies fall or rise with the amount of text.
-    texts = [" ".join(_blocks(run, lines[prompt]["response"])) for prompt in kept]
+    # Of these blocks too: both proxies depend on the amount of text.
+    texts = [" ".join(blocks_of(run, lines[prompt]["response"])) for prompt in kept]
     surface = {
         "hashed_ngram_hhi": text_metrics.hashed_ngram_hhi(texts),
         "response_distinct_2": text_metrics.distinct_n(texts, 2),
@@ -138,22 +126,16 @@ def sigma(run: View, generation: int) -> dict:
     }
 
 
-# ---- what a text says, by the sentence encoder
+# ---- coherence
 
 
-COHERENT_RESPONSES = 64  # sentences cost as much to embed as blocks do, and the mean of so many is sharp enough
-
-
-@functools.cache
-def _embedded(embed: encoder.Encoder, texts: tuple[str, ...]) -> np.ndarray:
-    """Embeddings (N, m) of texts that are the same for all checkpoints."""
-    return embed(list(texts)).numpy()
+COHERENT_RESPONSES = 64  # a sentence costs as much to embed as a block, and 64 responses give a precise mean
 
 
 def _prompt_similarity(run: View, generation: int, embed: encoder.Encoder) -> estimate.Estimate:
-    """Mean over prompts of the cosine of the prompt and the mean of its response's blocks, if it has any."""
+    """Mean over prompts of the cosine of the prompt and the mean of the blocks of its response, if it has any."""
     found = read_embeddings(run, generation)
-    prompts = _embedded(embed, tuple(line["text"] for line in read_responses(run, generation)))
+    prompts = embedding.shared_embeddings(embed, tuple(line["text"] for line in read_responses(run, generation)))
     cosines = []
     for index, prompt in enumerate(embedding.live_space(run).project(prompts)):
         mean = found.rows[found.prompts == index].sum(axis=0)
@@ -163,19 +145,18 @@ def _prompt_similarity(run: View, generation: int, embed: encoder.Encoder) -> es
 
 
 def _mauve(run: View, generation: int, embed: encoder.Encoder) -> dict[str, float | list[float]]:
-    """MAUVE of the continuations against the held-out text, where its package is installed; else nothing."""
+    """MAUVE of the continuations against the held-out text; {} unless its package is installed."""
     if run.read("package mauve-text") is None:
         return {}
     lines = read_lines(continuations.artefact(run, generation))
-    references = _embedded(embed, tuple(line["reference"] for line in lines))
+    references = embedding.shared_embeddings(embed, tuple(line["reference"] for line in lines))
     texts = embed([line["continuation"] for line in lines]).numpy()
-    value, interval = text_metrics.mauve(texts, references, stable_seed(run.seed, "mauve"))
-    return {"mauve": value, "mauve_interval": list(interval)}
+    return text_metrics.with_intervals({"mauve": text_metrics.mauve(texts, references, stable_seed(run.seed, "mauve"))})
 
 
 @stage()
 def coherence(run: View, generation: int) -> dict:
-    """Coherence of a part of the responses, evenly chosen, their similarity to the prompts, and MAUVE if installed."""
+    """Coherence of evenly spaced responses, similarity of responses and prompts, and MAUVE if it is installed."""
     embed = embedding.sentence_encoder()
     texts = [line["response"] for line in read_responses(run, generation)]
     chosen = texts[:: -(-len(texts) // COHERENT_RESPONSES)]
@@ -186,5 +167,5 @@ def coherence(run: View, generation: int) -> dict:
     return text_metrics.with_intervals(metrics) | _mauve(run, generation, embed)
 
 
-# For grids of many runs: no continuations, and SIGMA at once.
+# For grids of many runs: no continuations, and SIGMA with the rest.
 LIGHT = {name: measured for name, measured in STAGES.items() if name != "continuations"} | {"sigma": sigma}

@@ -1,7 +1,7 @@
-"""What may stop a collapse: how synthetic text is written and chosen, and how hard a generation is trained on it.
+"""Interventions against collapse, each a parameter of the profile and off by default.
 
-Each intervention is a parameter of the profile and off by default. Of the text: `decoding`, `rare_sample`,
-`most_diverse`, `other_domain`. Of the training: `intensity`, from `trust` or SIGMA's Track II.
+In the text: `decoding`, `rare_sample`, `most_diverse`, `other_domain`. In training: `intensity` of the learning rate,
+from `trust` or SIGMA's Track II.
 """
 
 import re
@@ -51,8 +51,8 @@ def rare_sample(blocks: torch.Tensor, exponent: float, *seed_parts: str | int) -
 def most_diverse(candidates: np.ndarray, delta: float) -> np.ndarray:
     """Of each context's k candidates the one that raises log det(δI + Σ v vᵀ) most, greedily in order; indices (N,).
 
-    `candidates` (N, k, m). By the matrix determinant lemma v adds log(1 + vᵀM⁻¹v), and M⁻¹ follows by
-    Sherman and Morrison's rank-one update: O(m²) a candidate.
+    `candidates` (N, k, m). By the matrix determinant lemma v adds log(1 + vᵀM⁻¹v); M⁻¹ is updated by Sherman and
+    Morrison's rank-one formula, in O(m²) a candidate.
     """
     inverse = np.eye(candidates.shape[2]) / delta
     chosen = np.empty(len(candidates), dtype=int)
@@ -67,7 +67,6 @@ def most_diverse(candidates: np.ndarray, delta: float) -> np.ndarray:
 
 def choose(run: View, blocks: torch.Tensor) -> torch.Tensor:
     """One of the candidates (N, k, T) of each context, (N, T), by `most_diverse` on their sentence embeddings."""
-
     count, candidates, _ = blocks.shape
     texts = run.real.tokenizer.batch_decode(blocks.flatten(0, 1), skip_special_tokens=True)
     rows = embedding.embedded(run, texts).reshape(count, candidates, -1)
@@ -82,8 +81,8 @@ def backwards(story: str) -> str:
 def other_domain(run: View, generation: int) -> torch.Tensor:
     """Blocks (N, T) of real text of another domain: storyworld told backwards, fresh every generation.
 
-    Every word keeps its frequency and every slot its distribution; what precedes what is new. A shift of domain
-    without loss of tails, where collapse is a loss of tails without shift of domain.
+    Words keep their frequencies and slots their distributions, only the order is new: a shift of domain without a loss
+    of tails, whereas collapse is a loss of tails without a shift of domain.
     """
     count, length = run.params.blocks_per_generation, run.params.block_tokens
     needed = count * length
@@ -105,13 +104,12 @@ def trust(
     """The trust variable of the Monitor-Trust-Regulator loop after the last of generations 0 … g.
 
     Monitor: contraction of anchor entropy, representation drift and rare-token coverage, each c = max(0, 1 − s/s₀),
-    s₀ its first value (that of the drift is generation 1's). Trust: τ_0 = 1, τ_g = μ τ_{g−1} + (1 − μ) h_g with health
+    s₀ its first value (for the drift, that of generation 1). Trust: τ_0 = 1, τ_g = μ τ_{g−1} + (1 − μ) h_g with health
     h_g = max(0, 1 − κ mean c), `memory` μ and `gain` κ. Regulator: generation g + 1 is trained with the learning rate
-    times τ_g. Drift is taken per unit of learning rate, or the loop would see its own brake as freezing.
+    times τ_g. Drift is taken per unit of learning rate, since a lower rate alone slows it.
 
-    Zhang (arXiv 2605.14588) states in the abstract the three precursors, a trust variable on a slow timescale that is
-    estimated from them, and that it modulates the effective learning intensity; the full text was not at hand, and
-    these formulas and constants are this project's reading.
+    Source: the abstract of Zhang (arXiv 2605.14588) names the three precursors, a slow trust variable that is estimated
+    from them, and its effect on the learning intensity; the formulas and constants are this project's reading of it.
     """
     value, speeds = 1.0, []
     for generation in range(1, len(entropies)):
@@ -123,20 +121,16 @@ def trust(
 
 
 def regulated(params: Params) -> bool:
-    """Whether measurements of the generations before decide how a generation is trained."""
+    """Whether measurements of earlier generations decide how a generation is trained."""
     return params.trust_memory is not None or params.track_two_tolerance is not None
 
 
 def intensity(run: View, generation: int) -> float:
-    """Factor of the learning rate of generation ≥ 1: `trust`, and 0 once Track II has left its band.
+    """Factor of the learning rate of generation ≥ 1: `trust`, and 0 once Track II has left its band, that is, once the
+    upper end of the 95 % bootstrap band of its last drift lies below −`track_two_tolerance` nats.
 
-    Early stopping: no further training where the upper end of the 95 % bootstrap band of Track II's drift of the
-    generation before lies below −`track_two_tolerance` nats.
-
-    Measurements are asked for by name: those of earlier generations decide how this one is trained, and what is trained
-    is what they measure.
+    Reads measurements of earlier generations by the names of their stages: those stages depend on training.
     """
-
     params, factor = run.params, 1.0
     if params.trust_memory is not None:
         before = range(generation)

@@ -1,7 +1,7 @@
-"""One run by several processes, whose records the notebooks then find.
+"""One run by several processes; the notebooks find its records.
 
-accelerate launch --num_processes 4 -m spectral_collapse.launch default seed=1 condition=recursive [key=value ...]
-accelerate launch --use_fsdp --num_processes 4 -m ...    # the model, too large for one device, in shares
+accelerate launch --num_processes 4 -m spectral_collapse.experiment.launch PROFILE seed=1 condition=fresh [key=value]
+accelerate launch --use_fsdp --num_processes 4 -m ...    # a model too large for one device, sharded
 """
 
 import os
@@ -21,8 +21,8 @@ from .runs import Run
 def make(run: Run) -> None:
     """Trains and measures every generation of a run, as notebooks 1 to 3 do.
 
-    Without curvature where the processes share the model: its vectors are as large as the model, and each process
-    holds them whole. The notebook measures it, in one process that has the room.
+    Sharded, without curvature, whose vectors are as large as the model and are not sharded: the notebook measures it,
+    in one process.
     """
     left_out = {"curvature"} if processes.sharding() else set()
     stages = {name: stage for name, stage in measure.STAGES.items() if name not in left_out}
@@ -30,32 +30,23 @@ def make(run: Run) -> None:
         measure.generation(run, generation, stages)
 
 
-def _silent(_: str) -> None:
-    pass
-
-
-def _assigned(assignment: str) -> tuple[str, str]:
-    """Key and value of `key=value`."""
-    key, equals, value = assignment.partition("=")
-    if not equals:
-        raise ValueError(f"{assignment!r}: write key=value.")
-    return key, value
-
-
 def _run(profile: str, *assignments: str) -> Run:
-    """The run that the command's arguments name, its processes joined."""
-    values = dict(map(_assigned, assignments))
+    """The run that the command's arguments name; its processes have joined."""
+    for assignment in assignments:
+        if "=" not in assignment:
+            raise ValueError(f"{assignment!r}: write key=value.")
+    values = dict(assignment.split("=", 1) for assignment in assignments)
     seed, condition = params.from_text("seed", values.pop("seed", None)), values.pop("condition", schema.CONDITIONS[0])
     schema.check_selectors(seed, condition)
     settings = params.load(profile, **values)
     parallel.start(devices.pick_device(settings.device))
     if processes.first() and (place := params.where(settings)):
         print(place)
-    return Run(settings, condition, seed, say=print if processes.first() else _silent)
+    return Run(settings, condition, seed, say=print if processes.first() else lambda _: None)
 
 
 def _first_to_fail() -> bool:
-    """Whether no other process has failed before this one, by a counter that the launcher keeps."""
+    """Whether this process fails first, by a counter that the launcher keeps."""
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
@@ -65,9 +56,9 @@ def _first_to_fail() -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Makes the run that the arguments name; 0, or 1 after one sentence on what went wrong, whichever process it was.
+    """Makes the run that the arguments name; 0, or 1 after one sentence on what failed, in whichever process.
 
-    The launcher ends the others as soon as one has ended with 1.
+    The launcher ends the others as soon as one exits with 1.
     """
     try:
         if not arguments:
@@ -85,7 +76,7 @@ def main(arguments: list[str]) -> int:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends the process at once: an ordinary exit may wait for the others, and they for this one."""
+    """Exits at once: an ordinary exit may wait for the other processes, and they for this one."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

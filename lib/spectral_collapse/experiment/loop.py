@@ -16,10 +16,18 @@ from ..record import provenance
 from . import interventions
 from .runs import Run, View, bare, stage
 
+
+def save(run: View, generation: int, file: str, tensors: dict[str, torch.Tensor]) -> str:
+    """Writes the file of a stage and returns its hash."""
+    path, tensors = run.path(generation, file), {name: tensor.contiguous() for name, tensor in tensors.items()}
+    provenance.write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    return provenance.file_hash(path)
+
+
 # ---- text of a generation
 
 
-def draw(
+def sample(
     run: View,
     generation: int,
     prompts: list[list[int]],
@@ -27,17 +35,19 @@ def draw(
     new_tokens: int,
     what: str,
     stop_token: int | None = None,
+    decoding: dict[str, Any] | None = None,
 ) -> list[list[int]]:
-    """Continuations by the model of a generation, with the profile's decoding."""
+    """Continuations by the model of a generation, by default with the profile's decoding; `what` names them in the
+    progress bar."""
     params, model = run.params, load(run, generation)
+    if decoding is None:
+        decoding = {"temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p}
     return generate.sample(
         model,
         prompts,
         seeds,
         new_tokens,
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
+        **decoding,
         batch_size=params.sampling_batch,
         stop_token=stop_token,
         suppress_tokens=build.tokens_without_text(model, run.real.tokenizer),
@@ -45,11 +55,9 @@ def draw(
     )
 
 
-def write(run: View, writer: int) -> torch.Tensor:
-    """One synthetic block (N, T) from generation `writer` for each real context or opening.
-
-    With the profile's decoding of synthetic text, the best of its `candidates`, resampled if it asks for that.
-    """
+def synthetic_blocks(run: View, writer: int) -> torch.Tensor:
+    """One block (N, T) by the model of generation `writer` for each real context or opening, with the profile's
+    interventions: decoding, the best of `candidates`, resampling by rarity."""
     params = run.params
     if params.prompting == "context":
         prompts = run.real.slice(run.seed, writer if params.writing_contexts == "new" else 0).tolist()
@@ -57,79 +65,62 @@ def write(run: View, writer: int) -> torch.Tensor:
     else:
         prompts = run.real.openings(run.seed)
         kept = params.opening_tokens
-    # A continuation does not depend on the condition's name: equal models write equal texts.
+    # The condition is no part of the seed: equal models write equal texts.
     seeds = [
         stable_seed(run.seed, params.corpus, context, writer, *([candidate] if candidate else []))
         for context in range(len(prompts))
         for candidate in range(params.candidates)
     ]
     prompts = [prompt for prompt in prompts for _ in range(params.candidates)]
-    model = load(run, writer)
-    drawn = generate.sample(
-        model,
-        prompts,
-        seeds,
-        params.block_tokens - kept,
-        **interventions.decoding(params),
-        batch_size=params.sampling_batch,
-        suppress_tokens=build.tokens_without_text(model, run.real.tokenizer),
-        description=f"{run.condition} {writer}: writing",
-    )
-    written = torch.tensor([prompt[:kept] + block for prompt, block in zip(prompts, drawn, strict=True)])
+    length = params.block_tokens - kept
+    sampled = sample(run, writer, prompts, seeds, length, "writing", decoding=interventions.decoding(params))
+    blocks = torch.tensor([prompt[:kept] + block for prompt, block in zip(prompts, sampled, strict=True)])
     if params.candidates > 1:
-        written = interventions.choose(run, written.unflatten(0, (-1, params.candidates)))
+        blocks = interventions.choose(run, blocks.unflatten(0, (-1, params.candidates)))
     if params.rarity_exponent > 0:
-        written = interventions.rare_sample(written, params.rarity_exponent, run.seed, writer)
-    return written
+        blocks = interventions.rare_sample(blocks, params.rarity_exponent, run.seed, writer)
+    return blocks
 
 
 def _compose(run: View, generation: int) -> dict[str, torch.Tensor]:
-    """Blocks (N, T) of the generation, and which of them are synthetic (N,).
-
-    `accumulate` draws again from what all generations wrote, so that each keeps what was written for it (N, T).
-    """
+    """Training blocks (N, T) of the generation, and which of them are synthetic (N,); for `accumulate`, which samples
+    from the synthetic blocks of all generations, also those written for this one (N, T)."""
     count, shift = run.params.blocks_per_generation, run.params.shift_generation
+    none, every = torch.zeros(count, dtype=torch.bool), torch.ones(count, dtype=torch.bool)
     if shift is not None and generation >= shift:
-        other = interventions.other_domain(run, generation)
-        return {"blocks": other, "synthetic": torch.zeros(count, dtype=torch.bool)}
+        return {"blocks": interventions.other_domain(run, generation), "synthetic": none}
     original = run.real.slice(run.seed, 0)
     order = estimate.generator(run.seed, run.source, generation)
     match run.source:
         case "fresh":
-            blocks, synthetic = run.real.slice(run.seed, generation), torch.zeros(count, dtype=torch.bool)
+            return {"blocks": run.real.slice(run.seed, generation), "synthetic": none}
         case "static":
-            blocks, synthetic = original, torch.zeros(count, dtype=torch.bool)
+            return {"blocks": original, "synthetic": none}
         case "recursive":
-            blocks, synthetic = write(run, generation - 1), torch.ones(count, dtype=torch.bool)
+            return {"blocks": synthetic_blocks(run, generation - 1), "synthetic": every}
         case "mixed":
             real = torch.from_numpy(order.permutation(count)[: round(run.params.real_fraction * count)])
-            synthetic = torch.ones(count, dtype=torch.bool)
-            synthetic[real] = False
-            blocks = torch.where(synthetic[:, None], write(run, generation - 1), original)
+            synthetic = every.index_fill(0, real, False)
+            mixed = torch.where(synthetic[:, None], synthetic_blocks(run, generation - 1), original)
+            return {"blocks": mixed, "synthetic": synthetic}
         case "accumulate":
-            written = write(run, generation - 1)
+            written = synthetic_blocks(run, generation - 1)
             earlier = [load_file(text.artefact(run, each))["written"].long() for each in range(1, generation)]
             everything = torch.cat([original, *earlier, written])
             kept = torch.from_numpy(order.permutation(len(everything))[:count])
             return {"blocks": everything[kept], "synthetic": kept >= count, "written": written}
         case unknown:
             raise ValueError(f"no rule composes the text of source {unknown!r}: add one to loop._compose.")
-    return {"blocks": blocks, "synthetic": synthetic}
 
 
 @stage(file="text.safetensors")
 def text(run: View, generation: int) -> dict:
-    """Makes the training blocks of generation ≥ 1: their number, and how many are synthetic."""
-    composed = _compose(run, generation)
-    path = run.path(generation, "text.safetensors")
-    tensors = {name: tensor.contiguous() for name, tensor in composed.items()}
+    """Makes the training blocks of generation ≥ 1; their number, and how many are synthetic."""
+    tensors = _compose(run, generation)
+    count, synthetic = len(tensors["blocks"]), int(tensors["synthetic"].sum())
     tensors |= {name: tensors[name].to(torch.int32) for name in tensors.keys() - {"synthetic"}}
-    provenance.write_atomically(path, lambda temporary: save_file(tensors, temporary))
-    return {
-        "text_sha256": provenance.file_hash(path),
-        "blocks": len(composed["blocks"]),
-        "synthetic_blocks": int(composed["synthetic"].sum()),
-    }
+    digest = save(run, generation, "text.safetensors", tensors)
+    return {"text_sha256": digest, "blocks": count, "synthetic_blocks": synthetic}
 
 
 def blocks(run: View, generation: int) -> torch.Tensor:
@@ -149,19 +140,19 @@ def recipe_of(run: View, **changes: Any) -> train.Recipe:
 
 
 def _base_recipe(run: View, **changes: Any) -> train.Recipe:
-    """The recipe without what is meant for the generations after the base model."""
+    """The recipe of the base model, without what is for later generations only."""
     return recipe_of(run, steps=None, dropout=0.0, sharpness_radius=0.0, **changes)
 
 
-def _thinned(losses: list[float], points: int = 100) -> dict[str, list]:
-    """Loss curve as at most `points` means over equal runs of steps, with the last step of each."""
+def _loss_curve(losses: list[float], points: int = 100) -> dict[str, list]:
+    """At most `points` means of losses over as many steps each, and the last step of each."""
     size = max(1, -(-len(losses) // points))
-    runs = [losses[start : start + size] for start in range(0, len(losses), size)]
-    ends = [min(len(losses), (index + 1) * size) for index in range(len(runs))]
-    return {"step": ends, "loss": [sum(run) / len(run) for run in runs]}
+    parts = [losses[start : start + size] for start in range(0, len(losses), size)]
+    ends = [min(len(losses), (index + 1) * size) for index in range(len(parts))]
+    return {"step": ends, "loss": [sum(part) / len(part) for part in parts]}
 
 
-def learn(
+def train_model(
     run: View,
     generation: int,
     model: PreTrainedModel,
@@ -169,11 +160,11 @@ def learn(
     recipe: train.Recipe,
     what: str = "training",
 ) -> tuple[list[float], Path]:
-    """Trains `model` in place on blocks (N, T) of token ids: its losses in nats per token, one a step, and the file of
-    the training's state, to be deleted once what was learned is kept.
+    """Trains `model` in place on blocks (N, T) of token ids: its loss at every step, in nats per token, and the file of
+    the training state, which the caller deletes once the weights are saved.
 
-    Goes on from a saved state of the same training: one that was reached by reading the same of the run. `what` names
-    the training in its random numbers, its file and its messages. Raises train.TrainingDiverged.
+    Resumes from a saved state of the same training, that is, of the same code and inputs. `what` names the training in
+    its random numbers, its file and its messages. Raises train.TrainingDiverged.
     """
     state = run.path(generation, f"{what}_state.safetensors")
     state.parent.mkdir(parents=True, exist_ok=True)
@@ -192,34 +183,29 @@ def learn(
     return losses, state
 
 
-def _fit(
-    run: View,
-    generation: int,
-    model: PreTrainedModel,
-    blocks: torch.Tensor,
-    recipe: train.Recipe,
+def _train_and_save(
+    run: View, generation: int, model: PreTrainedModel, blocks: torch.Tensor, recipe: train.Recipe
 ) -> dict:
     """Trains `model` in place and writes model.safetensors."""
     try:
-        losses, state = learn(run, generation, model, blocks, recipe)
+        losses, state = train_model(run, generation, model, blocks, recipe)
     except train.TrainingDiverged as error:
         partial = {"diverged": True, "losses": error.losses}
         provenance.write_text(run.path(generation, "diverged.json"), provenance.canonical(partial) + "\n")
         raise
-    path = run.path(generation, "model.safetensors")
     # Tied tensors share memory and are stored once.
-    tensors = {name: parallel.whole(tensor.detach()).cpu().contiguous() for name, tensor in model.named_parameters()}
-    provenance.write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    tensors = {name: parallel.full_tensor(tensor.detach()).cpu() for name, tensor in model.named_parameters()}
+    digest = save(run, generation, "model.safetensors", tensors)
     state.unlink(missing_ok=True)
     last = losses[-max(1, len(losses) // 4) :]
-    if not last and len(blocks):  # no step: the loss that the first would have found
+    if not last and len(blocks):  # without a step, the loss at the start
         last = train.block_losses(model, blocks, recipe.batch_size).tolist()
     return {
-        "model_sha256": provenance.file_hash(path),
+        "model_sha256": digest,
         "parameters": build.parameter_count(model),
         "steps": len(losses),
         "training_loss": sum(last) / len(last) if last else None,
-        "curve": _thinned(losses),
+        "curve": _loss_curve(losses),
     }
 
 
@@ -227,21 +213,16 @@ def _train_base(run: View, generation: int) -> dict:
     params = run.params
     blocks, epochs, rate = params.base_training
     model = parallel.place(build.initial_model(params, run.real.tokenizer, run.seed), run.device)
-    if blocks == 0:  # without a step on the contexts, so that their loss is known
-        return _fit(run, generation, model, run.real.slice(run.seed, 0), _base_recipe(run, epochs=0))
+    if blocks == 0:  # no step, but the loss on the contexts is measured
+        return _train_and_save(run, generation, model, run.real.slice(run.seed, 0), _base_recipe(run, epochs=0))
     # As many tokens in a batch as with blocks of the usual length.
     batch = max(1, params.batch_size * params.block_tokens // params.baseline_sequence_tokens)
     recipe = _base_recipe(run, epochs=epochs, learning_rate=rate, batch_size=batch)
-    return _fit(run, generation, model, run.real.baseline(run.seed), recipe)
-
-
-def _start(run: View, generation: int) -> int:
-    """The generation whose weights a generation starts from."""
-    return 0 if run.weights == "restart" else generation - 1
+    return _train_and_save(run, generation, model, run.real.baseline(run.seed), recipe)
 
 
 def _regulated_recipe(run: View, generation: int) -> train.Recipe:
-    """The recipe at the learning rate that the generations before leave, without steps where that is 0."""
+    """The recipe with the learning rate of `interventions.intensity`, without a step where that is 0."""
     if not interventions.regulated(run.params):
         return recipe_of(run)
     factor = interventions.intensity(run, generation)
@@ -250,22 +231,23 @@ def _regulated_recipe(run: View, generation: int) -> train.Recipe:
 
 def _train_generation(run: View, generation: int) -> dict:
     text_blocks, recipe = blocks(run, generation), _regulated_recipe(run, generation)
-    model = load(run, _start(run, generation))  # last, since whatever else is measured may load another
+    # Last: the line above may load other models.
+    model = load(run, 0 if run.weights == "restart" else generation - 1)
     holder = bare(run).base
-    holder.loaded = None  # it is about to change
-    result = _fit(run, generation, model, text_blocks, recipe)
+    holder.loaded = None  # training changes it in place
+    result = _train_and_save(run, generation, model, text_blocks, recipe)
     holder.loaded = (result["model_sha256"], model)
     return result
 
 
 @stage(file="model.safetensors")
 def training(run: View, generation: int) -> dict:
-    """Trains a generation's model: loss curve, and the hash of model.safetensors."""
+    """Trains the model of a generation; the loss curve, and the hash of model.safetensors."""
     return _train_generation(run, generation) if generation else _train_base(run, generation)
 
 
 def load(run: Run | View, generation: int) -> PreTrainedModel:
-    """The model of a generation, trained again if its file is gone or altered."""
+    """The model of a generation; trained again if its file is missing or altered."""
     digest, run = training(run, generation)["model_sha256"], bare(run)
     if run.base.loaded and run.base.loaded[0] == digest:
         return run.base.loaded[1]

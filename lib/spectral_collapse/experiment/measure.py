@@ -1,4 +1,4 @@
-"""The measurements of a generation's model: what it writes, what it expects of real text, its curvature."""
+"""Measurements of a generation: text metrics, predictions on real text, responses to prompts, curvature."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from .. import curvature as curvature_package
 from ..estimate import stable_seed
@@ -25,14 +25,14 @@ class IncoherentBaseline(ValueError):
 
 @stage()
 def evaluation(run: View, generation: int) -> dict:
-    """Held-out perplexity; of unconditional stories surface metrics, coverage of rare tokens, storyworld's tails."""
+    """Held-out perplexity; of unconditional stories surface metrics, coverage of rare tokens and storyworld's tails."""
     params, tokenizer = run.params, run.real.tokenizer
     model = loop.load(run, generation)
     result = train.perplexity(model, run.real.held_out, params.batch_size)
     # The same seeds for every model: differences between models are not differences between draws.
     seeds = [stable_seed(run.seed, "story", index) for index in range(params.evaluation_stories)]
     end = run.real.separator
-    drawn = loop.draw(run, generation, [[end]] * len(seeds), seeds, params.story_tokens, "stories", stop_token=end)
+    drawn = loop.sample(run, generation, [[end]] * len(seeds), seeds, params.story_tokens, "stories", stop_token=end)
     stories = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in drawn]
     metrics = text_metrics.surface_metrics(stories)
     metrics["rare_token_coverage"] = precursors.rare_token_coverage(drawn, run.real.held_out.flatten().tolist())
@@ -42,13 +42,13 @@ def evaluation(run: View, generation: int) -> dict:
 
 
 def _write_lines(path: Path, lines: list[dict[str, str]]) -> str:
-    """Writes a JSON document a line; the file's hash."""
+    """Writes one JSON document per line and returns the hash of the file."""
     provenance.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return provenance.file_hash(path)
 
 
 def read_lines(path: Path) -> list[dict[str, str]]:
-    # Not splitlines(), which takes U+2028 and the like inside a text, that a model may write, for ends of lines.
+    # Not splitlines(): a model may write U+2028 and the like, which it takes for ends of lines.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
 
 
@@ -59,55 +59,47 @@ def continuations(run: View, generation: int) -> dict:
     half = run.params.block_tokens // 2
     seeds = [stable_seed(run.seed, "continuation", index) for index in range(len(blocks))]
     new_tokens = run.params.block_tokens - half
-    drawn = loop.draw(run, generation, [block[:half] for block in blocks], seeds, new_tokens, "continuations")
-    parts = {
-        "context": [block[:half] for block in blocks],
-        "continuation": drawn,
-        "reference": [block[half:] for block in blocks],
-    }
-    told = {name: tokenizer.batch_decode(tokens, skip_special_tokens=True) for name, tokens in parts.items()}
-    lines = [dict(zip(told, texts, strict=True)) for texts in zip(*told.values(), strict=True)]
+    contexts, references = [block[:half] for block in blocks], [block[half:] for block in blocks]
+    sampled = loop.sample(run, generation, contexts, seeds, new_tokens, "continuations")
+    texts = [tokenizer.batch_decode(part, skip_special_tokens=True) for part in (contexts, sampled, references)]
+    names = "context", "continuation", "reference"
+    lines = [dict(zip(names, line, strict=True)) for line in zip(*texts, strict=True)]
     digest = _write_lines(run.path(generation, "continuations.jsonl"), lines)
-    metrics = {
-        "bleu": text_metrics.bleu(told["continuation"], told["reference"]),
-        "rouge_l": text_metrics.rouge_l(told["continuation"], told["reference"]),
-    }
+    metrics = {"bleu": text_metrics.bleu(*texts[1:]), "rouge_l": text_metrics.rouge_l(*texts[1:])}
     return {"continuations_sha256": digest, **text_metrics.with_intervals(metrics)}
 
 
 @stage(file="anchors.safetensors")
 def anchors(run: View, generation: int) -> dict:
-    """Predictive entropy on the held-out blocks, and how far their representations moved since the generation before.
-
-    At generation 0 the drift is 0: it is the start of the movement, as of SIGMA's drifts.
-    """
+    """Predictive entropy on the held-out blocks, and the drift of their representations since the generation before, 0
+    at generation 0."""
     model = loop.load(run, generation)
     entropies, after = precursors.anchor_statistics(model, run.real.held_out, run.params.batch_size)
-    path = run.path(generation, "anchors.safetensors")
-    provenance.write_atomically(path, lambda temporary: save_file({"representations": after}, temporary))
+    digest = loop.save(run, generation, "anchors.safetensors", {"representations": after})
     before = load_file(anchors.artefact(run, generation - 1))["representations"] if generation else after
     metrics = {
         "predictive_entropy": text_metrics.mean_over_texts(entropies),
         "representation_drift": precursors.representation_drift(before, after),
     }
-    return {"anchors_sha256": provenance.file_hash(path), **text_metrics.with_intervals(metrics)}
+    return {"anchors_sha256": digest, **text_metrics.with_intervals(metrics)}
 
 
-ROUNDS = 4  # of response_tokens each: a response with too few words after that is counted as too short
+ROUNDS = 4  # of response_tokens each; a response that is then too short is counted as such
 
 
-def _long_enough(run: View, tokens: list[int]) -> bool:
-    """Whether a response has the words of all its blocks."""
-    text = run.real.tokenizer.decode(tokens, skip_special_tokens=True)
-    return len(text_metrics.split_blocks(text, run.params.response_block_words)) >= run.params.response_blocks
+def blocks_of(run: View, response: str) -> list[str]:
+    """The first `response_blocks` blocks of a response, [] where it has fewer."""
+    wanted = run.params.response_blocks
+    blocks = text_metrics.split_blocks(response, run.params.response_block_words)[:wanted]
+    return blocks if len(blocks) == wanted else []
 
 
 @stage(file="responses.jsonl")
 def responses(run: View, generation: int) -> dict:
-    """Draws the responses to the frozen prompt bank: their number, and the hash of responses.jsonl.
+    """Samples the responses to the frozen prompt bank; their number, and the hash of responses.jsonl.
 
-    `response_tokens` tokens at a time, until there are the words of all blocks (`_long_enough`), ROUNDS times at most
-    and within the model's positions.
+    `response_tokens` tokens at a time until a response has the words of all its blocks, at most ROUNDS times and within
+    the positions of the model.
     """
     params, tokenizer = run.params, run.real.tokenizer
     prompts = prompt_bank(run.file(bank_file(params.prompt_bank)).stem)
@@ -116,21 +108,20 @@ def responses(run: View, generation: int) -> dict:
     positions = getattr(loop.load(run, generation).config, "max_position_embeddings", None) or math.inf
     drawn: list[list[int]] = [[] for _ in prompts]
     for number in range(ROUNDS):
-        short = [place for place, ids in enumerate(drawn) if not _long_enough(run, ids)]
-        short = [
-            place for place in short if len(starts[place]) + len(drawn[place]) + params.response_tokens <= positions
-        ]
-        if not short:
+        texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
+        so_far = {
+            place: start + ids
+            for place, (start, ids, text) in enumerate(zip(starts, drawn, texts, strict=True))
+            if not blocks_of(run, text) and len(start) + len(ids) + params.response_tokens <= positions
+        }
+        if not so_far:
             break
-        seeds = [stable_seed(run.seed, "response", prompts[i]["id"], *([number] if number else [])) for i in short]
-        so_far = [starts[place] + drawn[place] for place in short]
-        more = loop.draw(run, generation, so_far, seeds, params.response_tokens, "responses")
-        for place, ids in zip(short, more, strict=True):
+        seeds = [stable_seed(run.seed, "response", prompts[i]["id"], *([number] if number else [])) for i in so_far]
+        more = loop.sample(run, generation, list(so_far.values()), seeds, params.response_tokens, "responses")
+        for place, ids in zip(so_far, more, strict=True):
             drawn[place] += ids
-    lines = [
-        {**prompt, "response": tokenizer.decode(ids, skip_special_tokens=True)}
-        for prompt, ids in zip(prompts, drawn, strict=True)
-    ]
+    texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
+    lines = [{**prompt, "response": text} for prompt, text in zip(prompts, texts, strict=True)]
     digest = _write_lines(run.path(generation, "responses.jsonl"), lines)
     return {"responses_sha256": digest, "prompts": len(lines)}
 
@@ -153,30 +144,29 @@ def _spectrum_options(run: View) -> dict[str, Any]:
 
 @stage()
 def curvature(run: View, generation: int) -> dict:
-    """Our spectral signature and the published one, both of the Hessian on the frozen held-out blocks, and what these
-    blocks say of the expected loss. The published width is read off the first of our runs."""
+    """Signatures of the Hessian on the frozen held-out blocks: ours, the published one, read off our first Lanczos run,
+    and the estimate for the expected loss."""
     options = _spectrum_options(run)
+    common = {name: options[name] for name in ("seed", "memory_budget")}
     model, batch = loop.load(run, generation), run.real.held_out[: run.params.curvature_blocks]
     state = run.path(generation, "curvature_state.json")
     with provenance.room(state.parent):
         ours = curvature_package.spectral_signature(model, batch, **options, state=state, identity=run.identity())
-    expected = curvature_package.population_signature(
-        model, batch, ours, seed=options["seed"], memory_budget=options["memory_budget"]
-    )
-    published = curvature_package.published_signature(
-        model, batch, signature=ours, seed=options["seed"], memory_budget=options["memory_budget"]
-    )
+    expected = curvature_package.population_signature(model, batch, ours, **common)
+    published = curvature_package.published_signature(model, batch, signature=ours, **common)
     state.unlink(missing_ok=True)
-    signatures = ours, expected, published
-    return {name: value for one in signatures for name, value in curvature_package.as_result(one).items()}
+    as_result = curvature_package.as_result
+    return as_result(ours) | as_result(expected) | as_result(published)
 
 
 @stage()
 def layers(run: View, generation: int) -> dict:
-    """The signature of each part of the network: of the Hessian's diagonal block in its parameters."""
+    """The signature of each part of the network: of the Hessian's diagonal block in its parameters.
+
+    Without the nodes, which nothing reads and which would be most of the record.
+    """
     model, batch = loop.load(run, generation), run.real.held_out[: run.params.curvature_blocks]
     parts = curvature_package.layerwise_signatures(model, batch, **_spectrum_options(run))
-    # Without the nodes of every part, which would be most of the record, and which nothing reads.
     drop = ("nodes", "weights")
     return {
         part: {name: value for name, value in curvature_package.as_result(signature).items() if name not in drop}
@@ -195,22 +185,18 @@ STAGES: dict[str, Callable[[Run, int], dict]] = {
 
 
 def generation(run: Run, generation: int, stages: dict[str, Callable[[Run, int], dict]] = STAGES) -> dict[str, dict]:
-    """Trains and measures one generation (embedding excepted, which notebook 4 does); the stages' results.
+    """Trains and measures one generation; the results by stage. Embeddings are notebook 4's (`encoded`).
 
     Raises IncoherentBaseline where the base model is not worth measuring.
     """
     with provenance.locked(run.base.folder, run.say):
-        _require_coherent_base(run)
+        found, bound = evaluation(run, 0)["held_out_perplexity"], run.params.perplexity_bound
+        if not found <= bound:
+            raise IncoherentBaseline(
+                f"{run.params.model}, seed {run.seed}: the base model's held-out perplexity is {found:.2f}, above "
+                f"perplexity_bound {bound:g}; train it longer (baseline_epochs, baseline_blocks): "
+                "the decline of an incoherent model cannot be measured."
+            )
         anchors(run, 0)
     with provenance.locked(run.owner(generation).folder, run.say):
         return {name: measured(run, generation) for name, measured in stages.items()}
-
-
-def _require_coherent_base(run: Run) -> None:
-    found, bound = evaluation(run, 0)["held_out_perplexity"], run.params.perplexity_bound
-    if not found <= bound:
-        raise IncoherentBaseline(
-            f"{run.params.model}, seed {run.seed}: the base model's held-out perplexity is {found:.2f}, above "
-            f"perplexity_bound {bound:g}; train it longer (baseline_epochs, baseline_blocks): "
-            "the decline of an incoherent model cannot be measured."
-        )

@@ -1,21 +1,25 @@
-"""The mechanism of a generation, measured once: three stages, kept as records beside those of `measure`."""
+"""The mechanism: three stages of a generation, and all of a profile's runs through them."""
 
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from .. import curvature
 from ..estimate import stable_seed
+from ..machine import processes
 from ..mechanism import activations, drift, eigenvectors, gradients, landscape, outputs, vectors
 from ..record import provenance
+from ..record.params import BASELINE
+from ..record.schema import Params
 from ..text import metrics as text_metrics
-from . import loop
-from .runs import View, stage
+from . import loop, measure
+from .runs import Run, View, stage
 
-EXTENT = 0.5  # of a slice, in lengths of generation 0's filters: about where the loss has doubled
-LINE = tuple(round(-0.25 + 0.125 * step, 3) for step in range(13))  # places t along the line, 0 and 1 among them
+EXTENT = 0.5  # of the plane, in lengths of generation 0's filters: about where the loss has doubled
+LINE = tuple(round(-0.25 + 0.125 * step, 3) for step in range(13))  # places t along a line, 0 and 1 among them
 
 
 def _before(generation: int) -> int:
@@ -23,25 +27,25 @@ def _before(generation: int) -> int:
 
 
 def _own_blocks(run: View, generation: int) -> torch.Tensor:
-    """What the generation was trained on; for generation 0, whose sequences have another length, real blocks instead
-    that it has not seen, so that its cosine with the held-out gradient is that of two batches of real text."""
+    """Blocks that the generation was trained on. For generation 0, whose sequences have another length, real blocks
+    that it has not seen: its cosine with the held-out gradient is then that of two batches of real text."""
     blocks = loop.blocks(run, generation) if generation else run.real.slice(run.seed, 0)
     return blocks[: run.params.mechanism_blocks]
 
 
 def _rare(run: View) -> torch.Tensor:
-    """The rare token types of the real text that generation 0 was trained on, and of the contexts."""
+    """The rare token types of the contexts and of the real text that generation 0 was trained on."""
     text = [run.real.baseline(run.seed).flatten(), run.real.slice(run.seed, 0).flatten()]
     return outputs.rare_tokens(torch.cat(text), len(run.real.tokenizer))
 
 
 @stage()
 def mechanism(run: View, generation: int) -> dict:
-    """Gradients, drift, activations and outputs of a generation, on frozen real text and against earlier generations.
+    """Gradients, drift, activations and outputs of a generation on frozen real text, compared with earlier generations.
 
-    By part of the network: norms of the gradient on real and on the generation's own blocks, cosines of the two and of
-    the real one with that at generation 0 and at the generation before, and drifts from these. By layer: ranks,
-    anisotropy and CKA to generation 0. Generation 0 is compared with itself.
+    By part of the network: norms of the gradient on real blocks and on the generation's own, their cosine, cosines of
+    the real gradient with that of generation 0 and of the generation before, and drifts from these two. By layer:
+    ranks, anisotropy and CKA to generation 0. Generation 0 is compared with itself.
     """
     size, real = run.params.batch_size, run.real.held_out[: run.params.mechanism_blocks]
     earlier: dict[int, tuple[vectors.Vector, vectors.Vector]] = {}
@@ -95,7 +99,7 @@ def mechanism(run: View, generation: int) -> dict:
 
 
 def _unit(kept: torch.Tensor) -> torch.Tensor:
-    """Rows (m, n) kept as float16, in float32 and each of length 1."""
+    """Rows (m, n) that were stored as float16, in float32 and of length 1."""
     rows = kept.float()
     return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64).float()
 
@@ -107,11 +111,12 @@ def _read_vectors(run: View, generation: int) -> torch.Tensor:
 
 @stage(file="eigenvectors.safetensors")
 def eigenpairs(run: View, generation: int) -> dict:
-    """Leading Hessian eigenpairs, their squared overlaps with generation 0's and with those of the generation before,
-    and how much of the drift from generation 0 lies along the `eigenvectors` leading ones of generation 0.
+    """Leading Hessian eigenpairs on the blocks of the stage `curvature`, squared overlaps with the eigenvectors of
+    generation 0 and of the generation before, and the share of the drift from generation 0 that lies along the
+    `eigenvectors` leading ones of generation 0.
 
-    Twice as many pairs as are followed, so that one that falls in rank is found again. On the frozen blocks of the
-    stage `curvature`. The vectors' file holds float16, scaled by √n.
+    Twice as many pairs as are followed, so that one that falls in rank is found again. The file holds the vectors as
+    float16, scaled by √n.
     """
     params = run.params
     start_weights = vectors.weights_of(loop.load(run, 0))
@@ -124,19 +129,18 @@ def eigenpairs(run: View, generation: int) -> dict:
     # The same start of Lanczos for all generations and conditions of a seed.
     pairs = eigenvectors.ritz_pairs(operator, steps, count, stable_seed(run.seed, "eigenvectors"))
     kept = (pairs.vectors * math.sqrt(operator.n)).to(torch.float16).cpu()
-    path = run.path(generation, "eigenvectors.safetensors")
-    provenance.write_atomically(path, lambda temporary: save_file({"vectors": kept}, temporary))
+    digest = loop.save(run, generation, "eigenvectors.safetensors", {"vectors": kept})
     here = _unit(kept)
     before, start = (_read_vectors(run, number) if generation else here for number in (_before(generation), 0))
     aligned = drift.alignment(moved.cpu(), start[: params.eigenvectors])
     from_before = eigenvectors.squared_overlaps(before, here)
     return {
-        "eigenvectors_sha256": provenance.file_hash(path),
+        "eigenvectors_sha256": digest,
         "values": pairs.values,
         "residuals": pairs.residuals,
         "from_before": np.round(from_before, 6),
         "from_start": np.round(eigenvectors.squared_overlaps(start, here), 6),
-        "sunk": eigenvectors.sunk(operator, before, from_before, pairs.values),
+        "sunk": eigenvectors.merged_into_bulk(operator, before, from_before, pairs.values),
         "drift_aligned": aligned.share,
         "drift_aligned_by_chance": aligned.by_chance,
     }
@@ -144,11 +148,11 @@ def eigenpairs(run: View, generation: int) -> dict:
 
 @stage(name="landscape")
 def slices(run: View, generation: int) -> dict:
-    """Mean loss on the curvature's frozen real blocks: in a plane through the generation, and along the straight lines
+    """Mean loss on the blocks of the stage `curvature`, in a plane through the generation, and along the straight lines
     from generation 0 and from the generation before (t = 0) to it (t = 1).
 
-    The plane's two directions are filter-normalised by the weights of generation 0, so that they are the same vectors
-    for all generations and conditions of a seed.
+    Both directions of the plane are filter-normalised by the weights of generation 0: the same vectors for all
+    generations and conditions of a seed.
     """
     blocks = run.real.held_out[: run.params.curvature_blocks]
     ends = {"start": 0, "before": _before(generation)}
@@ -165,3 +169,39 @@ def slices(run: View, generation: int) -> dict:
         "lines": lines,
         "barriers": {since: landscape.barrier(LINE, losses) for since, losses in lines.items()},
     }
+
+
+# ---- all runs
+
+
+STAGES = {
+    "training": loop.training,
+    "evaluation": measure.evaluation,
+    "mechanism": mechanism,
+    "eigenpairs": eigenpairs,
+    "landscape": slices,
+}
+
+
+def _measured(run: Run, generation: int) -> dict[str, dict]:
+    with provenance.locked(run.base.folder, run.say):
+        for name in ("training", "evaluation", "mechanism", "eigenpairs"):
+            STAGES[name](run, 0)
+    with provenance.locked(run.owner(generation).folder, run.say):
+        return {name: measured(run, generation) for name, measured in STAGES.items()}
+
+
+def measured(settings: Params, say: Callable[[str], None] = print) -> Iterator[tuple[str, int, list[dict[str, dict]]]]:
+    """Condition, seed, and the stages' results by generation of every run of a profile; what is missing is computed."""
+    if settings.mechanism_blocks > settings.held_out_blocks:
+        raise ValueError(
+            f"mechanism_blocks is {settings.mechanism_blocks} and there are only {settings.held_out_blocks} "
+            "held_out_blocks: lower the one or raise the other."
+        )
+    first = Run(settings, BASELINE, settings.seeds[0], say=say)
+    cells = [(seed, condition) for seed in settings.seeds for condition in settings.conditions]
+    bases = {seed: Run(settings, BASELINE, seed, real=first.real, say=say) for seed in settings.seeds}
+    for seed, condition in processes.steps(cells, "mechanism, runs"):
+        run = Run(settings, condition, seed, real=first.real, say=say)
+        run.base = bases[seed]  # which holds generation 0 and the model in memory
+        yield condition, seed, [_measured(run, generation) for generation in range(settings.generations + 1)]

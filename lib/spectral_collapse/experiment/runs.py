@@ -1,8 +1,8 @@
-"""Runs and their stages: what is computed once, where its record is kept, and when it is made again.
+"""Runs and their stages: what is computed once, where its record is, and when it is computed again.
 
-A record's key is not declared but noted: a stage computes on a `View` of its run, which notes every parameter, part of
-the real text, file and result of another stage that is read, and refuses what it cannot note. A record holds while
-reading the same again gives the same, and while the code that its computation uses (`closure`) is the same.
+The key of a record is noted, not declared: a stage computes on a `View` of its run, which notes every parameter, part
+of the real text, file and result of another stage that the stage reads, and refuses what it cannot note. A record is
+valid while the same reads give the same values, and while the code that the stage uses (`closure`) is the same.
 """
 
 import functools
@@ -24,7 +24,7 @@ from ..text import checkpoints, corpora
 
 
 class Run:
-    """One condition at one seed: its folder, its real text, and what this process knows of its generations."""
+    """One condition at one seed: its folder, its real text, and an in-process cache of its results."""
 
     def __init__(
         self,
@@ -37,12 +37,14 @@ class Run:
     ):
         self.params, self.condition, self.seed, self.say = params, condition, seed, say
         self.source, self.weights = split_condition(condition, params.weights)
-        self.folder, *self.others = [folder / paths.path_name(condition) / f"seed_{seed}" for folder in folders(params)]
+        own, *parent = [
+            paths.results_root() / folder / paths.path_name(condition) / f"seed_{seed}" for folder in folders(params)
+        ]
+        self.folder, self.parent = own, parent[0] if parent else None  # a variant reads the runs of its profile
         self.device = devices.pick_device(params.device)
-        torch.set_num_threads(params.threads)
         self._real = real
         self.found: dict[tuple[str, int], Found] = {}
-        # The model in memory and the hash of its file: one at a time, kept by the base run for all generations.
+        # The model in memory and the hash of its file: the base run keeps one at a time for all generations.
         self.loaded: tuple[str, PreTrainedModel] | None = None
 
     @functools.cached_property
@@ -52,37 +54,39 @@ class Run:
 
     @functools.cached_property
     def base(self) -> "Run":
-        """The run that holds generation 0 of this seed: this one, if it is the baseline; with `base` that profile's."""
+        """The run that holds generation 0 of this seed: the baseline of this profile, or of its `base`."""
         if self.condition == BASELINE and self.params.base is None:
             return self
         return Run(base_params(self.params), BASELINE, self.seed, real=self.real, say=self.say)
 
     def owner(self, generation: int) -> "Run":
-        """The run that a generation belongs to: the base run for generation 0, this one for the others."""
+        """The run that a generation belongs to: the base run for generation 0, otherwise this one."""
         return self.base if generation == 0 else self
 
     def path(self, generation: int, name: str) -> Path:
-        """File of a generation, where this run writes it."""
+        """Where this run writes a file of a generation."""
         return paths.generation_folder(self.owner(generation).folder, generation) / name
 
     def places(self, generation: int, name: str) -> list[Path]:
-        """Where the file may be: `path`, then where this run only reads."""
+        """Where the file may be: `path`; then, for a variant, in the runs of its profile, which it only reads."""
         owner = self.owner(generation)
-        return [paths.generation_folder(folder, generation) / name for folder in (owner.folder, *owner.others)]
+        return [
+            paths.generation_folder(folder, generation) / name for folder in filter(None, (owner.folder, owner.parent))
+        ]
 
 
 class Found(NamedTuple):
-    """A stage's result, and the parameters that it depends on by whatever way, with their values."""
+    """A stage's result, and all parameters that it depends on, directly or through other stages, with their values."""
 
     result: dict[str, Any]
     parameters: dict[str, Any]
 
 
-# ---- what a stage sees of its run
+# ---- the view of a run that a stage computes on
 
 
 class _Part:
-    """The real text as a stage sees it: every part is noted by the hash of what it is."""
+    """The real text in a view: every part that is read is noted by its hash."""
 
     def __init__(self, view: "View"):
         self._view = view
@@ -118,7 +122,7 @@ class _Part:
 
 
 class _Noted(Mapping):
-    """Another stage's result: every value that is read of it is noted by its hash."""
+    """Another stage's result in a view: every value that is read is noted by its hash."""
 
     def __init__(self, view: "View", name: str, result: dict[str, Any]):
         self._view, self._name, self._result = view, name, result
@@ -136,11 +140,10 @@ class _Noted(Mapping):
 
 
 class View:
-    """A run as a stage's computation sees it: what is read of it is noted, what cannot be noted is refused.
+    """A run as a stage sees it: every read is noted, and a read that cannot be noted is refused.
 
-    `parameters` and `inputs` hold what was read, `depends` the parameters that determined it by whatever way. Free to
-    read is what names things and says where they are: condition, device, say, path, and parameters that are
-    `schema.PLACES`.
+    `parameters` and `inputs` hold what was read, `depends` all parameters behind it, directly or through other stages.
+    Names and places are not noted: condition, device, say, path, and the parameters of `schema.PLACES`.
     """
 
     def __init__(self, run: Run, code: str):
@@ -149,7 +152,7 @@ class View:
         self.params = Watched(run.params, self._note_parameter)
         self.real = _Part(self)
         self._values: dict[str, Any] = {}
-        self.params.threads  # noqa: B018  (they change the last digit of sums, whoever adds)
+        self.params.threads  # noqa: B018  (the number of threads changes the last digit of any sum)
 
     @property
     def seed(self) -> int:
@@ -231,13 +234,13 @@ class View:
         return self.result(_stage(identity), generation)
 
     def identity(self) -> str:
-        """Hash of the code and of all that has been read so far: the mark of what is saved on the way."""
+        """Hash of the code and of all reads so far: it identifies training states that are saved on the way."""
         return provenance.text_hash(provenance.canonical([self.code, self.parameters, self.inputs]))
 
 
 def bare(run: "Run | View") -> Run:
-    """The run itself, for what a record need not note: whoever takes it notes what the result depends on."""
-    return getattr(run, "run", run)  # without the classes' names, which would be code that every stage uses
+    """The run itself, whose reads are not noted: the caller notes what the result depends on."""
+    return getattr(run, "run", run)  # no isinstance: the classes would be code that every stage uses
 
 
 # ---- stages
@@ -246,7 +249,7 @@ _STAGES: dict[str, "Stage"] = {}
 
 
 def _stage(identity: str) -> "Stage":
-    """The stage of a name that records hold; KeyError where there is none."""
+    """The stage with a name as records hold it; KeyError where there is none."""
     if identity not in _STAGES:
         module = f"{__package__}.{identity.rpartition('.')[0]}"
         try:
@@ -256,12 +259,12 @@ def _stage(identity: str) -> "Stage":
     return _STAGES[identity]
 
 
-# What a person changes, and not the code or the machine.
+# Inputs that a person changes, rather than the code or the machine.
 _OF_PEOPLE = ("seed", "source", "weights", "checkpoint", "real", "file")
 
 
 class _Outdated(NamedTuple):
-    """Why a record does not hold, in a clause, and whether something that a person changes is the reason."""
+    """Why a record is not valid, in a clause, and whether a person's change is the reason."""
 
     reason: str
     by_people: bool
@@ -269,11 +272,11 @@ class _Outdated(NamedTuple):
 
 @dataclass(eq=False)
 class Stage:
-    """A step of a generation, computed once: stage(run, generation) is its result, kept as the record <name>.json.
+    """A step of a generation, computed once: stage(run, generation) returns its result, kept as the record <name>.json.
 
-    Later calls find it again, also those of another process, in the folders that the run reads. It is computed again,
-    and `run.say` tells why, where its record is damaged or was made by other code. What other parameters, another text
-    or other files have made is never overwritten: ValueError says so. Declared by `stage`.
+    Later calls, also of other processes, find the record. It is computed again, and `run.say` tells why, if it is
+    damaged or was made by other code. A record that was made from other parameters, texts or files is never
+    overwritten: ValueError says so. Declared by `stage`.
     """
 
     compute: Callable[[Any, int], dict]
@@ -282,10 +285,18 @@ class Stage:
 
     def __post_init__(self):
         functools.update_wrapper(self, self.compute)
-        # Now: the files may be edited while this process goes on with what it has imported.
-        self.code_hash = closure.code_hash(self.compute)
         self.identity = f"{self.compute.__module__.removeprefix(f'{__package__}.')}.{self.name}"
         _STAGES[self.identity] = self
+
+    @functools.cached_property
+    def code_hash(self) -> str:
+        """Hash of the code that the stage uses."""
+        # Of all stages at the first use of any: not at import, which should cost nothing, and not one by one, since
+        # the files may be edited while this process goes on with what it has imported.
+        for stage in (*_STAGES.values(), self):
+            if "code_hash" not in vars(stage):
+                vars(stage)["code_hash"] = closure.code_hash(stage.compute)
+        return vars(self)["code_hash"]
 
     def __call__(self, run: Run | View, generation: int) -> Mapping[str, Any]:
         """The result."""
@@ -294,26 +305,21 @@ class Stage:
         return self.found(run, generation).result
 
     def found(self, run: Run, generation: int) -> Found:
-        """The result with the parameters that it depends on."""
+        """The result, with the parameters that it depends on."""
         run = run.owner(generation)
+        torch.set_num_threads(run.params.threads)
         if (self.identity, generation) not in run.found:
             run.found[self.identity, generation] = self._find(run, generation) or self._record(run, generation)
         return run.found[self.identity, generation]
 
     def artefact(self, run: Run | View, generation: int) -> Path:
-        """The stage's file, made again if it is gone or altered.
-
-        Raises ValueError if what is made again has another hash than the record says.
-        """
+        """The stage's file, computed again if it is missing or altered. ValueError if the new file does not have the
+        hash that the record holds."""
         digest = f"{Path(self.file).stem}_sha256"
         recorded, run = self(run, generation)[digest], bare(run).owner(generation)
-        own, *others = run.places(generation, self.file)
-
-        def whole() -> Path | None:
-            there = [path for path in (own, *others) if path.exists()]
-            return next((path for path in there if provenance.file_hash(path) == recorded), None)
-
-        if (path := processes.once(whole)) is not None:
+        places = run.places(generation, self.file)
+        own, intact = places[0], lambda path: path.exists() and provenance.file_hash(path) == recorded
+        if (path := processes.once(lambda: next(filter(intact, places), None))) is not None:
             return path
         if own.exists():
             run.say(f"{_shown(own)} does not match its record and is made again.")
@@ -327,47 +333,40 @@ class Stage:
         return own
 
     def _find(self, run: Run, generation: int) -> Found | None:
-        """What a record says that still holds; None where there is none."""
+        """The result of a valid record; None where there is none."""
         own, *others = run.places(generation, f"{self.name}.json")
-        outdated: dict[Path, _Outdated] = {}
+        reasons = []
         for path in (own, *others):
-            record = processes.once(lambda path=path: _readable(path))
-            if record is None:
-                continue
-            if isinstance(record, str):
-                outdated[path] = _Outdated(record, False)
+            if (record := processes.once(lambda path=path: _readable(path))) is None:
                 continue
             view = View(run, self.code_hash)
-            if (difference := self._difference(view, record["key"])) is not None:
-                if path == own and difference.by_people:
-                    raise ValueError(
-                        f"{_shown(own)} was made with other settings: {difference.reason}. What is finished is not "
-                        f"overwritten: set `variant` to a name for these runs, or delete {run.folder}."
-                    )
-                outdated[path] = difference
-                continue
-            if path != own or record["parameters"] != provenance.plain(view.depends):
-                provenance.write_again(own, {**record, "parameters": provenance.plain(view.depends)})
-            return Found(record["result"], view.depends)
-        for path, (reason, by_people) in outdated.items():
-            if not by_people:
-                run.say(f"{_shown(path)} is made again{'' if path == own else f' in {_shown(own.parent)}'}: {reason}.")
+            outdated = _Outdated(record, False) if isinstance(record, str) else self._difference(view, record["key"])
+            if outdated is None:
+                if path != own or record["parameters"] != provenance.plain(view.depends):
+                    provenance.write_again(own, {**record, "parameters": provenance.plain(view.depends)})
+                return Found(record["result"], view.depends)
+            if not outdated.by_people:
+                where = "" if path == own else f" in {_shown(own.parent)}"
+                reasons.append(f"{_shown(path)} is made again{where}: {outdated.reason}.")
+            elif path == own:
+                raise ValueError(
+                    f"{_shown(own)} was made with other settings: {outdated.reason}. Finished records are not "
+                    f"overwritten: set `variant` to a name for these runs, or delete {run.folder}."
+                )
+        for reason in reasons:
+            run.say(reason)
         return None
 
     def _difference(self, view: View, key: dict[str, Any]) -> _Outdated | None:
-        """What of a record's key is not so any more; `view` reads it again, in the order of the first time."""
-        changed, gone = [], []
+        """How a record's key differs from now; `view` repeats its reads in their first order."""
+        changed = []
         for name, then in key.get("parameters", {}).items():
-            if name not in Params.model_fields:
-                gone.append(name)
-                continue
-            getattr(view.params, name)
-            if (now := provenance.plain(view.parameters.get(name))) != then:
-                changed.append(provenance.change(name, then, now))
+            if name in Params.model_fields:  # otherwise the code that read it has changed
+                getattr(view.params, name)
+                if (now := provenance.plain(view.parameters.get(name))) != then:
+                    changed.append(provenance.change(name, then, now))
         if changed:
             return _Outdated(f"its parameters changed ({', '.join(changed)})", True)
-        if gone:
-            return _Outdated(f"its parameters changed ({', '.join(gone)} is none any more)", False)
         if key.get("code") != self.code_hash:
             return _Outdated("its code changed", False)
         for name, then in key.get("inputs", {}).items():
@@ -384,7 +383,7 @@ class Stage:
         view = View(run, self.code_hash)
         with speed.metered() as meter:
             computed = self.compute(view, generation)
-        result = processes.once(lambda: computed)  # of which another process's may differ in the last digit
+        result = processes.once(lambda: computed)  # another process's may differ in the last digit
         about = {
             "profile": name_of(run.params),
             "model": run.params.model,
@@ -407,16 +406,16 @@ class Stage:
 
 
 def stage(*, file: str | None = None, name: str | None = None) -> Callable[[Callable[[Any, int], dict]], Stage]:
-    """Declares `compute(run, generation)` as a Stage, named as the function unless `name` is given.
+    """Declares `compute(run, generation)` as a Stage, with the name of the function unless `name` is given.
 
-    `run` is a `View` of the run that the generation belongs to. A stage that writes `file` beside its record gives the
-    file's hash in its result, as <stem of file>_sha256.
+    `run` is a `View` of the run that the generation belongs to. The result of a stage that writes `file` beside its
+    record holds the hash of the file as <stem of file>_sha256.
     """
     return lambda compute: Stage(compute, name or compute.__name__, file)
 
 
 def _readable(path: Path) -> dict[str, Any] | str | None:
-    """A record; why it cannot be used, in a clause; or None where there is none."""
+    """A record; or a clause why it cannot be used; or None where there is none."""
     try:
         return provenance.read_record(path)
     except FileNotFoundError:
@@ -426,7 +425,5 @@ def _readable(path: Path) -> dict[str, Any] | str | None:
 
 
 def _shown(path: Path) -> Path:
-    for root in reversed(paths.record_roots()):
-        if path.is_relative_to(root):
-            return path.relative_to(root)
-    return path
+    root = paths.results_root()
+    return path.relative_to(root) if path.is_relative_to(root) else path

@@ -1,14 +1,15 @@
-"""SIGMA: how often the intervals for log det G hold the truth, measured once and kept in <results>/sigma_coverage.
+"""The study of SIGMA's intervals for log det G: how often they cover the truth, in results/sigma_coverage.
 
-python -m spectral_collapse.sigma_coverage TEXT    # half an hour of one core; TEXT: a file of real text
+python -m spectral_collapse.experiment.sigma_coverage TEXT    # TEXT: a file of real text; half an hour of one core
 """
 
 import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,6 @@ from scipy.stats import binomtest
 
 from .. import estimate, sigma
 from ..machine import processes
-from ..paper.tables import Number, Raw, frame_of
 from ..record import cli, closure, paths, provenance
 from ..text import corpora, encoder
 from ..text import metrics as text_metrics
@@ -30,18 +30,16 @@ FREEDOM = 5  # of the Student-t columns: x'Σ⁻¹x has a variance, and no fourt
 UNSEEN = 1e12  # n for drawn columns: n ≫ n_A, where log det G − m log n is log det Σ
 BLOCK_WORDS = 64
 DELTA = 1e-3
-
-NAMES = {"gaussian": "Gaussian", "student_t": f"Student-t, {FREEDOM} d.f.", "minilm": "MiniLM, real text"}
-CORRECTION_NAMES = {"none": "plug-in", "wishart": "Wishart", "leverage": "leverage"}
-
-Sampler = Callable[[np.random.Generator, int], np.ndarray]
+POPULATIONS = ("gaussian", "student_t", "minilm")
 
 
-class Population:
-    """Columns of known log det Σ in `dim` dimensions: drawn ones, or random subsets of a finite set of rows."""
+class Population(NamedTuple):
+    """Columns in `dim` dimensions: drawn ones of known Σ, or random subsets of a finite set of rows."""
 
-    def __init__(self, sample: Sampler, dim: int, n_total: float, truth: float):
-        self.sample, self.dim, self.n_total, self.truth = sample, dim, n_total, truth  # truth: log det G
+    sample: Callable[[np.random.Generator, int], np.ndarray]
+    dim: int
+    n_total: float
+    truth: float  # log det G
 
 
 def drawn(name: str, dim: int) -> Population:
@@ -62,7 +60,7 @@ def drawn(name: str, dim: int) -> Population:
 
 
 def finite(embeddings: np.ndarray, dim: int) -> Population:
-    """Random subsets of real embeddings (N, m) in their `dim` leading live directions (all that are live at most)."""
+    """Random subsets of real embeddings (N, m) in their `dim` leading live directions, or in all if there are fewer."""
     live = sigma.live_space(embeddings).project(embeddings)
     _, vectors = np.linalg.eigh(live.T @ live)
     rows = live @ vectors[:, ::-1][:, :dim]
@@ -73,7 +71,7 @@ def finite(embeddings: np.ndarray, dim: int) -> Population:
 
 
 def coverage(population: Population, ratio: float, replicates: int, seed: int) -> list[dict]:
-    """One row a correction: mean and standard deviation of the error, mean half-width, coverage with its interval."""
+    """One row per correction: mean and s.d. of the error, mean half-width, coverage with its Wilson interval."""
     count = round(ratio * population.dim)
     errors = {correction: [] for correction in CORRECTIONS}
     for replicate in range(replicates):
@@ -83,31 +81,20 @@ def coverage(population: Population, ratio: float, replicates: int, seed: int) -
         for correction in CORRECTIONS:
             e = sigma.logdet_estimate(gram, count, population.n_total, correction, LEVEL, leverages)
             held = e.low <= population.truth <= e.high
-            errors[correction].append((e.estimate - population.truth, (e.high - e.low) / 2, held))
+            errors[correction].append((e.value - population.truth, (e.high - e.low) / 2, held))
+    cell = {"dimensions": population.dim, "n_observed": count, "n_total": population.n_total, "replicates": replicates}
     table = []
     for correction, found in errors.items():
         error, half, held = np.array(found, dtype=float).T
         interval = binomtest(int(held.sum()), replicates).proportion_ci(method="wilson")
-        table.append(
-            {
-                "correction": correction,
-                "dimensions": population.dim,
-                "n_observed": count,
-                "n_total": population.n_total,
-                "replicates": replicates,
-                "mean_error": error.mean(),
-                "sd_error": error.std(ddof=1),
-                "mean_half_width": half.mean(),
-                "coverage": held.mean(),
-                "coverage_low": interval.low,
-                "coverage_high": interval.high,
-            }
-        )
+        row = {"mean_error": error.mean(), "sd_error": error.std(ddof=1), "mean_half_width": half.mean()}
+        row |= {"coverage": held.mean(), "coverage_low": interval.low, "coverage_high": interval.high}
+        table.append({"correction": correction, **cell, **row})
     return table
 
 
 def shrinkage(population: Population, ratio: float, replicates: int, seed: int) -> dict:
-    """Errors of Track II with δ and of Ledoit and Wolf's shrinkage as estimates of log det Σ (here log det G/n)."""
+    """Errors of Track II with δ, and of Ledoit and Wolf's shrinkage, as estimates of log det Σ (here log det G/n)."""
     count = round(ratio * population.dim)
     truth = population.truth - population.dim * math.log(population.n_total)
     found = []
@@ -116,23 +103,16 @@ def shrinkage(population: Population, ratio: float, replicates: int, seed: int) 
         track = sigma.regularized_logdet(rows, DELTA) - population.dim * math.log(count)
         found.append((track - truth, sigma.shrunk_logdet(rows) - truth))
     mean, deviation = np.mean(found, axis=0), np.std(found, axis=0, ddof=1)
-    return {
-        "dimensions": population.dim,
-        "n_observed": count,
-        "replicates": replicates,
-        "delta": DELTA,
-        "delta_mean_error": mean[0],
-        "delta_sd": deviation[0],
-        "shrunk_mean_error": mean[1],
-        "shrunk_sd": deviation[1],
-    }
+    row = {"dimensions": population.dim, "n_observed": count, "replicates": replicates, "delta": DELTA}
+    row |= {"delta_mean_error": mean[0], "delta_sd": deviation[0]}
+    return row | {"shrunk_mean_error": mean[1], "shrunk_sd": deviation[1]}
 
 
 def coverage_study(embeddings: np.ndarray, replicates: int, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Coverage and shrinkage over populations, dimensions and n_A/m; `embeddings` (N, 384) are the real ones."""
     covered, shrunk = [], []
     for m in DIMENSIONS:
-        for name in NAMES:
+        for name in POPULATIONS:
             population = finite(embeddings, m) if name == "minilm" else drawn(name, m)
             cell = {"population": name, "m": m}
             for ratio in processes.steps(RATIOS, f"{name}, m = {m}"):
@@ -142,30 +122,23 @@ def coverage_study(embeddings: np.ndarray, replicates: int, seed: int = 0) -> tu
     return pd.DataFrame(covered), pd.DataFrame(shrunk)
 
 
-def real_embeddings(text: Path, blocks: int, cache: Path | None = None) -> np.ndarray:
+def real_embeddings(text: Path, blocks: int) -> np.ndarray:
     """MiniLM embeddings of `blocks` blocks of 64 words, spread evenly over the documents of a text file.
 
-    `cache` keeps them as .npy, named by the text's hash. ValueError where the text is too short.
+    ValueError where the text is too short.
     """
     stories = corpora.read_documents(text)
     found = [block for story in stories for block in text_metrics.split_blocks(story, BLOCK_WORDS)]
     if len(found) < blocks:
         raise ValueError(f"{text} holds {len(found)} blocks of {BLOCK_WORDS} words; {blocks} are asked for.")
-    chosen = [found[int(place)] for place in np.linspace(0, len(found) - 1, blocks)]
-    name = f"minilm_{provenance.text_hash(provenance.canonical(chosen))[:16]}.npy"
-    if cache is not None and (cache / name).exists():
-        return np.load(cache / name, allow_pickle=False)
-    rows = encoder.Encoder()(chosen).numpy()
-    if cache is not None:
-        provenance.write_atomically(cache / name, lambda path: np.save(path, rows, allow_pickle=False))
-    return rows
+    return encoder.Encoder()([found[int(place)] for place in np.linspace(0, len(found) - 1, blocks)]).numpy()
 
 
-def write_study(folder: Path, text: Path, blocks: int, replicates: int, cache: Path | None = None) -> None:
-    """Runs the study and writes coverage.csv, shrinkage.csv and their record study.json into `folder`."""
+def write_study(folder: Path, text: Path, blocks: int = 8000, replicates: int = 2000) -> str:
+    """Runs the study and writes coverage.csv, shrinkage.csv and their record study.json into `folder`; where it is."""
     started = time.perf_counter()
-    code = closure.code_hash(coverage_study, real_embeddings)  # before hours in which the files may be edited
-    covered, shrunk = coverage_study(real_embeddings(text, blocks, cache), replicates)
+    code = closure.code_hash(coverage_study, real_embeddings)  # at the start: the files may be edited meanwhile
+    covered, shrunk = coverage_study(real_embeddings(text, blocks), replicates)
     parameters = {"blocks": blocks, "block_words": BLOCK_WORDS, "replicates": replicates, "level": LEVEL}
     inputs = {"text_sha256": provenance.file_hash(text), "encoder": encoder.Encoder.sha256}
     provenance.write_study(
@@ -177,34 +150,15 @@ def write_study(folder: Path, text: Path, blocks: int, replicates: int, cache: P
         seconds=time.perf_counter() - started,
         device="cpu",
     )
-
-
-def coverage_table(covered: pd.DataFrame, ratios: Sequence[float] = RATIOS) -> pd.DataFrame:
-    """Populations, dimensions and corrections by n_A/m: coverage of nominal 95 % intervals in per cent."""
-    rows = []
-    for (population, m, correction), group in covered.groupby(["population", "m", "correction"], sort=False):
-        by_ratio = group.set_index("ratio")["coverage"]
-        cells = [Number(f"{100 * by_ratio[ratio]:.0f}") for ratio in ratios]
-        rows.append([NAMES[population], Number(str(m)), CORRECTION_NAMES[correction], *cells])
-    headings = [Raw(rf"$n_A/m={ratio:g}$") for ratio in ratios]
-    return frame_of(rows, ["Columns", Raw("$m$"), "Interval", *headings])
+    return f"The study is in {folder}."
 
 
 def main(arguments: list[str]) -> int:
     """Runs the study on a text file."""
-    parser = argparse.ArgumentParser(prog="python -m spectral_collapse.sigma_coverage")
+    parser = argparse.ArgumentParser(prog="python -m spectral_collapse.experiment.sigma_coverage")
     parser.add_argument("text", type=Path)
-    parser.add_argument("--blocks", type=int, default=8000)
-    parser.add_argument("--replicates", type=int, default=2000)
-    parser.add_argument("--cache", type=Path)
     chosen = parser.parse_args(arguments)
-    folder = paths.results_root() / "sigma_coverage"
-
-    def study() -> str:
-        write_study(folder, chosen.text, chosen.blocks, chosen.replicates, chosen.cache)
-        return f"The study is in {folder}."
-
-    return cli.outcome(study)
+    return cli.outcome(lambda: write_study(paths.results_root() / "sigma_coverage", chosen.text.expanduser()))
 
 
 if __name__ == "__main__":

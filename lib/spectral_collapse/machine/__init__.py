@@ -1,1 +1,1 @@
-"""The machine: processes, memory, devices, speed."""
+"""Processes, memory, devices and speed of the machine that a run uses."""

@@ -4,7 +4,7 @@ import torch
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: CUDA where there is one, else Apple's MPS, else the CPU. One asked for by name and absent is an error."""
+    """The device of this name; `auto` takes CUDA, else Apple's MPS, else the CPU. ValueError if it is not available."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind in present if present[kind])
@@ -14,7 +14,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """`auto`: bfloat16 on a CUDA device whose hardware has it, else float32."""
+    """The precision; `auto` is bfloat16 on a CUDA device whose hardware supports it, else float32."""
     if name == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if fast else "float32"

@@ -1,6 +1,6 @@
-"""The processes that work on one run: which of them this is, what only the first one does, and how far it has come.
+"""The processes of one run: rank and number, work that only the first one does, and progress bars.
 
-All run the same program on the same files; alone, a process does everything itself. What they share is in `parallel`.
+All run the same program on the same files. `parallel` divides the work among them.
 """
 
 import contextlib
@@ -13,12 +13,12 @@ from typing import TypeVar
 from tqdm import tqdm
 
 Value = TypeVar("Value")
-PATIENCE = 2.0  # seconds of work that nobody needs to be told of
+PATIENCE = 2.0  # seconds of work without a progress bar
 
 
 def world() -> int:
     """Number of processes."""
-    distributed = sys.modules.get("torch.distributed")  # who has not loaded it is alone
+    distributed = sys.modules.get("torch.distributed")  # not loaded: a single process
     return distributed.get_world_size() if distributed and distributed.is_initialized() else 1
 
 
@@ -28,12 +28,12 @@ def rank() -> int:
 
 
 def first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this is the process that writes files and messages."""
     return rank() == 0
 
 
 def once(function: Callable[[], Value]) -> Value:
-    """What `function()` gives in the first process, in all of them; the others wait for it."""
+    """Calls `function` in the first process and returns its result in all of them."""
     if world() == 1:
         return function()
     found = [function() if first() else None]
@@ -42,21 +42,21 @@ def once(function: Callable[[], Value]) -> Value:
 
 
 def sharding() -> bool:
-    """Whether they share the model as well as the work: `accelerate launch --use_fsdp`, which sets this variable."""
+    """Whether the processes shard the model too: `accelerate launch --use_fsdp` sets this variable."""
     return world() > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def _watched() -> bool:
-    """Whether somebody sees a bar move: in a terminal, or in a notebook that is open. TQDM_DISABLE says that nobody
-    does, as where papermill executes a notebook and each step of a bar would stay in it."""
+    """Whether to draw a bar: in a terminal or an open notebook. TQDM_DISABLE is set where papermill executes a
+    notebook, which would keep each step of the bar."""
     return (sys.stderr.isatty() or "ipykernel" in sys.modules) and not os.environ.get("TQDM_DISABLE")
 
 
 @contextlib.contextmanager
 def progress(total: int, description: str) -> Iterator[Callable[[int], object]]:
-    """Around work of `total` steps, which calls what it is given with the number of those just done.
+    """Progress of `total` steps: the work calls the yielded function with the number of steps just done.
 
-    Work that takes longer than PATIENCE shows a bar where somebody watches, and elsewhere one line when it is done.
+    Work longer than PATIENCE shows a bar where it can be seen, and elsewhere prints one line at its end.
     """
     started, bar = time.perf_counter(), first() and _watched()
     with tqdm(total=total, desc=description, leave=False, delay=PATIENCE, disable=not bar) as shown:
@@ -67,7 +67,7 @@ def progress(total: int, description: str) -> Iterator[Callable[[int], object]]:
 
 
 def steps(work: Sequence[Value], description: str) -> Iterator[Value]:
-    """The items of the work one by one, shown by `progress`."""
+    """Yields the items of the work and shows their `progress`."""
     with progress(len(work), description) as advance:
         for item in work:
             yield item

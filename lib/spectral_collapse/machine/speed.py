@@ -1,4 +1,4 @@
-"""How long work took and how fast it was: counted where it is done, written with the record it was done for."""
+"""Seconds and tokens per second of the work behind a record, counted where the work is done."""
 
 import contextlib
 import time
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Meter:
-    """The time of one record: `seconds` without those of records made on the way, and with those that an interrupted
-    process had spent before; `speeds`, `<work>_tokens_per_second` of what was counted. Filled in at the end."""
+    """The time of one record, filled in at the end: `seconds`, without those of records that it required and with those
+    of an interrupted process before; `speeds`, `<work>_tokens_per_second` of the work counted."""
 
     seconds: float = 0.0
     speeds: dict[str, float] = field(default_factory=dict)
@@ -22,29 +22,29 @@ _METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
 
 
 def count(work: str, tokens: int, seconds: float) -> None:
-    """Adds tokens that a kind of work has just made, and the seconds that it took."""
+    """Adds tokens that a kind of work has just processed, and its seconds."""
     if (meter := _METER.get()) is not None and tokens:
         before = meter._counts.get(work, (0, 0.0))
         meter._counts[work] = (before[0] + tokens, before[1] + seconds)
 
 
 def count_earlier(seconds: float) -> None:
-    """Adds time that an earlier, interrupted process spent on the same record."""
+    """Adds the time that an interrupted process had spent on the same record."""
     if (meter := _METER.get()) is not None:
         meter._elsewhere -= seconds
 
 
 @contextlib.contextmanager
 def metered() -> Iterator[Meter]:
-    """Meters all that is done inside, an inner meter's part apart."""
+    """Meters the work inside, without that of an inner meter."""
     outer, meter, started = _METER.get(), Meter(), time.perf_counter()
     token = _METER.set(meter)
     try:
         yield meter
     finally:
         _METER.reset(token)
-        whole = time.perf_counter() - started
-        meter.seconds = whole - meter._elsewhere
+        elapsed = time.perf_counter() - started
+        meter.seconds = elapsed - meter._elsewhere
         meter.speeds |= {f"{work}_tokens_per_second": made / took for work, (made, took) in meter._counts.items()}
         if outer is not None:
-            outer._elsewhere += whole
+            outer._elsewhere += elapsed

@@ -1,4 +1,1 @@
-"""Why a recursively trained model declines: what changes inside it, each quantity a function of models or arrays.
-
-gradients, landscape, drift, activations, eigenvectors and their tracking, outputs.
-"""
+"""What changes inside a recursively trained model: gradients, landscape, drift, activations, eigenvectors, outputs."""

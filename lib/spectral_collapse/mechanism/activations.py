@@ -1,4 +1,4 @@
-"""Representations of frozen real text: how many dimensions they use, how alike they point, how far they moved."""
+"""Representations of frozen real text: effective rank, anisotropy, and similarity of two models (CKA)."""
 
 import math
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 def activations(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
     """Hidden states (B·T, d) of blocks (B, T) after the embedding and after every layer, float32, on the CPU.
 
-    The last are those that the head reads, after the final norm.
+    The last ones are the head's input, after the final norm.
     """
     found: list[list[torch.Tensor]] = []
     for tokens in blocks.split(batch_size):
@@ -28,7 +28,7 @@ def effective_ranks(rows: torch.Tensor) -> tuple[float, float]:
     centred = rows.double() - rows.double().mean(0)
     values = torch.linalg.eigvalsh(centred.T @ centred / len(rows)).clamp(min=0)
     trace = values.sum()
-    # What is left of the variance of constant rows is rounding.
+    # For constant rows the variance is rounding.
     if not trace > 1e-24 * rows.double().square().sum() / len(rows):
         return math.nan, math.nan
     shares = values / trace
@@ -36,9 +36,9 @@ def effective_ranks(rows: torch.Tensor) -> tuple[float, float]:
 
 
 def anisotropy(rows: torch.Tensor) -> float:
-    """Mean cosine of all pairs of different rows (N, d): 0 where directions are uniform, 1 where all are one.
+    """Mean cosine of all pairs of different rows (N, d): 0 for uniform directions, 1 for a single one.
 
-    Σ_{i≠j} ⟨x̂_i, x̂_j⟩ = ‖Σ x̂_i‖² − N. Rows of zeros are left out; NaN for fewer than two others.
+    Σ_{i≠j} ⟨x̂_i, x̂_j⟩ = ‖Σ x̂_i‖² − N. Zero rows are left out; NaN for fewer than two others.
     Source: Ethayarajh 2019.
     """
     rows = rows.double()
@@ -49,9 +49,9 @@ def anisotropy(rows: torch.Tensor) -> float:
 
 
 def _hsic(X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
-    """Unbiased HSIC of linear kernels, times N(N − 3), without an (N, N) matrix. Source: Song et al. 2012, eq. 5."""
+    """N(N − 3) times the unbiased HSIC of linear kernels, without an (N, N) matrix. Source: Song et al. 2012, eq. 5."""
     n = len(X)
-    x, y = X.square().sum(1), Y.square().sum(1)  # the diagonals, which the estimator leaves out
+    x, y = X.square().sum(1), Y.square().sum(1)  # the diagonals, which the estimator excludes
     ones_x, ones_y = X @ X.sum(0) - x, Y @ Y.sum(0) - y
     trace = (X.T @ Y).square().sum() - x @ y
     return trace + ones_x.sum() * ones_y.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (ones_x @ ones_y)
@@ -61,8 +61,8 @@ def debiased_cka(X: torch.Tensor, Y: torch.Tensor) -> float:
     """Debiased linear CKA of two representations (N, d), (N, d') of the same N ≥ 4 inputs.
 
     HSIC(X, Y)/√(HSIC(X, X) HSIC(Y, Y)) with unbiased HSIC: 1 for equal representations up to rotation, scale and
-    shift, about 0 for independent ones, where the plain estimate is far above it unless N ≫ d. May be negative; NaN
-    where one side is constant. Inputs count as independent, which the tokens of one block are not.
+    shift, about 0 for independent ones, for which the plain estimate is far above 0 unless N ≫ d. May be negative; NaN
+    if one side is constant. Assumes independent inputs, which the tokens of one block are not.
     Source: Kornblith et al. 2019; Song et al. 2012.
     """
     if len(X) != len(Y) or len(X) < 4:

@@ -1,4 +1,4 @@
-"""How far parameters moved, and along which directions."""
+"""Size and direction of parameter changes."""
 
 import math
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from .vectors import Vector, minus, norm
 
 
 class Drift(NamedTuple):
-    """‖Δ‖, and ‖Δ‖/‖θ‖ with θ before it."""
+    """‖Δ‖, and ‖Δ‖/‖θ‖ with the parameters θ before."""
 
     absolute: float
     relative: float
 
 
 def drift(before: Vector, after: Vector, parts: Mapping[str, list[str]]) -> dict[str, Drift]:
-    """How far the parameters of every part moved, Δ = θ_after − θ_before."""
+    """Drift of the parameters of every part, Δ = θ_after − θ_before."""
     moved = minus(after, before)
     found = {}
     for part, names in parts.items():
@@ -28,14 +28,14 @@ def drift(before: Vector, after: Vector, parts: Mapping[str, list[str]]) -> dict
 
 
 class Alignment(NamedTuple):
-    """Share of a drift's squared norm in a subspace, and the share k/n that a random direction has on average."""
+    """Share of a drift's squared norm in a subspace, and the mean share k/n of a random direction."""
 
     share: float
     by_chance: float
 
 
 def alignment(moved: torch.Tensor, directions: torch.Tensor) -> Alignment:
-    """Σ_i ⟨Δ, u_i⟩² / ‖Δ‖² of a drift (n,) and orthonormal directions (k, n); NaN for no drift at all."""
+    """Σ_i ⟨Δ, u_i⟩² / ‖Δ‖² of a drift (n,) and orthonormal directions (k, n); NaN for a zero drift."""
     k, n = directions.shape
     square = dot(moved, moved)
     inside = sum(dot(moved, direction) ** 2 for direction in directions)

@@ -9,7 +9,7 @@ import torch
 from ..curvature.basis import dot
 from ..curvature.krylov import probe_runs
 
-# A direction is the same while at least half of its squared length is.
+# A direction counts as the same if at least half of its squared length is.
 SAME = 0.5
 
 
@@ -22,7 +22,7 @@ class RitzPairs(NamedTuple):
 
 
 def ritz_pairs(operator, steps: int, count: int, seed: int) -> RitzPairs:
-    """The `count` leading Ritz pairs of one Lanczos run of `steps` products, as many as it has at most.
+    """The `count` leading Ritz pairs of one Lanczos run of `steps` products, or fewer if it has fewer.
 
     operator: a `HessianOperator`, or anything with its `shape`, `device` and `matvec`.
     Source: Golub & Meurant 2010, ch. 4.
@@ -42,15 +42,15 @@ def squared_overlaps(before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
 
 
 def subspace_overlap(overlaps: np.ndarray) -> float:
-    """Mean share of the rows' directions that lies in the span of the columns' (orthonormal): 1 for equal spans."""
+    """Mean share of the rows' directions in the span of the columns' orthonormal directions; 1 for equal spans."""
     return float(overlaps.sum() / len(overlaps)) if len(overlaps) else math.nan
 
 
-def sunk(operator, before: torch.Tensor, overlaps: np.ndarray, values: np.ndarray) -> list[bool]:
-    """Which of the directions `before` (m, n) the leading eigenspace of `operator` has let go, (m,).
+def merged_into_bulk(operator, before: torch.Tensor, overlaps: np.ndarray, values: np.ndarray) -> list[bool]:
+    """Which of the directions `before` (m, n) have left the leading eigenspace of `operator`, (m,).
 
-    Less than half of their squared length lies in it (rows of `overlaps`), and the curvature left along them, |uᵀHu|,
-    is below the smallest |eigenvalue| of `values`, the leading ones. Costs a product for every direction that has left.
+    Less than half of their squared length lies in it (rows of `overlaps`), and the curvature along them, |uᵀHu|, is
+    below the smallest |eigenvalue| of the leading `values`. Costs a product for every direction that fails the first.
     """
     least = np.abs(values).min()
     left = overlaps.sum(axis=1) < SAME

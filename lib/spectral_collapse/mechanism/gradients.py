@@ -15,7 +15,7 @@ from .vectors import Vector, cosine, inner, norm
 def gradient(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int) -> Vector:
     """∇L(θ) of the mean next-token loss over blocks (B, T), `batch_size` of them at a time; nats per unit of θ.
 
-    `model` in evaluation mode. Raises ValueError where a gradient is not finite.
+    `model` in evaluation mode. ValueError if a gradient is not finite.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in named.items()}
@@ -29,7 +29,7 @@ def gradient(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int) -> V
 
 
 class NoiseScale(NamedTuple):
-    """tr(Σ)/|G|² in blocks, its standard error, and the unbiased estimates that it divides."""
+    """tr(Σ)/|G|² in blocks, its standard error, and the unbiased estimates of numerator and denominator."""
 
     value: float
     standard_error: float
@@ -38,18 +38,18 @@ class NoiseScale(NamedTuple):
 
 
 def _noise_scale(blocks: np.ndarray, squares: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, ...]:
-    """tr(Σ) and |G|² from numbers of blocks, sums of the squared norms of blocks' gradients and squared norms of
-    their sums."""
+    """tr(Σ) and |G|² from the number of blocks, the sum of their gradients' squared norms, and the squared norm of the
+    gradients' sum."""
     return (squares - total / blocks) / (blocks - 1), (total - squares) / (blocks * (blocks - 1))
 
 
 def noise_scale(squares: Sequence[float], products: Sequence[float]) -> NoiseScale:
-    """The simple noise scale B = tr(Σ)/|G|²: at so many blocks a batch's gradient is as much noise as signal.
+    """The simple noise scale tr(Σ)/|G|²: the batch size, in blocks, at which noise and signal of the gradient are
+    equal.
 
-    squares (B,): |g_b|² of every block's gradient; products (B,): ⟨g_b, Σ g⟩ with the sum over blocks. The estimates
-    for batches of 1 and of all B blocks are unbiased: |G|² = (B|ḡ|² − mean |g_b|²)/(B − 1), tr Σ = (mean |g_b|² −
-    |ḡ|²)/(1 − 1/B); their ratio is not. Standard error by the jackknife over blocks. NaN where |G|² comes out at 0 or
-    below: so few blocks do not tell it from 0. ValueError for fewer than three blocks.
+    squares (B,): |g_b|² of every block's gradient; products (B,): ⟨g_b, Σ g⟩ with the sum over blocks. Unbiased are
+    |G|² = (B|ḡ|² − mean |g_b|²)/(B − 1) and tr Σ = (mean |g_b|² − |ḡ|²)/(1 − 1/B); their ratio is not. Standard error
+    by the jackknife over blocks. NaN if the estimate of |G|² is not positive. ValueError for fewer than three blocks.
     Source: McCandlish et al. 2018 (arXiv 1812.06162), appendix A.1; Efron & Stein 1981.
     """
     q, c = np.asarray(squares, dtype=float), np.asarray(products, dtype=float)

@@ -16,10 +16,10 @@ Loss = Callable[[Vector], float]
 
 
 def filter_normalised(weights: Vector, *seed_parts: str | int) -> Vector:
-    """A Gaussian direction each of whose filters has the length of the same filter of `weights`.
+    """A Gaussian direction whose filters have the lengths of those of `weights`.
 
-    A filter is a row of a matrix: the weights into one unit, or a token's embedding. Vectors (norms' gains, biases)
-    are not moved. Source: Li et al. 2018, sec. 4.
+    A filter is a row of a matrix: the weights into one unit, or a token's embedding. Vectors (gains, biases) stay
+    fixed. Source: Li et al. 2018, sec. 4.
     """
     direction = {}
     for name, tensor in weights.items():
@@ -34,7 +34,8 @@ def filter_normalised(weights: Vector, *seed_parts: str | int) -> Vector:
 
 
 def loss_of(model: PreTrainedModel, blocks: torch.Tensor) -> Loss:
-    """L as a function of the weights: the mean loss on blocks (B, T) of a copy of the model; inf where not finite."""
+    """L as a function of the weights: the mean loss on blocks (B, T) of a copy of the model; inf if it is not
+    finite."""
     model = copy.deepcopy(model)
     blocks = blocks.to(model.device)
 
@@ -54,7 +55,7 @@ def _moved(centre: Vector, *steps: tuple[float, Vector]) -> Vector:
 
 
 def plane(loss: Loss, centre: Vector, first: Vector, second: Vector, offsets: Sequence[float]) -> list[list[float]]:
-    """L(θ + a d_1 + b d_2) on a grid, rows by a and columns by b, both from `offsets`."""
+    """L(θ + a d_1 + b d_2) on a grid of `offsets`, rows by a and columns by b."""
     return [[loss(_moved(centre, (a, first), (b, second))) for b in offsets] for a in offsets]
 
 
@@ -67,8 +68,7 @@ def line(loss: Loss, start: Vector, end: Vector, places: Sequence[float]) -> lis
 def barrier(places: Sequence[float], losses: Sequence[float]) -> float:
     """Largest excess of the loss over the chord between its ends, max_t L(t) − (1 − t) L(0) − t L(1), 0 < t < 1.
 
-    At most 0 means that the ends lie in one convex valley along the line. ValueError where an end is not among the
-    places.
+    At most 0 if the ends lie in one convex valley along the line. ValueError if an end is not among the places.
     Source: Frankle et al. 2020.
     """
     t, values = np.asarray(places, dtype=float), np.asarray(losses, dtype=float)

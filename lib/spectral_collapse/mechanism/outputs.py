@@ -11,13 +11,13 @@ from ..estimate import Estimate
 from ..text.metrics import mean_over_texts
 
 BINS = 15
-# The rare tokens are the least frequent ones that together hold this share of the real training text.
+# Share of the real training text that the rare tokens, its least frequent ones, have together.
 RARE_SHARE = 0.05
 
 
 class Predictions(NamedTuple):
-    """Of every prediction of blocks (B, T), arrays (B, T − 1): entropy in nats, probability of the likeliest token,
-    whether it came, probability of all rare tokens together, and whether one of them came."""
+    """Predictions on blocks (B, T), arrays (B, T − 1): entropy in nats, probability of the top token and whether it is
+    the next one, probability of all rare tokens and whether the next one is rare."""
 
     entropy: np.ndarray
     confidence: np.ndarray
@@ -27,8 +27,8 @@ class Predictions(NamedTuple):
 
 
 def rare_tokens(tokens: torch.Tensor, vocabulary: int, share: float = RARE_SHARE) -> torch.Tensor:
-    """Which token types are rare in a text of token ids, (vocabulary,): the least frequent, as long as all of them
-    together hold at most `share` of its tokens. Types that never occur are rare. ValueError where they hold none."""
+    """Mask (vocabulary,) of the least frequent token types that together have at most `share` of a text's tokens, types
+    that never occur included. ValueError if none of them occurs."""
     counts = torch.bincount(tokens.flatten(), minlength=vocabulary)
     order = torch.argsort(counts, stable=True)
     within = counts[order].cumsum(0) <= share * counts.sum()
@@ -41,7 +41,7 @@ def rare_tokens(tokens: torch.Tensor, vocabulary: int, share: float = RARE_SHARE
 
 @torch.no_grad()
 def predictions(model: PreTrainedModel, blocks: torch.Tensor, rare: torch.Tensor, batch_size: int) -> Predictions:
-    """What the model predicts after every context of blocks (B, T), without temperature or truncation."""
+    """The model's predictions on blocks (B, T), without temperature or truncation."""
     found: list[list[torch.Tensor]] = []
     rare = rare.to(model.device)
     for tokens in blocks.split(batch_size):
@@ -54,10 +54,10 @@ def predictions(model: PreTrainedModel, blocks: torch.Tensor, rare: torch.Tensor
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error Σ_b n_b/n |accuracy_b − confidence_b| of top predictions, bins of equal mass.
+    """Expected calibration error Σ_b n_b/n |accuracy_b − confidence_b| of top predictions, in bins of equal mass.
 
-    Predictions sorted by confidence fall into `bins` parts of equal number. Positive for a perfectly calibrated model
-    too, about √(2/π) Σ_b √(p_b(1 − p_b) n_b)/n, so that only differences at the same n and bins mean anything.
+    Positive even for a perfectly calibrated model, about √(2/π) Σ_b √(p_b(1 − p_b) n_b)/n: compare only at equal n and
+    bins.
     ValueError for fewer predictions than bins. Source: Guo et al. 2017; Nixon et al. 2019 (equal mass).
     """
     confidence, correct = np.ravel(confidence), np.ravel(correct)
@@ -69,20 +69,20 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = B
 
 
 def rare_mass_ratio(rare_mass: np.ndarray, rare: np.ndarray) -> Estimate:
-    """Mass put on rare tokens over the share that they have of the real next tokens, from (B, T − 1) each.
+    """Probability of rare tokens over their share of the real next tokens, from (B, T − 1) each; jackknife over blocks.
 
-    1 for the true distribution, below it where the tail is lost; jackknife over blocks. NaN where no rare token came.
+    1 for the true distribution, lower if the tail is lost. NaN if no next token is rare.
     """
     mass, came = rare_mass.sum(1), rare.sum(1)
     if came.sum() == 0:
-        return Estimate(math.nan, np.full(len(mass), math.nan))
+        return Estimate.jackknife(math.nan, np.full(len(mass), math.nan))
     with np.errstate(divide="ignore", invalid="ignore"):
         left_out = (mass.sum() - mass) / (came.sum() - came)
-    return Estimate(float(mass.sum() / came.sum()), left_out)
+    return Estimate.jackknife(float(mass.sum() / came.sum()), left_out)
 
 
 def output_metrics(found: Predictions) -> dict[str, Estimate]:
-    """Entropy of the next token (nats) and `rare_mass_ratio`, with their values at each block left out."""
+    """Entropy of the next token (nats) and `rare_mass_ratio`."""
     return {
         "next_token_entropy": mean_over_texts(found.entropy.mean(1)),
         "rare_mass_ratio": rare_mass_ratio(found.rare_mass, found.rare),

@@ -1,4 +1,4 @@
-"""The leading eigenvectors of generation 0, followed through the generations: do they merge, rotate or rescale?"""
+"""Leading eigenvectors of generation 0 tracked through the generations: do they merge, rotate or rescale?"""
 
 import math
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from scipy.optimize import linear_sum_assignment
 
 from .eigenvectors import SAME
 
-# An eigenvalue is the same while it stays within a factor of this.
+# An eigenvalue counts as the same within this factor.
 FACTOR = 1.25
 FATES = ("stays", "rescales", "rotates", "merges")
 
 
 def partners(overlaps: np.ndarray) -> np.ndarray:
-    """The column assigned to every row, (m,), so that no two share one and the sum of squared overlaps is greatest;
-    −1 where columns are fewer. Source: Kuhn 1955, by scipy's `linear_sum_assignment`."""
+    """The column assigned to each row, (m,), one to one with the greatest sum of squared overlaps; −1 without a column.
+    Source: Kuhn 1955, by scipy's `linear_sum_assignment`."""
     assigned = np.full(len(overlaps), -1)
     rows, columns = linear_sum_assignment(overlaps, maximize=True)
     assigned[rows] = columns
@@ -24,18 +24,18 @@ def partners(overlaps: np.ndarray) -> np.ndarray:
 
 
 class Spectrum(NamedTuple):
-    """What `follow` needs of a generation: leading values (m,), squared overlaps with the generation before (m', m) and
-    with generation 0 (m_0, m), and which of the directions before have `sunk` (m',)."""
+    """Input of `follow` for a generation: leading values (m,), squared overlaps with the generation before (m', m) and
+    with generation 0 (m_0, m), and which of the directions before have `merged` into the bulk (m',)."""
 
     values: Sequence[float]
     from_before: Sequence[Sequence[float]]
     from_start: Sequence[Sequence[float]]
-    sunk: Sequence[bool]
+    merged: Sequence[bool]
 
 
 class Followed(NamedTuple):
-    """Where an outlier of generation 0 is in a generation: its fate, value, and squared overlap with its own start;
-    both are NaN once it has merged, or has turned away and cannot be told from others."""
+    """An outlier of generation 0 in a later generation: fate, value, and squared overlap with its own start; both NaN
+    once it has merged or can no longer be tracked."""
 
     outlier: int
     generation: int
@@ -55,14 +55,14 @@ def follow(generations: Sequence[Spectrum], count: int) -> list[Followed]:
 
     From one generation to the next each goes to its partner (`partners`), and its fate is the first that holds:
 
-    - merges: it has `sunk`, into the rest of the spectrum. From then on it counts as merged.
-    - rotates: less than half of its squared length is the direction it had at generation 0. Where less than half of it
-      goes to the partner it cannot be followed any further, and counts as rotated from then on.
+    - merges: it has `merged` into the bulk, and counts as merged from then on.
+    - rotates: less than half of its squared length is its direction at generation 0. If less than half of it goes to
+      the partner, it can be tracked no further and counts as rotated from then on.
     - rescales: same direction, and an eigenvalue that changed by more than a factor of 1.25, or its sign.
     - stays: same direction and value.
 
-    A direction that is replaced within one generation by another one counts as merged: overlaps cannot tell that from
-    one eigenvalue sinking while another rises. Eigenvalues close to one another mix freely, and so rotate.
+    A direction that is replaced by another within one generation counts as merged: overlaps cannot distinguish this
+    from one eigenvalue falling while another rises. Close eigenvalues mix freely, and so rotate.
     """
     start = generations[0]
     found = []
@@ -72,7 +72,7 @@ def follow(generations: Sequence[Spectrum], count: int) -> list[Followed]:
             if number and lost is None:
                 overlaps = np.asarray(now.from_before)
                 partner = partners(overlaps)[place]
-                if now.sunk[place]:
+                if now.merged[place]:
                     lost = "merges"
                 elif partner < 0 or overlaps[place, partner] < SAME:
                     lost = "rotates"

@@ -1,4 +1,4 @@
-"""Vectors of parameter space, kept by parameter name: {name: tensor}, tied weights once."""
+"""Vectors of parameter space as {parameter name: tensor}, tied weights once."""
 
 import math
 from collections.abc import Iterable
@@ -37,6 +37,6 @@ def norm(a: Vector, names: Iterable[str] | None = None) -> float:
 
 
 def cosine(a: Vector, b: Vector, names: Iterable[str] | None = None) -> float:
-    """⟨a, b⟩ / ‖a‖‖b‖ over the named parameters, all if None; NaN where one of them is zero."""
+    """⟨a, b⟩ / ‖a‖‖b‖ over the named parameters, all if None; NaN if one of them is zero."""
     lengths = norm(a, names) * norm(b, names)
     return inner(a, b, names) / lengths if lengths > 0 else math.nan

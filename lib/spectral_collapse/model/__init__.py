@@ -1,1 +1,1 @@
-"""Language models: built, trained, sampled from, and what they expect of real text."""
+"""Language models: building, training, sampling, and predictions on real text."""

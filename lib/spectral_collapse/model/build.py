@@ -1,4 +1,4 @@
-"""Language models: built from scratch or from a checkpoint, and what there is to know of one."""
+"""Language models from scratch or from a checkpoint, and their properties."""
 
 import torch
 from transformers import (
@@ -11,28 +11,22 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen2Config,
 )
-from transformers.utils import logging as transformers_logging
 
 from ..estimate import stable_seed
 from ..record.schema import Params
 from ..text.checkpoints import from_checkpoint, unusable
 
-transformers_logging.disable_progress_bar()
-
 
 def _config(params: Params, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """Configuration of a model trained from scratch.
 
-    Of one hidden size d all architectures have about 12 d² parameters a layer: 4 d² in the attention, and 8 d² in two
-    matrices of 4 d (GPT-2, OPT) or three of 8/3 d, rounded up to a multiple of 32 (Llama, Qwen2).
+    All architectures have about 12 d² parameters a layer at hidden size d: 4 d² in the attention, and 8 d² in two
+    matrices of width 4 d (GPT-2, OPT) or three of width 8/3 d, rounded up to a multiple of 32 (Llama, Qwen2).
     """
     d, end = params.hidden_size, tokenizer.eos_token_id
-    gated = {
-        "intermediate_size": 32 * -(-8 * d // 96),
-        "num_key_value_heads": params.heads,
-    }
-    # Dropout is a parameter of the training, the same for all architectures; without a padding token OPT's embedding
-    # has no row that gets no gradient.
+    gated = {"intermediate_size": 32 * -(-8 * d // 96), "num_key_value_heads": params.heads}
+    # Dropout belongs to the training, alike for all architectures. With a padding token a row of OPT's embedding would
+    # get no gradient.
     own = {
         "llama": (LlamaConfig, gated),
         "qwen2": (Qwen2Config, gated),
@@ -54,9 +48,9 @@ def _config(params: Params, tokenizer: PreTrainedTokenizerBase) -> PretrainedCon
 
 
 def initial_model(params: Params, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """The model before any training of ours: the checkpoint, or the architecture with weights drawn from `seed`.
+    """The model before training: the checkpoint, or the architecture with weights drawn from `seed`.
 
-    Eager attention: the CPU's fused attention has no second derivative, and curvature needs one.
+    With eager attention, since curvature needs a second derivative and the CPU's fused attention has none.
     """
     if params.checkpoint is not None:
         model, report = from_checkpoint(
@@ -67,7 +61,7 @@ def initial_model(params: Params, tokenizer: PreTrainedTokenizerBase, seed: int)
             use_safetensors=True,
             output_loading_info=True,
         )
-        if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
+        if missing := sorted(report["missing_keys"]):  # transformers would initialise them at random
             raise unusable(params, f"the weights {missing[0]} are missing")
         if names := not_finite_weights(model):
             raise unusable(params, f"the weights {names} are not finite")
@@ -84,27 +78,20 @@ def initial_model(params: Params, tokenizer: PreTrainedTokenizerBase, seed: int)
     return model.eval()
 
 
-def longest_sequence(model: PreTrainedModel) -> int | None:
-    """Positions that the model has, or None where its configuration names no limit, as of recurrent models."""
-    config = model.config.get_text_config()
-    names = ("max_position_embeddings", "max_seq_len", "n_positions")
-    return next((getattr(config, name) for name in names if getattr(config, name, None) is not None), None)
-
-
 def tokens_without_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of the model's vocabulary that the tokenizer does not have: rows that round its size up, as a rule."""
+    """Token ids of the model's vocabulary that the tokenizer lacks, which usually pad its size."""
     return sorted(set(range(model.config.get_text_config().vocab_size)) - set(tokenizer.get_vocab().values()))
 
 
 def not_finite_weights(model: torch.nn.Module) -> str:
-    """Names of the parameters that hold a NaN or an infinity, three at most, for a sentence; empty where none does."""
+    """Names of at most three parameters with a NaN or infinity, for a message; empty if there are none."""
     names = [name for name, tensor in model.named_parameters() if not tensor.isfinite().all()]
     more = [f"{len(names) - 3} more"] if len(names) > 3 else []
     return ", ".join(names[:3]) + "".join(f" and {rest}" for rest in more)
 
 
 def not_finite(model: PreTrainedModel, description: str) -> ValueError:
-    """The error of a model whose predictions are not finite, which names the weights that are not."""
+    """The error of a model whose predictions are not finite; names the weights that are not."""
     if names := not_finite_weights(model):
         return ValueError(f"{description}: the weights {names} are not finite: take an earlier checkpoint.")
     kind = str(model.dtype).removeprefix("torch.")

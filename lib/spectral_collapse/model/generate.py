@@ -1,4 +1,4 @@
-"""Sampling from a language model: each sequence has a seed of its own, so batches may be cut anywhere."""
+"""Sampling from a language model; each sequence has its own seed, so results do not depend on the batches."""
 
 import inspect
 import math
@@ -9,32 +9,33 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..curvature.basis import wide
+from ..curvature.basis import to_float64
+from ..curvature.model import max_positions
 from ..estimate import uniforms
 from ..machine import memory, parallel, processes, speed
 from . import build
 
-# What attention and Mamba keep of a text. RWKV's `state` mixes the rows of a batch up (transformers 5.23).
+# Caches of attention and Mamba. RWKV's `state` mixes the rows of a batch (transformers 5.23).
 CACHES = ("past_key_values", "cache_params")
 
 
 def truncated_probabilities(
     logits: torch.Tensor, temperature: float, top_k: int, top_p: float, candidates: int = 128
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities in falling order and their token ids, both (B, K), after temperature, top-k and top-p.
+    """Probabilities in descending order and their token ids, both (B, K), after temperature, top-k and top-p.
 
-    Top-p keeps the smallest set of most probable tokens whose mass reaches `top_p` (nucleus sampling,
-    Holtzman et al. 2020). What falls outside has probability 0; the rest is not renormalised. Sorting a
-    vocabulary costs more than a small model's step, so the `candidates` most probable tokens are tried
-    first; where they hold the nucleus of every row the result is the same. In float64, see `wide`.
+    Top-p keeps the smallest set of most probable tokens whose mass reaches `top_p` (nucleus sampling, Holtzman et al.
+    2020). Other tokens have probability 0; the rest is not renormalised. Sorting a vocabulary costs more than a small
+    model's step, so the `candidates` most probable tokens are tried first; the result is the same if they contain the
+    nucleus of every row. In float64 (`to_float64`).
     """
-    logits = wide(logits)
-    # From the largest down, so that no temperature is too small: it only leaves that one.
+    logits = to_float64(logits)
+    # Relative to the largest, so that no temperature is too small.
     probabilities = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
     size = probabilities.shape[-1]
     limit = top_k if 0 < top_k < size else size
     total = 1.0
-    if limit < size:  # under top-k the nucleus is taken of what top-k left, as in transformers
+    if limit < size:  # the nucleus is taken after top-k, as in transformers
         total = probabilities.topk(limit, dim=-1).values.sum(-1, keepdim=True)
     kept, tokens = probabilities.topk(min(limit, candidates), dim=-1)
     if kept.shape[-1] < limit and bool((kept.sum(-1, keepdim=True) < top_p * total).any()):
@@ -49,10 +50,10 @@ def _inputs(model: PreTrainedModel) -> set[str]:
 
 @torch.no_grad()
 def _pads(model: PreTrainedModel) -> bool:
-    """Whether prompts of several lengths may share a batch, the shorter padded on the left and masked.
+    """Whether prompts of different lengths may share a batch, padded on the left and masked.
 
-    Padding changes nothing in attention with explicit positions that count from 0, as RoBERTa's do not; a recurrent
-    state runs through it.
+    Padding has no effect on attention with explicit positions that count from 0 (RoBERTa's do not); it changes a
+    recurrent state.
     """
     if not {"attention_mask", "position_ids", "past_key_values"} <= _inputs(model) or model._is_stateful:
         return False
@@ -74,9 +75,9 @@ def _sample_batch(
     suppress_tokens: Sequence[int],
     pads: bool,
 ) -> list[list[int]]:
-    """Continuations of one batch of prompts (B), with the uniform numbers (B, T) that decide their tokens.
+    """Continuations of one batch of B prompts, with the uniform numbers (B, T) that decide their tokens.
 
-    The prompts are of one length unless `pads`, see `_pads`. ValueError where the model's predictions are not finite.
+    Without `pads` (see `_pads`) all prompts have the same length. ValueError if predictions are not finite.
     """
     count, new_tokens = draws.shape
     longest = max(len(prompt) for prompt in prompts)
@@ -88,7 +89,7 @@ def _sample_batch(
     tokens, mask = tokens.to(model.device), mask.to(model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     uniform = torch.from_numpy(draws)
-    drawn = np.full((count, new_tokens), -1 if stop_token is None else stop_token)
+    sampled = np.full((count, new_tokens), -1 if stop_token is None else stop_token)
     running = torch.ones(count, dtype=torch.bool, device=model.device)
     broken = torch.zeros((), dtype=torch.bool, device=model.device)
     suppressed = torch.tensor(suppress_tokens, dtype=torch.long, device=model.device)
@@ -110,28 +111,28 @@ def _sample_batch(
         threshold = uniform[:, step : step + 1].to(cumulated.device) * cumulated[:, -1:]
         place = torch.searchsorted(cumulated, threshold, right=True).clamp(max=ids.shape[-1] - 1)
         chosen = ids.gather(-1, place).to(model.device)  # (B, 1)
-        drawn[:, step] = chosen[:, 0].cpu()
+        sampled[:, step] = chosen[:, 0].cpu()
         kept = {name: output[name] for name in CACHES if name in output}
         if kept:
             options, seen, tokens = options | kept, longest + step, chosen
-        else:  # the whole text is read again
+        else:  # no cache: reads the full text again
             tokens = torch.cat([tokens, chosen], dim=1)
         if stop_token is not None:
             running &= chosen[:, 0] != stop_token
-            if not parallel.anywhere(model, running.any()):
+            if not parallel.any_process(model, running.any()):
                 break
-    if parallel.anywhere(model, broken):
+    if parallel.any_process(model, broken):
         raise build.not_finite(model, "sampling")
-    sequences = drawn.tolist()
+    sequences = sampled.tolist()
     if stop_token is not None:
         sequences = [s[: s.index(stop_token)] if stop_token in s else s for s in sequences]
     return sequences
 
 
 def fitting_batch(model: PreTrainedModel, limit: int, tokens: int, pads: bool) -> int:
-    """Sequences drawn at a time, at most `limit`: as many as fit where each is so many tokens long, see `memory`.
+    """The largest number of sequences of so many tokens, at most `limit`, that fits into memory (see `memory`).
 
-    Measured with a prompt of that length less one token, which takes no less than a shorter one with its continuation.
+    Measured with a prompt one token shorter, which takes at least the memory of a shorter one with its continuation.
     """
     prompt = [0] * max(1, tokens - 2)
 
@@ -157,20 +158,19 @@ def sample(
 ) -> list[list[int]]:
     """One continuation of `new_tokens` tokens per prompt, ended early by `stop_token` if that is given.
 
-    Token t of sequence i is the inverse-CDF draw at the t-th uniform number of seeds[i], whatever the batch;
-    `suppress_tokens` are never drawn. Prompts are token ids, none empty. A model of any architecture that transformers
-    has for causal text: with explicit positions (Llama, GPT-2, …) shorter prompts are padded on the left and masked,
-    others (Bloom, MPT, Mamba, …) draw from prompts of one length at a time; those without a cache that can be passed on
-    (GPT-1, RWKV, RecurrentGemma) read the text anew for every token, which is slower.
+    Token t of sequence i is the inverse-CDF draw at the t-th uniform number of seeds[i], in any batch;
+    `suppress_tokens` are never drawn. Prompts are token ids, none empty. Works for all causal models of transformers:
+    with explicit positions (Llama, GPT-2, …) shorter prompts are padded on the left and masked; others (Bloom, MPT,
+    Mamba, …) take prompts of one length at a time; models without a usable cache (GPT-1, RWKV, RecurrentGemma) read the
+    full text for every token, which is slower.
 
-    A batch holds `batch_size` sequences, or as many as fit into memory (`fitting_batch`); one that an accelerator
-    refuses all the same is halved, and so are the ones after it. Several processes (`parallel`) share the prompts, and
-    all get all continuations; those that share the model take batches as they are, since they must keep step.
+    A batch holds `batch_size` sequences, or as many as fit into memory (`fitting_batch`). If an accelerator still runs
+    out of memory, this batch and later ones are halved. Several processes (`parallel`) share the prompts, and all get
+    all continuations; those that shard the model do not change batches, since they must keep step.
 
-    Raises ValueError, in one sentence, for parameters that are no decoding, for prompts that the model cannot read, and
-    for a model whose predictions are not finite.
+    ValueError for invalid decoding parameters, prompts that the model cannot read, and predictions that are not finite.
     """
-    longest, limit = max(map(len, prompts), default=0), build.longest_sequence(model)
+    longest, limit = max(map(len, prompts), default=0), max_positions(model)
     needed, size = longest + new_tokens, model.get_input_embeddings().num_embeddings
     for wrong, reason in (
         (not 0 < temperature < math.inf, f"temperature must be a finite number above 0, not {temperature}"),
@@ -198,27 +198,27 @@ def sample(
     if not parallel.sharded(model):
         batch_size = fitting_batch(model, min(batch_size, len(prompts)), needed, pads)
     elif not pads:
-        batch_size = 1  # lengths differ between the processes, which must take as many batches
+        batch_size = 1  # lengths differ between the processes, which must take equally many batches
     started = time.perf_counter()
     continuations: dict[int, list[int]] = {}
-    # Little padding, short prompts first.
-    left = parallel.deal(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
-    with processes.progress(len(left), description) as advance:
-        while left:
-            chosen = left[:batch_size]
+    # Sorted by length for little padding.
+    pending = parallel.scatter(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
+    with processes.progress(len(pending), description) as advance:
+        while pending:
+            chosen = pending[:batch_size]
             if not pads:
                 chosen = [i for i in chosen if len(prompts[i]) == len(prompts[chosen[0]])]
             draws = uniforms([seeds[i] for i in chosen], new_tokens)
             decoding, texts = (temperature, int(top_k), top_p), [prompts[i] for i in chosen]
             try:
-                drawn = _sample_batch(model, texts, draws, stop_token, decoding, suppress_tokens, pads)
+                sampled = _sample_batch(model, texts, draws, stop_token, decoding, suppress_tokens, pads)
             except torch.OutOfMemoryError:
                 if len(chosen) == 1 or parallel.sharded(model):
                     raise
                 batch_size = len(chosen) // 2
                 continue
-            continuations |= dict(zip(chosen, drawn, strict=True))
-            left = left[len(chosen) :]
+            continuations |= dict(zip(chosen, sampled, strict=True))
+            pending = pending[len(chosen) :]
             advance(len(chosen))
     continuations = parallel.gather(continuations)
     speed.count("sampling", sum(map(len, continuations.values())), time.perf_counter() - started)

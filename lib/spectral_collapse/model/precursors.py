@@ -1,9 +1,8 @@
-"""The three precursors of silent collapse: signals that compete with curvature and SIGMA for the earliest warning.
+"""Three precursors of silent collapse, which compete with curvature and SIGMA for the earliest warning.
 
-Zhang, "Silent Collapse in Recursive Learning Systems" (arXiv 2605.14588), names them in its abstract: contraction of
-anchor entropy, freezing of representation drift, erosion of tail coverage. Its abstract was at hand here, its full text
-was not, so that formulas, distances and thresholds below are this project's reading of those three names and may differ
-from the paper's; its Monitor-Trust-Regulator loop, which acts on the signals, is not part of this.
+The abstract of Zhang, "Silent Collapse in Recursive Learning Systems" (arXiv 2605.14588), names contraction of anchor
+entropy, freezing of representation drift, and erosion of tail coverage. The full text was not available: formulas and
+distances below are this project's reading of the three names and may differ from the paper's.
 
 The anchors are the frozen held-out blocks of real text, the same for all generations, conditions and seeds.
 """
@@ -25,9 +24,8 @@ RARE_QUANTILE = 0.25  # of the reference's token types, by frequency
 def anchor_statistics(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int) -> tuple[np.ndarray, torch.Tensor]:
     """Predictive entropy (N,) and representation (N, d) of every anchor block (N, T).
 
-    The entropy is −Σ_v p(v) log p(v) of the next token's distribution, in nats, without temperature or truncation,
-    averaged over the T positions; the representation is the last hidden state, averaged over them. Raises ValueError
-    where they are not finite.
+    Entropy −Σ_v p(v) log p(v) of the next token, in nats, without temperature or truncation, and the last hidden state,
+    both averaged over the T positions. ValueError if they are not finite.
     """
     model.eval()
     entropies, representations = [], []
@@ -45,7 +43,7 @@ def anchor_statistics(model: PreTrainedModel, blocks: torch.Tensor, batch_size: 
 def representation_drift(before: torch.Tensor, after: torch.Tensor) -> Estimate:
     """Speed of representation drift: mean over anchors of ‖h_g − h_{g−1}‖ / ‖h_{g−1}‖, from representations (N, d).
 
-    Of two successive generations, so that it is a speed, per generation: what freezes falls towards 0.
+    For two successive generations, hence a speed; it falls towards 0 as representations freeze.
     """
     before, after = before.double(), after.double()
     return mean_over_texts(((after - before).norm(dim=1) / before.norm(dim=1)).numpy())
@@ -56,9 +54,8 @@ def rare_token_coverage(
 ) -> Estimate:
     """Tail coverage: share of the reference's rare token types that occur in the texts, all given as token ids.
 
-    Rare are the types whose count in the reference is at most that quantile of the counts of all its types. Real text
-    of the same size does not reach 1 either, and more text reaches more: compare equal numbers of texts only. Raises
-    ValueError for an empty reference.
+    A type is rare if its count in the reference is at most this quantile of all counts. Even real text of the same size
+    stays below 1, and more text reaches more: compare only equal numbers of texts. ValueError for an empty reference.
     """
     types, counts = np.unique(np.asarray(reference), return_counts=True)
     if not len(types):
@@ -67,4 +64,4 @@ def rare_token_coverage(
     found = count_matrix([[token for token in set(text) if token in rare] for text in texts])
     holders = np.asarray(found.sum(axis=0)).ravel()  # texts that have each type
     alone = np.bincount(found.row, holders[found.col] == 1, minlength=len(texts))
-    return Estimate(len(holders) / len(rare), (len(holders) - alone) / len(rare))
+    return Estimate.jackknife(len(holders) / len(rare), (len(holders) - alone) / len(rare))

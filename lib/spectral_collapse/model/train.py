@@ -1,4 +1,4 @@
-"""Training a generation, with a state that survives being killed, and held-out perplexity."""
+"""Training of a generation, resumable after a kill, and held-out perplexity."""
 
 import contextlib
 import hashlib
@@ -23,7 +23,7 @@ from . import build
 
 
 class TrainingDiverged(ValueError):
-    """Loss or weights stopped being finite; `losses` holds those of the steps before."""
+    """Loss or weights are no longer finite; `losses` holds the losses of the steps before."""
 
     def __init__(self, step: int, losses: list[float], what: str = "the loss is"):
         super().__init__(
@@ -35,15 +35,15 @@ class TrainingDiverged(ValueError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: AdamW, linear warm-up over a fraction of the steps, then the schedule down to zero.
+    """A training recipe: AdamW, linear warm-up over a fraction of the steps, then the schedule down to zero.
 
-    The gradient of a batch is scaled to the norm `gradient_clip` where it is longer (Pascanu et al. 2013).
-    `steps`, if given, replaces epochs × batches. `warmup_stable_decay` falls linearly over the last `decay_fraction` of
-    the steps (Hu et al. 2024). `sharpness_radius` is ρ of sharpness-aware minimization (Foret et al. 2021).
+    Gradients longer than `gradient_clip` are scaled to it (Pascanu et al. 2013). `steps`, if given, replaces
+    epochs × batches. `warmup_stable_decay` falls linearly over the last `decay_fraction` of the steps (Hu et al. 2024).
+    `sharpness_radius` is ρ of sharpness-aware minimization (Foret et al. 2021).
 
-    With `precision` bfloat16 products are made of bfloat16 copies of the weights; weights, gradients and moments stay
-    float32: a step of 5e-5 on a weight of 0.05 is a fifth of the distance to its neighbour in bfloat16, and would be
-    lost (Micikevicius et al. 2018).
+    With `precision` bfloat16 products use bfloat16 copies of the weights; weights, gradients and moments stay float32,
+    since a step of 5e-5 on a weight of 0.05 is a fifth of bfloat16's spacing and would be lost (Micikevicius et al.
+    2018).
     """
 
     epochs: int
@@ -76,11 +76,9 @@ class Recipe:
 
 
 def _sublayers(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """Modules whose outputs are those of a layer's sublayers: the attention and the MLP, or whatever a layer has that
-    holds matrices; of several matrices that lie in the layer itself, as OPT's MLP, the last.
-
-    ValueError where the model has no list of layers, or a layer without such modules.
-    """
+    """Sublayers of every layer: attention and MLP, or any other parts with matrices; if several matrices lie in the
+    layer itself, as OPT's MLP, the last of them. ValueError if the model has no list of layers, or a layer no such
+    parts."""
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == count]
     found = []
@@ -98,8 +96,8 @@ def _sublayers(model: PreTrainedModel) -> list[torch.nn.Module]:
 
 @contextlib.contextmanager
 def _dropout(model: PreTrainedModel, rate: float) -> Iterator[None]:
-    """Dropout on the output of every sublayer, as GPT-2 has it, and no other: a checkpoint's own is switched off, or it
-    would drop where the parameter says 0."""
+    """Dropout on the output of every sublayer, as in GPT-2, in place of the model's own, which would drop even at a
+    rate of 0."""
 
     def drop(module: torch.nn.Module, _: tuple, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
         if isinstance(output, tuple):
@@ -125,7 +123,7 @@ def _dropout(model: PreTrainedModel, rate: float) -> Iterator[None]:
 
 
 def _optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW, inside sharpness-aware minimization if the recipe asks for it. Norms' gains are vectors, not decayed."""
+    """AdamW, within sharpness-aware minimization if the recipe asks for it. Vectors (gains, biases) do not decay."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("training: every parameter of the model is frozen: set requires_grad of some.")
@@ -134,7 +132,7 @@ def _optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     if recipe.sharpness_radius == 0:
         return torch.optim.AdamW(groups)
-    if parallel.sharded(model):  # the optimizer's library cannot take the norm of gradients in shares
+    if parallel.sharded(model):  # the optimizer's library cannot take the norm of sharded gradients
         raise ValueError("sharpness_radius: set it to 0, or launch without --use_fsdp, every process with all weights.")
     from pytorch_optimizer import SAM  # takes a while to import
 
@@ -142,7 +140,7 @@ def _optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _digest(note: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """SHA-256 of a state: safetensors has no checksum, and a flipped bit of a weight would pass for a weight."""
+    """SHA-256 of a state; safetensors has no checksum, so a flipped bit would go unnoticed."""
     digest = hashlib.sha256(note.encode())
     for name, tensor in tensors:
         digest.update(name.encode())
@@ -151,17 +149,17 @@ def _digest(note: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def _save_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, note: dict) -> None:
-    """Weights and moments of all parameters that have moved: neither the frozen ones nor those without a gradient."""
+    """Saves weights and moments of all parameters that have been updated."""
     tensors = {}
     for index, parameter in enumerate(model.parameters()):
         if "exp_avg" not in optimizer.state.get(parameter, {}):
             continue
-        tensors[f"weight.{index}"] = parallel.whole(parameter.detach())
+        tensors[f"weight.{index}"] = parallel.full_tensor(parameter.detach())
         for name in ("exp_avg", "exp_avg_sq", "step"):
-            tensors[f"{name}.{index}"] = parallel.whole(optimizer.state[parameter][name])
+            tensors[f"{name}.{index}"] = parallel.full_tensor(optimizer.state[parameter][name])
     text = json.dumps(note)
 
-    def write(temporary: Path) -> None:  # of several processes in the first one, which has whole tensors
+    def write(temporary: Path) -> None:  # in the first process, which has the full tensors
         metadata = {"note": text, "sha256": _digest(text, sorted(tensors.items()))}
         save_file(tensors, temporary, metadata=metadata)
 
@@ -169,7 +167,7 @@ def _save_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optim
 
 
 def _load_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, identity: str) -> dict | None:
-    """Restores weights and optimizer from a saved state of this very training, otherwise leaves all as it is."""
+    """Restores weights and optimizer from a saved state of the same training; otherwise changes nothing."""
     try:
         with safe_open(path, framework="pt", device=str(model.device)) as file:
             text = file.metadata()["note"]
@@ -182,12 +180,12 @@ def _load_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optim
             for index, parameter in enumerate(model.parameters()):
                 if f"weight.{index}" not in names:
                     continue
-                parameter.detach().copy_(parallel.cut_like(file.get_tensor(f"weight.{index}"), parameter))
+                parameter.detach().copy_(parallel.shard_like(file.get_tensor(f"weight.{index}"), parameter))
                 # AdamW keeps its step counter on the CPU.
                 optimizer.state[parameter] = {
                     "step": file.get_tensor(f"step.{index}").cpu(),
                     **{
-                        name: parallel.cut_like(file.get_tensor(f"{name}.{index}"), parameter)
+                        name: parallel.shard_like(file.get_tensor(f"{name}.{index}"), parameter)
                         for name in ("exp_avg", "exp_avg_sq")
                     },
                 }
@@ -196,8 +194,8 @@ def _load_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optim
         return None
 
 
-def _learn(model: PreTrainedModel, recipe: Recipe) -> None:
-    """Training mode, in which activations are made again in the backward pass if the recipe asks for it."""
+def _training_mode(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Training mode, with activations recomputed in the backward pass if the recipe asks for it."""
     model.train()
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_enable()
@@ -205,17 +203,14 @@ def _learn(model: PreTrainedModel, recipe: Recipe) -> None:
         model.activation_checkpointing_disable()
 
 
-def _add_gradient(
+def _accumulate_gradient(
     model: PreTrainedModel, tokens: torch.Tensor, recipe: Recipe, micro_batch: int, weight: float = 1.0
 ) -> torch.Tensor:
-    """Adds the gradient of `weight` times the mean loss over tokens (B, T), `micro_batch` of the sequences at a time;
-    returns that loss.
-
-    All sequences are of one length: the mean over the batch's tokens is that of the parts' means, by their sizes.
-    """
+    """Adds the gradient of `weight` times the mean loss over tokens (B, T), `micro_batch` sequences at a time; returns
+    that loss. All sequences have the same length, so means of parts are weighted by their numbers of sequences."""
     total = torch.zeros((), device=tokens.device)
     half = torch.autocast(tokens.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
-    with _dropout(model, recipe.dropout):  # around the backward pass too, which may make activations again
+    with _dropout(model, recipe.dropout):  # around the backward pass too, which may recompute activations
         for part in tokens.split(micro_batch):
             with half:
                 loss = model(input_ids=part, labels=part, use_cache=not recipe.gradient_checkpointing).loss
@@ -225,7 +220,7 @@ def _add_gradient(
     return total
 
 
-def _half(micro_batch: int, error: torch.OutOfMemoryError) -> int:
+def _halved(micro_batch: int, error: torch.OutOfMemoryError) -> int:
     if micro_batch == 1:
         raise MemoryError(
             "the gradient does not fit into the device's memory, with as few sequences at a time as can be: set "
@@ -236,28 +231,28 @@ def _half(micro_batch: int, error: torch.OutOfMemoryError) -> int:
 
 @torch.random.fork_rng(devices=[])
 def fitting_batch(model: PreTrainedModel, blocks: torch.Tensor, recipe: Recipe) -> int:
-    """Sequences of a batch of blocks (N, T) whose gradient is taken at a time: as many as fit, see `memory`."""
+    """The largest number of sequences of blocks (N, T) whose gradient fits into memory (see `memory`)."""
     if not len(blocks) or parallel.sharded(model):
         return recipe.batch_size
 
     def work(sequences: int) -> None:
-        _add_gradient(model, blocks[:1].expand(sequences, -1).to(model.device), recipe, sequences)
+        _accumulate_gradient(model, blocks[:1].expand(sequences, -1).to(model.device), recipe, sequences)
 
-    # The gradient is there already, as from the second part of a batch on: what changes is of the sequences.
+    # The gradient exists already, as from the second part of a batch on; only the sequences' part varies.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
-    # AdamW's two moments and the vector of its step, and where SAM moved the weights from.
+    # AdamW's two moments and its step, and SAM's copy of the weights.
     vectors = 3 + (recipe.sharpness_radius > 0)
     later = vectors * memory.FLOAT * sum(parameter.numel() for parameter in trained)
-    _learn(model, recipe)
+    _training_mode(model, recipe)
     found = memory.measured_batch(work, min(recipe.batch_size, len(blocks)), model.device, later)
     model.eval()
     model.zero_grad(set_to_none=True)
     return found
 
 
-@torch.random.fork_rng(devices=[])  # the caller's random numbers stay as they are
+@torch.random.fork_rng(devices=[])  # leaves the caller's random numbers unchanged
 def train(
     model: PreTrainedModel,
     blocks: torch.Tensor,
@@ -273,17 +268,17 @@ def train(
 ) -> list[float]:
     """Trains `model` in place on blocks (N, T) of token ids; returns the loss of every step (nats per token).
 
-    Frozen parameters (`requires_grad` false) stay as they are.
+    Frozen parameters (`requires_grad` false) do not change. The order of the blocks depends on `seed_parts` and the
+    epoch, dropout on `seed_parts` and the step. Every `state_steps` steps the state is saved to the file `state`,
+    marked with `identity`; a later call with the same identity resumes from it and ends with the same weights.
 
-    The order of the blocks depends on `seed_parts` and the epoch, dropout on `seed_parts` and the step. Every
-    `state_steps` steps the state goes to the file `state`, marked with `identity`; a later call with the same
-    identity goes on from there and ends with the same weights. The gradient of a batch is the sum of those of
-    `micro_batch` sequences at a time (None: of all), and changes with it by rounding, and by the masks of dropout. A
-    part that does not fit into an accelerator's memory is halved. Several processes (`parallel`) share the rows of
-    every batch and end with the weights that one ends with, up to the rounding of sums and the masks of dropout; those
-    that share the model take all of their rows at once, since they must keep step. Raises TrainingDiverged where loss
-    or weights stop being finite, ValueError where the weights are not to begin with, and MemoryError where the gradient
-    does not fit, however it is divided.
+    The gradient of a batch is accumulated over `micro_batch` sequences at a time (None: all), which affects rounding
+    and the masks of dropout only; parts that do not fit into an accelerator's memory are halved. Several processes
+    (`parallel`) share the rows of every batch and end with the same weights as one, up to rounding and masks of
+    dropout; those that shard the model take all their rows at once, since they must keep step.
+
+    TrainingDiverged if loss or weights stop being finite, ValueError if the weights are not finite at the start,
+    MemoryError if not even the gradient of one sequence fits.
     """
     if names := build.not_finite_weights(model):
         raise ValueError(f"{description}: the weights {names} are not finite before it begins: load others.")
@@ -295,31 +290,31 @@ def train(
     if note := _load_state(state, model, optimizer, identity):
         losses, micro_batch, earlier = note["losses"], note["micro_batch"], note["seconds"]
         speed.count_earlier(earlier)
-        say(f"{description}: going on from step {len(losses)} of {steps}.")
+        say(f"{description}: resuming at step {len(losses)} of {steps}.")
     if parallel.sharded(model):
         micro_batch = recipe.batch_size
-    _learn(model, recipe)
-    order, made, started = None, 0, time.perf_counter()
+    _training_mode(model, recipe)
+    order, tokens_seen, started = None, 0, time.perf_counter()
     for step in processes.steps(range(len(losses), steps), description):
         epoch, batch = divmod(step, per_epoch)
         if batch == 0 or order is None:
             order = generator(*seed_parts, "order", epoch).permutation(len(blocks))
         chosen = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
-        tokens, weight = parallel.share(blocks[torch.from_numpy(chosen)].to(model.device))  # (B, T)
+        tokens, weight = parallel.shard(blocks[torch.from_numpy(chosen)].to(model.device))  # (B, T)
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step, steps)
 
         def gradients(tokens: torch.Tensor = tokens, weight: float = weight, step: int = step) -> torch.Tensor:
             nonlocal micro_batch
             while True:
-                torch.manual_seed(stable_seed(*seed_parts, "dropout", step, *parallel.stream()))
+                torch.manual_seed(stable_seed(*seed_parts, "dropout", step, *parallel.random_stream()))
                 optimizer.zero_grad(set_to_none=True)
                 try:
-                    loss = _add_gradient(model, tokens, recipe, micro_batch, weight)
+                    loss = _accumulate_gradient(model, tokens, recipe, micro_batch, weight)
                     break
                 except torch.OutOfMemoryError as error:
-                    micro_batch = _half(1 if parallel.sharded(model) else micro_batch, error)
-            loss = parallel.add_up(model, loss)
+                    micro_batch = _halved(1 if parallel.sharded(model) else micro_batch, error)
+            loss = parallel.sum_gradients(model, loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
             return loss
 
@@ -331,14 +326,14 @@ def train(
         else:  # from w to w + ρ g/‖g‖, and AdamW's step from w with the gradient there
             optimizer.step(gradients)
         losses.append(loss.item())
-        made += len(chosen) * blocks.shape[1]
+        tokens_seen += len(chosen) * blocks.shape[1]
         if (step + 1) % state_steps == 0 and step + 1 < steps:
             note = {"identity": identity, "losses": losses, "micro_batch": micro_batch}
             _save_state(state, model, optimizer, note | {"seconds": earlier + time.perf_counter() - started})
-    if names := build.not_finite_weights(model):  # the last step's, which no later loss shows
+    if names := build.not_finite_weights(model):  # from the last step, after which no loss is computed
         raise TrainingDiverged(len(losses), losses, f"the weights {names} are")
     model.eval()
-    speed.count("training", made, time.perf_counter() - started)
+    speed.count("training", tokens_seen, time.perf_counter() - started)
     return losses
 
 
@@ -358,9 +353,9 @@ def block_losses(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int) 
 def perplexity(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int) -> dict[str, float | list[float]]:
     """Held-out perplexity exp(mean loss) over blocks (N, T), with its standard error and 95 % interval over blocks.
 
-    The standard error follows from that of the mean of `block_losses` by the delta method, the interval is exp of the
-    t interval of that mean. Both carry the noise of the blocks, not that of training. Raises ValueError where a block's
-    loss is not finite. Source: Jurafsky & Martin, Speech and Language Processing, ch. 3.
+    The standard error is that of the mean of `block_losses` by the delta method, the interval exp of that mean's
+    t interval. Both cover the noise of the blocks, not of training. ValueError if a block's loss is not finite.
+    Source: Jurafsky & Martin, Speech and Language Processing, ch. 3.
     """
     per_block = block_losses(model, blocks, batch_size)
     if not np.isfinite(per_block).all():

@@ -1,1 +1,1 @@
-"""Notebooks: their two halves, their execution, their kernels."""
+"""Notebooks: pairs of .py and .ipynb, execution, kernels, and the run that notebooks 2 and 3 show."""

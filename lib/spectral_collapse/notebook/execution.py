@@ -1,7 +1,7 @@
-"""What papermill does differently where this package is installed, loaded by papermill itself (pyproject.toml).
+"""Extensions of papermill, which loads this module through the entry point in pyproject.toml.
 
-Kernels talk over IPC and draw no progress bars, every key of a profile is a known parameter of a notebook that has one,
-and wrong input ends in its sentence alone.
+Kernels use IPC and draw no progress bars; notebooks with a profile accept every key of it as a parameter; wrong input
+ends in one sentence.
 """
 
 import os
@@ -17,31 +17,31 @@ from . import kernels
 
 
 def _refusal(notebook: NotebookNode) -> str | None:
-    """The sentence with which a cell refused its input (`cli.speak_plainly`), None where no cell did."""
+    """The sentence with which a cell refused its input (`cli.speak_plainly`), if one did."""
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
     errors = (output for output in outputs if output.output_type == "error")
     return next((error.evalue for error in errors if error.traceback == [error.evalue]), None)
 
 
 class Engine(NBClientEngine):
-    """papermill's own engine, with the kernels of `kernels`; click prints the sentence of an input that was refused."""
+    """papermill's engine with the kernels of `kernels`; click prints the sentence of a refused input."""
 
     @classmethod
     def execute_managed_notebook(cls, nb_man: NotebookExecutionManager, kernel_name: str, **options) -> None:
-        """Executes the cells; papermill saves what they gave, whatever it was."""
+        """Executes the cells; papermill saves the notebook in any case."""
         kernels.over_ipc()
-        os.environ["TQDM_DISABLE"] = "1"  # for the kernel: papermill's own bar is there already
+        os.environ["TQDM_DISABLE"] = "1"  # for the kernel; papermill has a bar of its own
         super().execute_managed_notebook(nb_man, kernel_name, **options)
         if sentence := _refusal(nb_man.nb):
             raise click.ClickException(sentence)
 
 
 class Translator(PythonTranslator):
-    """papermill's own for Python, which also knows the keys of a profile."""
+    """papermill's translator for Python, extended by the keys of profiles."""
 
     @classmethod
     def inspect(cls, parameters_cell: NotebookNode) -> list[Parameter]:
-        """Parameters of the cell; where `profile` is one of them, followed by every key that may be given with it."""
+        """Parameters of the cell and, if `profile` is among them, all keys of profiles."""
         named = super().inspect(parameters_cell)
         names = {parameter.name for parameter in named}
         if "profile" not in names:
@@ -55,5 +55,5 @@ class Translator(PythonTranslator):
         ]
 
 
-papermill_engines.register(None, Engine)  # the one that is taken where none is named
+papermill_engines.register(None, Engine)  # the default engine
 papermill_translators.register("python", Translator)

@@ -1,5 +1,5 @@
-"""Kernels over IPC: their sockets are files that nobody else can name, where a free TCP port may be taken by another
-kernel before this one binds it, and is readable to every user of the machine."""
+"""Kernels over IPC: their sockets are private files. A TCP port may be taken by another kernel before this one binds
+it, and every user of the machine can connect to it."""
 
 import os
 import shutil
@@ -10,21 +10,21 @@ from jupyter_client.provisioning import LocalProvisioner
 
 NAME = "ipc"  # of the provisioner, in pyproject.toml
 CHOICE = "JUPYTER_DEFAULT_PROVISIONER_NAME"  # the variable by which Jupyter chooses one
-LONGEST = 80  # characters of a folder in which a socket's path stays below the 104 that every Unix has room for
+LONGEST = 80  # characters of a folder, so that a socket's path stays below the 104 that every Unix allows
 
 
 def over_ipc() -> None:
-    """Kernels that this process starts from here on talk over IPC."""
+    """Makes kernels that this process starts from now on use IPC."""
     os.environ[CHOICE] = NAME
 
 
 class Provisioner(LocalProvisioner):
-    """Starts a local kernel whose sockets lie in a folder of its own, which ends with it."""
+    """Starts a local kernel whose sockets lie in a folder of its own, which is removed with it."""
 
     folder: str | None = None
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Chooses transport and folder before Jupyter writes them for the kernel to read."""
+        """Chooses transport and folder before Jupyter writes the connection file."""
         if self.folder is None:  # a restarted kernel keeps its sockets
             temporary = tempfile.gettempdir()
             self.folder = tempfile.mkdtemp(prefix="kernel-", dir=temporary if len(temporary) < LONGEST else "/tmp")

@@ -1,5 +1,5 @@
-"""The notebooks' two halves: `python -m spectral_collapse.pairs convert` writes an .ipynb for every .py,
-`… run` does so with the outputs of its execution. What was written in the .ipynb alone is never overwritten."""
+"""Pairs of notebooks: `python -m spectral_collapse.notebook.pairs convert` writes an .ipynb for every .py, `… run` with
+the outputs of its execution. Neither overwrites cells that only the .ipynb has."""
 
 import hashlib
 import os
@@ -19,19 +19,18 @@ NOTEBOOKS = paths.ROOT / "notebooks"
 
 
 def cells(notebook: NotebookNode) -> list[tuple[str, str, tuple[str, ...]]]:
-    """(type, source, tags) of every cell: what the two halves of a pair must share."""
+    """(type, source, tags) of every cell, which both files of a pair must share."""
     return [(cell.cell_type, cell.source, tuple(cell.metadata.get("tags", []))) for cell in notebook.cells]
 
 
 def _id(source: str, before: int = 0) -> str:
-    """Id of a cell with this source, which as many cells before it have too."""
+    """Id of a cell with this source after `before` cells with the same source."""
     return hashlib.sha256(f"{before}{source}".encode()).hexdigest()[:12]
 
 
 def from_script(script: Path) -> NotebookNode:
-    """The script as a notebook without outputs. A cell's id is a hash of its source, so that two conversions of one
-    script are one file, and a cell that was edited in Jupyter is told from one that was converted; jupytext would draw
-    it at random."""
+    """The script as a notebook without outputs. A cell's id is a hash of its source, where jupytext draws one at
+    random: conversion is then deterministic, and cells edited in Jupyter are recognised."""
     notebook = jupytext.read(script)
     sources = [cell.source for cell in notebook.cells]
     for index, cell in enumerate(notebook.cells):
@@ -41,9 +40,9 @@ def from_script(script: Path) -> NotebookNode:
 
 
 def unsaved(script: Path) -> str | None:
-    """What the .ipynb half has that its script has not, as a sentence; None where converting the script loses nothing.
+    """A sentence on what the .ipynb has and its script lacks; None if conversion loses nothing.
 
-    A cell that differs is the .ipynb's own where its id is not that of its source, or where the file is the newer one.
+    A cell that differs is the .ipynb's own if its id is not that of its source, or if the .ipynb is newer.
     """
     half = script.with_suffix(".ipynb")
     if not half.exists():
@@ -69,8 +68,7 @@ def unsaved(script: Path) -> str | None:
 
 
 def executed(script: Path) -> NotebookNode:
-    """The script's notebook with the outputs of a run with its own parameters, without times of execution and
-    progress bars."""
+    """The script's notebook with its outputs, without execution times and progress bars."""
     notebook = from_script(script)
     kernels.over_ipc()
     os.environ["TQDM_DISABLE"] = "1"
@@ -81,8 +79,8 @@ def executed(script: Path) -> NotebookNode:
 
 
 def write(make: Callable[[Path], NotebookNode], folder: Path = NOTEBOOKS) -> str:
-    """Writes the notebook that `make` makes of every script of the folder; ValueError before any is written where one
-    of them would lose something."""
+    """Writes `make(script)` for every script of the folder. ValueError, before anything is written, if a notebook would
+    lose cells."""
     scripts = sorted(folder.glob("*.py"))
     if lost := [sentence for script in scripts if (sentence := unsaved(script))]:
         raise ValueError("\n".join(lost))
@@ -96,7 +94,7 @@ def main(arguments: list[str]) -> int:
     """Writes every notebook: `convert` without outputs, `run` with them."""
     make = {("convert",): from_script, ("run",): executed}.get(tuple(arguments))
     if make is None:
-        print("usage: python -m spectral_collapse.pairs convert|run")
+        print("usage: python -m spectral_collapse.notebook.pairs convert|run")
         return 2
     return cli.outcome(lambda: write(make))
 

@@ -1,298 +1,12 @@
-"""The seeds' claims, each held against the runs by one rule: supported, contradicted, inconclusive, or not tested."""
+"""The claims' verdicts (`analysis.claims`) for readers: what they are judged by, the table, and the values."""
 
-import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
-import scipy.stats
-import yaml
 
-from ..analysis import ablations, early_warning, mechanism
-from ..analysis.statistics import CONTROL, TREATMENT, matched_controls, mean_interval, verdict
-from ..estimate import Interval
-from ..record import paths
-from . import mechanism as report
-from . import studies
+from ..analysis.claims import VERDICTS
 from .formatting import escape, format_interval
 from .tables import Number, Raw, frame_of
-
-CLAIMS = paths.PUBLISHED / "claims.yaml"
-VERDICTS = ("supported", "contradicted", "inconclusive", "not tested")
-LEVEL = 0.95  # an interval that covers with less than this decides nothing
-
-
-class NotTested(Exception):
-    """The runs cannot speak to a claim; the message says what they lack."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One row of claims.yaml: who claims what, the `quantity` that tests it, and the region [low, high] it claims."""
-
-    id: str
-    claim: str
-    source: str
-    figure: str
-    quantity: str
-    region: tuple[float, float]
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A quantity with its interval: the kind of it in words, what was compared, and how probably it holds the truth."""
-
-    interval: Interval
-    kind: str
-    compared: str
-    coverage: float = LEVEL
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A claim, the estimate of its quantity if there is one, one of VERDICTS, and why where it was not judged."""
-
-    claim: Claim
-    estimate: Estimate | None
-    verdict: str
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What quantities are computed from: the tidy table of the runs, and the committed studies: of SIGMA's intervals,
-    of the ablations by factor, of the Hessian's outliers, and of SIGMA's settings (their drifts)."""
-
-    table: pd.DataFrame
-    coverage: pd.DataFrame
-    ablated: dict[str, ablations.Study] = field(default_factory=dict)
-    outliers: pd.DataFrame | None = None
-    settings: pd.DataFrame | None = None
-
-    @property
-    def _names(self) -> dict[str, str]:
-        """Conditions by their own names, and `recursive` also as the one whose weights do what the profile's do."""
-        names = {name: name for name in self.table["condition"].unique()}
-        if TREATMENT in names and "weights" in self.table:
-            weights = self.table.loc[self.table["condition"] == TREATMENT, "weights"].iloc[0]
-            names.setdefault(f"{TREATMENT}_{weights}", TREATMENT)
-        return names
-
-    def condition(self, preferred: Sequence[str]) -> str:
-        """The first of the conditions that the profile has."""
-        for condition in preferred:
-            if condition in self._names:
-                return self._names[condition]
-        raise NotTested(f"no {' or '.join(preferred)} condition")
-
-    def pair(self, preferred: Sequence[str], control: str) -> tuple[str, str]:
-        """The first of the conditions that has a matched control (`matched_controls`), and that control."""
-        self.condition(preferred)
-        try:
-            controls = matched_controls(self.table, control)
-        except ValueError:
-            raise NotTested(f"no {control} condition") from None
-        for condition in (self._names[name] for name in preferred if name in self._names):
-            if matched := controls[condition]:
-                return condition, matched
-        raise NotTested(f"no {control} condition with as many updates")
-
-    def values(self, metric: str, condition: str, generation: int | None) -> pd.Series:
-        """The metric of every seed at a generation, the last if None; indexed by seed."""
-        if metric not in self.table:
-            raise NotTested(f"no metric {metric}")
-        generation = self.table["generation"].max() if generation is None else generation
-        if generation not in set(self.table["generation"]):
-            raise NotTested(f"no generation {generation}")
-        rows = self.table[(self.table["condition"] == condition) & (self.table["generation"] == generation)]
-        return rows.set_index("seed")[metric].sort_index()
-
-
-# ---- quantities
-
-
-def _over_seeds(values: pd.Series, compared: str) -> Estimate:
-    """Mean over seeds with its t interval."""
-    values = values.dropna()
-    return Estimate(mean_interval(values), f"t, {len(values)} seeds", compared)
-
-
-def change(evidence: Evidence, metric: str, conditions: Sequence[str], first: int = 0) -> Estimate:
-    """Mean over seeds of the metric at the last generation less that at `first`."""
-    condition = evidence.condition(conditions)
-    moved = evidence.values(metric, condition, None) - evidence.values(metric, condition, first)
-    return _over_seeds(moved, f"{condition}, since generation {first}")
-
-
-def difference(
-    evidence: Evidence, metric: str, conditions: Sequence[str], control: str, generation: int | None = None
-) -> Estimate:
-    """Mean over seeds of the metric of a condition less that of its matched control, at one generation."""
-    names = evidence.pair(conditions, control)
-    treated, untreated = (evidence.values(metric, name, generation) for name in names)
-    return _over_seeds(treated - untreated, " less ".join(names))
-
-
-def settings(evidence: Evidence, track: str) -> Estimate:
-    """Last drift of a track where weights are carried over (S2) less that where they restart (S1): of the profile's
-    runs if it has both, else of the committed runs of SIGMA's settings.
-
-    S2's weights have had g times the updates of S1's at generation g, which is a part of what is compared.
-    """
-    names = [f"{TREATMENT}_{weights}" for weights in ("carry", "restart")]
-    try:
-        carried, restarted = (evidence.values(f"{track}_drift", evidence.condition([name]), None) for name in names)
-    except NotTested:
-        if evidence.settings is None:
-            raise
-        return _over_seeds(studies.settings_differences(evidence.settings, track), "S2 less S1, their own runs")
-    return _over_seeds(carried - restarted, "S2 less S1")
-
-
-def share(evidence: Evidence, metric: str, of: str, conditions: Sequence[str]) -> Estimate:
-    """Mean over seeds of the ratio of two metrics at the last generation."""
-    condition = evidence.condition(conditions)
-    return _over_seeds(evidence.values(metric, condition, None) / evidence.values(of, condition, None), condition)
-
-
-def lead(evidence: Evidence, metric: str, outcome: str, conditions: Sequence[str]) -> Estimate:
-    """Generations by which the metric's alarm precedes the outcome's (`early_warning.leads`): the median of the runs in
-    which both fire, and the range of what the leads of all runs may be, censored ones at their bounds, with its
-    coverage (`early_warning.range_coverage`)."""
-    condition, control = evidence.pair(conditions, CONTROL)
-    for name in (metric, outcome):
-        evidence.values(name, condition, 0)
-    runs = early_warning.leads(evidence.table, metric, outcome, condition=condition).dropna()
-    if runs.empty:
-        return Estimate(Interval(*[math.nan] * 3), "", condition)
-    known = runs.loc[runs["low"] == runs["high"], "low"]
-    covered = early_warning.range_coverage(len(runs))
-    kind = f"range of {len(runs)} runs, covers {100 * covered:.0f} %"
-    return Estimate(
-        Interval(known.median(), runs["low"].min(), runs["high"].max()),
-        kind,
-        f"{condition}, band of {control}",
-        covered,
-    )
-
-
-def _hull(found: np.ndarray, kind: str, compared: str) -> Estimate:
-    """Median of estimates, from the lowest lower to the highest upper end of their intervals, rows (estimate, low,
-    high). What holds of it holds of each at its own level, so that "of all" is tested at no more than that."""
-    return Estimate(Interval(float(np.median(found[:, 0])), found[:, 1].min(), found[:, 2].max()), kind, compared)
-
-
-def error_exponent(evidence: Evidence) -> Estimate:
-    """b of RMSE ∝ n_A^b for the published plug-in in the coverage study: one slope for each kind of columns and m, with
-    its Monte Carlo interval. Theorem 3 is asymptotic: only n_A > 10 m is taken."""
-    cells = evidence.coverage[evidence.coverage["correction"] == "none"]
-    cells = cells[cells["n_observed"] > 10 * cells["dimensions"]]
-    found = []
-    for _, group in cells.groupby(["population", "m"]):
-        squares = group["mean_error"] ** 2 + group["sd_error"] ** 2
-        variances = (4 * group["mean_error"] ** 2 + 2 * group["sd_error"] ** 2) * group["sd_error"] ** 2
-        errors = np.sqrt(variances / group["replicates"]) / (2 * squares)  # of log RMSE
-        x = np.log(group["n_observed"]) - np.log(group["n_observed"]).mean()
-        if len(group) > 1:
-            slope = float((x * np.log(squares)).sum() / 2 / (x * x).sum())
-            half = float(scipy.stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(((x * errors) ** 2).sum()) / (x * x).sum())
-            found.append((slope, slope - half, slope + half))
-    if not found:
-        raise NotTested("asymptotic, and the study ends at n_A = 10 m")
-    return _hull(np.array(found), f"hull of {len(found)} Monte Carlo intervals", "plug-in")
-
-
-def coverage(evidence: Evidence) -> Estimate:
-    """Coverage of the published interval in every cell of the study, with its interval of Clopper and Pearson."""
-    cells = evidence.coverage[evidence.coverage["correction"] == "none"]
-    found = cells[["coverage", "coverage_low", "coverage_high"]].to_numpy(float)
-    return _hull(found, f"hull of {len(cells)} Clopper–Pearson intervals", "plug-in")
-
-
-def ablation(
-    evidence: Evidence, factor: str, metric: str, level: str, against: str | None = None, control: str | None = None
-) -> Estimate:
-    """`ablations.contrast` in the committed study of a factor."""
-    if factor not in evidence.ablated:
-        raise NotTested(f"no study of {factor}")
-    runs = evidence.ablated[factor].runs
-    interval = ablations.contrast(runs, metric, level, against, control)
-    compared = f"{factor} {level}" + (f" less {against}" if against else "") + (f", less {control}" if control else "")
-    return Estimate(interval, ablations.interval_kind(runs, level), compared)
-
-
-def merging(evidence: Evidence) -> Estimate:
-    """Share of generation 0's leading Hessian eigenvectors that merged with the bulk, recursive less fresh
-    (`mechanism.report.merging`)."""
-    if evidence.outliers is None:
-        raise NotTested("no study of the mechanism")
-    seeds = evidence.outliers["seed"].nunique()
-    return Estimate(report.merging(evidence.outliers), f"t, {seeds} seeds", f"{TREATMENT} less {CONTROL}")
-
-
-QUANTITIES: dict[str, Callable[..., Estimate]] = {
-    function.__name__: function
-    for function in (change, difference, settings, share, lead, error_exponent, coverage, ablation, merging)
-}
-
-
-# ---- verdicts
-
-
-def gather(table: pd.DataFrame) -> Evidence:
-    """The table of a profile's runs beside the studies that come with the project."""
-    outliers = mechanism.committed()[0].outliers
-    return Evidence(table, studies.sigma_coverage(), ablations.studies(), outliers, studies.drifts("sigma_s1s2"))
-
-
-def read(path: Path = CLAIMS) -> list[Claim]:
-    """The claims of the file. ValueError for a row without a needed key, an unknown quantity or a repeated id."""
-    claims: list[Claim] = []
-    for row in yaml.safe_load(path.read_text(encoding="utf-8")):
-        known, who = {}, repr(row.get("id", len(claims) + 1))
-        for name in ("id", "claim", "source", "figure", "quantity", "region"):
-            if name not in row:
-                raise ValueError(f"{path}: claim {who} has no {name}.")
-            known[name] = row.pop(name)
-        if known["quantity"] not in QUANTITIES:
-            raise ValueError(f"{path}: claim {who} asks for {known['quantity']!r}; there is {', '.join(QUANTITIES)}.")
-        if known["id"] in {claim.id for claim in claims}:
-            raise ValueError(f"{path}: the id {who} stands twice.")
-        low, high = known.pop("region")
-        region = (-math.inf if low is None else low, math.inf if high is None else high)
-        claims.append(Claim(**known, region=region, arguments=row))
-    return claims
-
-
-def judge(claim: Claim, evidence: Evidence) -> Verdict:
-    """Supported if the interval lies in the claim's region, contradicted if it lies outside, else inconclusive; where
-    the interval covers with less than `LEVEL` it decides nothing, and the claim is inconclusive.
-
-    Not tested where the runs lack what the quantity needs, or give no interval (one seed, for instance).
-    """
-    try:
-        estimate = QUANTITIES[claim.quantity](evidence, **claim.arguments)
-    except NotTested as reason:
-        return Verdict(claim, None, "not tested", str(reason))
-    word = verdict(estimate.interval, claim.region)
-    if word == "not tested":
-        return Verdict(claim, None, word, "no interval")
-    if estimate.coverage < LEVEL:
-        return Verdict(claim, estimate, "inconclusive", f"its interval covers less than {LEVEL:.0%}")
-    return Verdict(claim, estimate, word)
-
-
-def verdicts(evidence: Evidence, path: Path = CLAIMS) -> list[Verdict]:
-    """`judge` of every claim of the file, in its order."""
-    return [judge(claim, evidence) for claim in read(path)]
-
-
-# ---- for the paper
 
 
 def _minus(text: str) -> str:
@@ -304,28 +18,25 @@ def _paragraph(text: str, width: int) -> Raw:
     return Raw(rf"\parbox[t]{{{width}mm}}{{\raggedright {text}\strut}}")
 
 
-def table(found: Sequence[Verdict]) -> pd.DataFrame:
+def table(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Every claim with its source, the figure printed there, our estimate with its interval, what was compared and what
     kind of interval that is, and the verdict."""
     rows = []
-    for one in found:
-        here = format_interval(one.estimate.interval) if one.estimate else "--"
-        how = f"{one.estimate.compared}; {one.estimate.kind}" if one.estimate else one.reason
-        texts = (escape(one.claim.claim), 72), (escape(one.claim.source), 34), (_minus(escape(one.claim.figure)), 29)
-        rows.append(
-            [*(_paragraph(*each) for each in texts), Number(here), _paragraph(escape(how), 42), Raw(one.verdict)]
-        )
+    for row in verdicts.itertuples():
+        known = row.kind != ""
+        how = f"{row.compared}; {row.kind}" if known else row.reason
+        texts = (escape(row.claim), 72), (escape(row.source), 34), (_minus(escape(row.figure)), 29)
+        here = Number(format_interval((row.value, row.low, row.high)) if known else "--")
+        rows.append([*(_paragraph(*each) for each in texts), here, _paragraph(escape(how), 42), Raw(row.verdict)])
     return frame_of(rows, ["Claim", "Source", "Figure there", "Here", "Compared; kind of interval", "Verdict"])
 
 
-def values(found: Sequence[Verdict]) -> dict[str, str]:
+def values(verdicts: pd.DataFrame) -> dict[str, str]:
     """claim.<id>, its verdict; where there is an estimate claim.<id>.estimate, .kind and .compared; claims.all and
     claims.<verdict>, counts, blanks as underscores."""
-    text = {f"claim.{one.claim.id}": one.verdict for one in found}
-    for one in found:
-        if one.estimate:
-            key = f"claim.{one.claim.id}"
-            text[f"{key}.estimate"] = format_interval(one.estimate.interval)
-            text |= {f"{key}.kind": escape(one.estimate.kind), f"{key}.compared": escape(one.estimate.compared)}
-    counts = {name.replace(" ", "_"): sum(one.verdict == name for one in found) for name in VERDICTS}
-    return text | {"claims.all": str(len(found))} | {f"claims.{name}": str(count) for name, count in counts.items()}
+    text = {f"claim.{row.id}": row.verdict for row in verdicts.itertuples()}
+    for row in verdicts[verdicts["kind"] != ""].itertuples():
+        text[f"claim.{row.id}.estimate"] = format_interval((row.value, row.low, row.high))
+        text |= {f"claim.{row.id}.{name}": escape(getattr(row, name)) for name in ("kind", "compared")}
+    counts = {name.replace(" ", "_"): (verdicts["verdict"] == name).sum() for name in VERDICTS}
+    return text | {"claims.all": str(len(verdicts))} | {f"claims.{name}": str(count) for name, count in counts.items()}

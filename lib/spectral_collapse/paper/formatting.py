@@ -3,10 +3,9 @@
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
-
-from ..estimate import Interval
 
 _ESCAPES = str.maketrans(
     {
@@ -66,10 +65,10 @@ def format_percent(share: float) -> str:
     return rf"{100 * share:.{0 if abs(share) >= 0.0995 else 1}f}\,\%" if np.isfinite(share) else "--"
 
 
-def format_interval(interval: Interval) -> str:
-    """`12.3 [11.1, 13.5]`."""
-    estimate, low, high = map(format_number, interval)
-    return f"{estimate} [{low}, {high}]"
+def format_interval(interval: Sequence[float]) -> str:
+    """(value, low, high), such as an `Estimate`: `12.3 [11.1, 13.5]`."""
+    value, low, high = map(format_number, interval)
+    return f"{value} [{low}, {high}]"
 
 
 def format_p(p: float) -> str:
@@ -104,4 +103,4 @@ def bracket_of(result: dict, name: str) -> str:
 
 def interval_of(result: dict, name: str) -> str:
     """A result with its interval."""
-    return format_interval(Interval(*map(_known, (result[name], *result[f"{name}_interval"]))))
+    return format_interval([_known(value) for value in (result[name], *result[f"{name}_interval"])])

@@ -1,5 +1,6 @@
-"""What a profile puts into the paper: its folder of figures, tables and numbers, and the values of its set-up."""
+"""What a profile puts into the paper: its folder of figures, tables and values, and what they say of its set-up."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,16 +9,21 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from ..analysis import series
-from ..analysis.series import exact_lambda
-from ..curvature import published_ratio
 from ..record import cli, paths, provenance
-from ..record.params import BASELINE, name_of
+from ..record.params import name_of
 from ..record.schema import Params
-from ..sigma import AIM
 from . import figures, formatting, tables
 from .formatting import bracket_of, interval_of, number_of, pair_of
 
 Results = Iterable[tuple[str, int, int, dict]]
+
+
+def cited() -> set[str]:
+    r"""Keys of the values that the paper's text names: \\val{key}, \\ifval{key}, and val@key of \\ifcsstring."""
+    paper = paths.ROOT / "paper"
+    text = "".join(file.read_text(encoding="utf-8") for file in [paper / "main.tex", *paper.glob("sections/*.tex")])
+    without_comments = re.sub(r"(?<!\\)%.*", "", text)
+    return {key for pair in re.findall(r"val\{([^{}#]+)\}|val@([\w.-]+)", without_comments) for key in pair if key}
 
 
 class Output:
@@ -46,8 +52,10 @@ class Output:
         provenance.write_text(self._path("metrics", name), frame.to_csv(index=False))
 
     def values(self, values: dict[str, str], name: str = "numbers") -> None:
-        """Writes <name>.tex."""
-        tables.write_values(values, self._path(f"{name}.tex"))
+        """Writes those values that the paper cites to <name>.tex."""
+        keys = cited()
+        chosen = {key: text for key, text in values.items() if key in keys}
+        tables.write_values(chosen, self._path(f"{name}.tex"))
 
 
 def _parameter(value: object) -> str:
@@ -71,9 +79,9 @@ def design(params: Params) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["Parameter", "Value", "Parameter ", "Value "])
 
 
-def spectrum_baseline(spectra: Results) -> pd.DataFrame:
-    """Spectra of the base models, a column a seed: estimates with their error, and the bracket of the IQR. All are of
-    the batch but for those that say so, which records made before them lack."""
+def spectrum_baseline(spectra: dict[int, dict]) -> pd.DataFrame:
+    """Spectra of the base models (`report.base_spectra`), a column a seed: estimates with their errors, and brackets.
+    All are of the batch but those that say so, which older records lack."""
 
     def expected(result: dict) -> dict[str, str]:
         if "population_bulk_sigma" not in result:
@@ -109,51 +117,18 @@ def spectrum_baseline(spectra: Results) -> pd.DataFrame:
             "share of negative eigenvalues, bracket": bracket_of(result, "negative_mass_bracket"),
             "IQR, bracket": bracket_of(result, "iqr_bracket"),
             "IQR, published estimator": number_of(result["published_iqr"]),
-            r"$\lambda/$IQR, published estimator": number_of(
-                published_ratio(exact_lambda(result), result["published_iqr"])
-            ),
-            r"\quad its $\lambda$, of largest $|\lambda|$": number_of(exact_lambda(result)),
+            r"$\lambda/$IQR, published estimator": number_of(result["exact_ratio"]),
+            r"\quad its $\lambda$, of largest $|\lambda|$": number_of(result["exact_lambda"]),
             r"\quad the same by power iteration": number_of(result["published_lambda_max"]),
             **expected(result),
         }
 
-    columns = {f"seed {seed}": cells(result) for _, seed, generation, result in spectra if generation == 0}
+    columns = {f"seed {seed}": cells(result) for seed, result in spectra.items()}
     rows = [
         [tables.Raw(quantity), *(tables.Number(column[quantity]) for column in columns.values())]
         for quantity in next(iter(columns.values()))
     ]
-    return pd.DataFrame(rows, columns=pd.Index(["Quantity", *columns], dtype=object), dtype=object)
-
-
-def sigma_values(results: Results, drifts: pd.DataFrame) -> dict[str, str]:
-    """Values of SIGMA's set-up, of the runs whose drift is not 0, and of what the number of blocks did.
-
-    sigma.dimension, sigma.live, sigma.blocks.{least,most} of a checkpoint, sigma.aim, twice the live dimensions, and
-    sigma.below, the checkpoints with fewer blocks than that; sigma.checkpoints and sigma.warned, those with a message
-    of the health checks; moved.<track>.<condition>, "2 of 3" runs whose last drift has p < 0.05, for tracks with bands.
-    Where the counts changed, sigma.counts.{r2,drifts,significant,most} (`series.count_finding`).
-    """
-    found = {(owner if generation else BASELINE, seed, generation): r for owner, seed, generation, r in results}
-    counts = [result["observed_blocks"] for result in found.values()]
-    one = next(iter(found.values()))
-    text = {
-        "sigma.dimension": str(one["dimension"]),
-        "sigma.live": str(one["live_dimensions"]),
-        "sigma.blocks.least": str(min(counts)),
-        "sigma.blocks.most": str(max(counts)),
-        "sigma.aim": str(AIM * one["live_dimensions"]),
-        "sigma.below": str(sum(count < AIM * one["live_dimensions"] for count in counts)),
-        "sigma.checkpoints": str(len(found)),
-        "sigma.warned": str(sum(bool(result["health"]) for result in found.values())),
-    }
-    starts = {seed: result for (owner, seed, _), result in found.items() if owner == BASELINE}
-    changed = [(starts[seed], result) for (owner, seed, _), result in found.items() if owner != BASELINE]
-    if not all(series.constant_counts(last) for _, last in changed):
-        text |= {f"sigma.counts.{name}": shown for name, shown in series.count_finding(changed).items()}
-    last = drifts[drifts["generation"] == drifts["generation"].max()].dropna(subset="p_value")
-    for (condition, track), runs in last.groupby(["condition", "track"]):
-        text[f"moved.{track}.{condition}"] = f"{(runs['p_value'] < 0.05).sum()} of {len(runs)}"
-    return text
+    return tables.frame_of(rows, ["Quantity", *columns])
 
 
 def context(params: Params, training: Results) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The PDF: `python -m spectral_collapse.pdf PROFILE` typesets the paper with a profile's generated files."""
+"""The PDF: `python -m spectral_collapse.paper.pdf PROFILE` typesets the paper with a profile's generated files."""
 
 import argparse
 import shutil
@@ -13,7 +13,7 @@ SOURCES = [
     *("main.tex", "references.bib", "latexmkrc"),
     *sorted(f"sections/{file.name}" for file in (PAPER / "sections").glob("*.tex")),
 ]
-# What the paper cannot do without, and the notebooks that write it.
+# Generated files that the paper needs, and the notebooks that write them.
 GENERATED = {"numbers.tex": "07_statistics", "studies.tex": "08_studies"}
 ADVICE = (
     "LaTeX was not found: install latexmk and TeX Live (Debian: `apt-get install latexmk texlive-latex-extra "
@@ -36,8 +36,8 @@ def engine() -> str:
 def build(profile: str) -> Path:
     """Typesets the paper in `paper/build/<profile>` and returns `paper/<profile>.pdf`.
 
-    Sources and generated files are copied there first: the papers of two profiles never mix. LaTeX runs
-    without shell escape. Raises NoLatex, or ValueError with LaTeX's own first error.
+    Sources and generated files are copied there first, so that the papers of two profiles never mix. LaTeX runs
+    without shell escape. Raises NoLatex, or ValueError with LaTeX's first error.
     """
     command = engine()
     generated = paths.generated_folder(profile)
@@ -55,18 +55,12 @@ def build(profile: str) -> Path:
         "tectonic": ["main.tex"],
     }
     done = subprocess.run(
-        [command, *arguments[command]],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
+        [command, *arguments[command]], cwd=folder, capture_output=True, text=True, errors="replace", check=False
     )
     if done.returncode:
         lines = (done.stdout + done.stderr).splitlines()
         first = next(
-            (line for line in lines if "error:" in line.lower() or line.startswith("!") or ".tex:" in line),
-            "",
+            (line for line in lines if "error:" in line.lower() or line.startswith("!") or ".tex:" in line), ""
         )
         raise ValueError(f"LaTeX stopped: {first.strip() or 'no message'} (the whole log is in {folder / 'main.log'}).")
     target = PAPER / f"{profile}.pdf"
@@ -76,7 +70,7 @@ def build(profile: str) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Builds the PDF of a profile; 1 with one sentence where that cannot be done."""
-    parser = argparse.ArgumentParser(prog="python -m spectral_collapse.pdf")
+    parser = argparse.ArgumentParser(prog="python -m spectral_collapse.paper.pdf")
     parser.add_argument("profile")
     profile = parser.parse_args(arguments).profile
     return cli.outcome(lambda: f"The paper is {build(profile).relative_to(paths.ROOT)}.")

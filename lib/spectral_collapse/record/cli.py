@@ -1,4 +1,4 @@
-"""Commands and notebooks of this package: what they say on success, and one sentence where they cannot go on."""
+"""Formats messages of commands and notebooks: a result on success, one sentence for input that is refused."""
 
 import sys
 import traceback
@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def outcome(command: Callable[[], str]) -> int:
-    """Prints what the command returns, or the message of its ValueError; the exit status, 0 or 1."""
+    """Prints what the command returns, or the message of its ValueError; returns the exit status, 0 or 1."""
     try:
         print(command())
     except ValueError as error:
@@ -21,25 +21,25 @@ def outcome(command: Callable[[], str]) -> int:
 
 
 def on_purpose(trace: TracebackType) -> bool:
-    """Whether a `raise` of this package raised the error."""
+    """Whether a `raise` statement of this package raised the error."""
     last = traceback.extract_tb(trace)[-1]
     return Path(last.filename).is_relative_to(PACKAGE) and (last.line or "").startswith("raise ")
 
 
 def _show(shell: Any, kind: type, error: ValueError, trace: TracebackType, tb_offset: int | None = None) -> None:
-    """IPython's handler of an error: what this package refuses is shown as its message alone, all else as ever."""
+    """IPython's error handler: shows input errors of this package as their message alone, others as usual."""
     if on_purpose(trace):
         error._render_traceback_ = lambda: [str(error)]
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
 
 def notebook() -> Any:
-    """The IPython shell that this process works for, None where there is none."""
+    """The IPython shell of this process; None where there is none."""
     ipython = sys.modules.get("IPython")
     return ipython and ipython.get_ipython()
 
 
 def speak_plainly() -> None:
-    """In a notebook, from here on, input that this package refuses ends in its sentence, without a traceback."""
+    """In a notebook, from here on, an input error of this package shows its sentence without a traceback."""
     if shell := notebook():
         shell.set_custom_exc((ValueError,), _show)

@@ -1,4 +1,4 @@
-"""The code that a function uses, found by reading it: what its results depend on, and the hash of that."""
+"""The code that a function depends on, found by static analysis, and its hash."""
 
 import ast
 import functools
@@ -16,7 +16,7 @@ _Imports = dict[str, tuple[str, ...]]  # a name to its module, or to (module, na
 
 @dataclass
 class _Source:
-    """A module as its file says it: what each of its names is bound by, and the statements that bind none."""
+    """A parsed module: the statements that bind each of its names, and the statements that bind none."""
 
     name: str
     is_package: bool
@@ -26,7 +26,7 @@ class _Source:
     _described: dict[str, tuple[str, list[tuple[str, ...]]]] = field(default_factory=dict)
 
     def described(self, name: str) -> tuple[str, list[tuple[str, ...]]]:
-        """The syntax tree of what binds a name ("": of what binds none), and the names that it uses."""
+        """Syntax tree of the statements that bind a name ("": that bind none), and the names that they use."""
         if name not in self._described:
             nodes = self.bound[name] if name else self.effects
             uses = {use for node in nodes for use in _uses(node, self, frozenset(), {})}
@@ -41,7 +41,7 @@ class _Source:
         return ".".join([*parts, *([node.module] if node.module else [])])
 
     def imports(self, node: ast.AST) -> _Imports:
-        """What an import statement binds."""
+        """The names that an import statement binds."""
         if isinstance(node, ast.ImportFrom):
             return {alias.asname or alias.name: (self.absolute(node), alias.name) for alias in node.names}
         if isinstance(node, ast.Import):
@@ -52,7 +52,7 @@ class _Source:
 
 
 def _only_for_readers(node: ast.stmt) -> bool:
-    """`if TYPE_CHECKING`, `if __name__ == "__main__"`, and text that stands alone."""
+    """Whether a statement does nothing on import: `if TYPE_CHECKING`, `if __name__ == "__main__"`, bare text."""
     if isinstance(node, ast.If):
         return any(getattr(part, "id", None) in ("TYPE_CHECKING", "__name__") for part in ast.walk(node.test))
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -72,7 +72,7 @@ def _targets(node: ast.stmt) -> list[str]:
 
 
 def _file(module: str) -> Path | None:
-    """The file of a module below a package that is loaded; None where there is none."""
+    """The file of a module in a loaded package; None where there is none."""
     top, *rest = module.split(".")
     if top not in sys.modules:
         return None
@@ -90,7 +90,7 @@ def _file(module: str) -> Path | None:
 @functools.cache
 def _parsed(module: str, is_package: bool, text: str) -> _Source:
     source, tree = _Source(module, is_package), ast.parse(text)
-    for node in ast.walk(tree):  # prose may change
+    for node in ast.walk(tree):  # docstrings are no code
         match getattr(node, "body", None):
             case [ast.Expr(ast.Constant(str())), *_]:
                 node.body.pop(0)
@@ -105,12 +105,12 @@ def _parsed(module: str, is_package: bool, text: str) -> _Source:
             for part in ast.walk(node):
                 source.imported |= source.imports(part)
                 for name in _targets(part) if isinstance(part, ast.stmt) else []:
-                    source.bound.setdefault(name, [])  # by the statement as a whole
+                    source.bound.setdefault(name, [])  # by the whole statement
     return source
 
 
 def _locals(scope: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> set[str]:
-    """Names that a function binds for itself: arguments and what it assigns, comprehensions and inner ones apart."""
+    """Local names of a function: arguments and assignments, without those of comprehensions and inner functions."""
     arguments = scope.args
     every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
     found, others = {argument.arg for argument in every if argument}, set()
@@ -132,14 +132,14 @@ def _locals(scope: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> set[s
 
 
 def _is_stage(node: ast.AST) -> bool:
-    """Whether a function is declared as a stage, whose own record holds its code."""
+    """Whether a function is declared as a stage; the hash of its code stands in its own records."""
     calls = [call.func if isinstance(call, ast.Call) else call for call in getattr(node, "decorator_list", [])]
     return any(getattr(call, "id", getattr(call, "attr", None)) == "stage" for call in calls)
 
 
 def _uses(node: ast.AST, source: _Source, hidden: frozenset[str], imported: _Imports) -> Iterator[tuple[str, ...]]:
-    """(module, name, attributes …) for every name of a module that code uses; `hidden` are the names of its own,
-    `imported` what it has imported for itself."""
+    """(module, name, attributes …) for every module-level name that code uses; `hidden` are its local names,
+    `imported` its local imports."""
 
     def inside(parts: Iterable[ast.AST], hidden: frozenset[str] = hidden, imported: _Imports = imported):
         for part in parts:
@@ -181,7 +181,7 @@ def _uses(node: ast.AST, source: _Source, hidden: frozenset[str], imported: _Imp
 
 
 class _Closure:
-    """What can be reached from the names that are entered: `found`, by module and name."""
+    """Everything that is reachable from the entered names: `found`, by module and name."""
 
     def __init__(self, packages: set[str]):
         self.packages = packages
@@ -189,7 +189,7 @@ class _Closure:
         self.found: dict[tuple[str, str], str] = {}
 
     def source(self, module: str) -> _Source | None:
-        """A module of the packages; None for any other name."""
+        """The parsed module; None for a name that is no module of the packages."""
         if module not in self.sources:
             path = _file(module) if module.partition(".")[0] in self.packages else None
             text = path and path.read_text(encoding="utf-8")
@@ -197,7 +197,7 @@ class _Closure:
         return self.sources[module]
 
     def enter(self, module: str, name: str, is_root: bool = False) -> None:
-        """Adds what a module's name is bound by, what the module does on import (name ""), and all that these use."""
+        """Adds the statements that bind a module's name, those that it runs on import (name ""), and all they use."""
         source = self.source(module)
         if source is None or (module, name) in self.found:
             return
@@ -211,7 +211,7 @@ class _Closure:
             self.follow(*source.imported[name])
 
     def follow(self, module: str, *names: str) -> None:
-        """Enters the name that names and attributes lead to; a module itself with all that it has."""
+        """Enters the name that names and attributes lead to; of a module itself, all its names."""
         while names and self.source(f"{module}.{names[0]}") is not None:
             module, names = f"{module}.{names[0]}", names[1:]
         if names:
@@ -222,12 +222,12 @@ class _Closure:
 
 
 def used(*functions: Callable) -> dict[tuple[str, str], str]:
-    """(module, name) to the syntax tree, without docstrings, of all that functions use: themselves, the functions,
-    classes and constants of their own package and of this one that names in the code lead to, however far, and what
-    the modules of these do on import (name "").
+    """(module, name) → syntax tree, without docstrings, of everything that functions use: the functions themselves;
+    all functions, classes and constants of their package and of this one that their names lead to, transitively; and
+    what the modules of these run on import (name "").
 
-    A class counts with all its methods. Not followed: attributes of objects that are no modules, `getattr`, other
-    packages, annotations, and stages, whose records are inputs with keys of their own.
+    A class counts with all its methods. Not followed: attributes of objects other than modules, `getattr`, other
+    packages, annotations, and stages, whose records have keys of their own.
     """
     found: dict[tuple[str, str], str] = {}
     for function in map(inspect.unwrap, functions):

@@ -1,4 +1,4 @@
-"""Profiles: read from their files, grids and notebooks, and checked before anything runs."""
+"""Profiles: read from files, grids and notebooks, and validated before anything runs."""
 
 import ast
 import copy
@@ -8,7 +8,7 @@ import itertools
 import re
 import types
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from . import cli, paths
 from .schema import CONDITIONS, DESIGN, PLACES, Params, check_selectors, nearest_name, sentence, unknown_name, validated
 
-# What a profile with a `base` may set for itself: all that happens after generation 0.
+# What a profile with a `base` may set: everything after generation 0.
 AFTER_BASE = (
     *(
         "profile",
@@ -36,29 +36,29 @@ AFTER_BASE = (
     *("writing_temperature", "writing_top_k", "writing_top_p", "writing_contexts", "rarity_exponent", "candidates"),
     *("estimator_probes", "estimator_batches", "estimator_steps"),
 )
-# Where things are on this machine, and how it computes: the base's as well.
+# Places on this machine and how it computes: the base takes these too.
 SHARED_WITH_BASE = ("data_path", "held_out_path", "device", "precision", "micro_batch", "gradient_checkpointing")
 SCALED = ("blocks_per_generation", "steps")  # what the scale of a grid multiplies
-GRID, DEMONSTRATION = "ablations", "smoke"  # the grid of the paper, and the factor of notebook 5 as committed
+GRID, DEMONSTRATION = "ablations", "smoke"  # the paper's grid, and the factor in notebook 5's outputs
 PLAIN = (bool, int, float, str, list, dict, types.NoneType)
 
 
 def profiles() -> list[str]:
-    """Names of the profiles in params/, without grids of them."""
+    """Names of the profiles in params/, without grids."""
     files = sorted(paths.PARAMS.glob("*.yaml"))
     return [file.stem for file in files if b"\nfactors:" not in file.read_bytes()]
 
 
 @functools.lru_cache(maxsize=64)  # a grid reads the same few files for each of its cells
 def _parsed(text: str) -> tuple[Any, list[str]]:
-    """The value of a YAML text, and its keys if it is a mapping, repeated ones as often as they stand there."""
+    """The value of a YAML text, and the keys of a mapping, each as often as it is written."""
     values = yaml.safe_load(text)
     pairs = yaml.compose(text, Loader=yaml.SafeLoader).value if isinstance(values, dict) else []
     return values, [key.value for key, _ in pairs if isinstance(key.value, str)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, or a ValueError naming the file, and the key if one stands twice."""
+    """The mapping in a YAML file; ValueError naming the file, and a key that is written twice."""
     try:
         values, names = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -67,14 +67,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path.name} is not in {path.parent}: the profiles there are {', '.join(known)}{near}."
         ) from None
-    except Exception as error:  # PyYAML lets through whatever its converters raise, of `!!int x` or 2001-13-45
+    except Exception as error:  # whatever PyYAML's converters raise, as for `!!int x` or 2001-13-45
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(f"{path}: not readable as YAML ({reason}).") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected lines of the form 'key: value'.")
     keys = Counter(names)
-    if twice := [key for key in keys if keys[key] > 1]:  # of which PyYAML keeps the last
-        raise ValueError(f"{path}: parameter {paths.shown(twice[0])} stands twice: delete one of the two lines.")
+    if twice := [key for key in keys if keys[key] > 1]:  # PyYAML keeps the last
+        raise ValueError(f"{path}: parameter {paths.shown(twice[0])} is written twice: delete one of the two lines.")
     return copy.deepcopy(values)
 
 
@@ -93,7 +93,7 @@ def _is_cell(profile: str) -> bool:
 
 
 class _Entry(BaseModel):
-    """What a grid may hold: names, levels and tests that are misspelt are refused when it is read."""
+    """Part of a grid's schema, so that misspelt names, levels and tests are refused when the grid is read."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -136,8 +136,8 @@ class _Grid(_Entry):
 def read_grid(name: str) -> dict[str, Any]:
     """A grid of profiles: `extends` (a profile), `scale`, and `factors` by name, each with its `levels`.
 
-    A grid with the key `grid` takes the factors that it lists from that other one. ValueError where `factors` is
-    missing, or an entry is not what `_Grid` says.
+    A grid with the key `grid` takes the factors that it lists from that grid. ValueError where `factors` is missing or
+    an entry does not fit `_Grid`.
     """
     path = _file(name)
     values = read_yaml(path)
@@ -152,10 +152,10 @@ def read_grid(name: str) -> dict[str, Any]:
             raise unknown_name(f"factor of grid {values['grid']!r}", unknown[0], list(whole["factors"]))
         values = {**whole, **values, "factors": {factor: whole["factors"][factor] for factor in kept}}
     if not isinstance(values.get("factors"), dict):
-        raise ValueError(f"{path}: a grid needs 'factors'; this is no grid.")
+        raise ValueError(f"{path}: a grid needs 'factors'.")
     for factor in values["factors"].values():
         if isinstance(factor, dict) and isinstance(factor.get("levels"), dict):
-            # Written as numbers, or as nothing where a level changes nothing.
+            # Levels may be written as numbers, and empty where they change nothing.
             factor["levels"] = {str(level): changes or {} for level, changes in factor["levels"].items()}
     values = {"scale": 1, **values}
     try:
@@ -167,12 +167,12 @@ def read_grid(name: str) -> dict[str, Any]:
 
 
 def studied_factors(grid: str) -> list[str]:
-    """The factors of a grid, less the one of the committed notebook, of which nothing is learned."""
+    """The factors of a grid, without the demonstration of notebook 5."""
     return [factor for factor in read_grid(grid)["factors"] if factor != DEMONSTRATION]
 
 
 def grid_files(grid: str) -> list[Path]:
-    """The file of a grid, after those of the grid it takes its factors from and of the profiles it extends."""
+    """The file of a grid, after the files of the profiles it extends and of the grid whose factors it takes."""
     whole = read_grid(grid)
     extended = {factor.get("extends", whole["extends"]) for factor in whole["factors"].values()}
     files = [file for profile in sorted(extended) for file in profile_files(profile)]
@@ -180,7 +180,7 @@ def grid_files(grid: str) -> list[Path]:
 
 
 def read_factor(grid: str, factor: str) -> dict[str, Any]:
-    """A factor of a grid, its levels' names as text. ValueError naming the nearest for an unknown one."""
+    """A factor of a grid, with the names of its levels as text. ValueError with the nearest name if it is unknown."""
     known = read_grid(grid)["factors"]
     if factor not in known:
         raise unknown_name(f"factor of grid {grid!r}", factor, list(known))
@@ -188,7 +188,7 @@ def read_factor(grid: str, factor: str) -> dict[str, Any]:
 
 
 def _cell(profile: str) -> tuple[str, dict[str, Any]]:
-    """The profile that a cell `<grid>.<factor>.<level>` extends, and what it changes there."""
+    """The profile that a cell `<grid>.<factor>.<level>` extends, and its changes."""
     grid, *rest = profile.split(".", 2)
     if len(rest) < 2:
         raise ValueError(f"{profile!r} is no cell of grid {grid!r}: name one as {grid}.<factor>.<level>.")
@@ -202,7 +202,7 @@ def _cell(profile: str) -> tuple[str, dict[str, Any]]:
 
 
 def profile_files(profile: str) -> list[Path]:
-    """The YAML file of a profile, after those of the profile it extends; of a cell, its grid's."""
+    """The file of a profile, after that of the profile it extends; for a cell, the files of its grid."""
     if _is_cell(profile):
         return grid_files(profile.split(".")[0])
     values = read_yaml(_file(profile))
@@ -228,17 +228,17 @@ def _profile_values(profile: str) -> dict[str, Any]:
 
 
 def base_params(params: Params) -> Params:
-    """Parameters of the profile that generation 0 belongs to. ValueError where that one has a base too."""
+    """Parameters of the profile that generation 0 belongs to. ValueError if that profile has a base as well."""
     if params.base is None:
         return params
-    # Before it is loaded, or two profiles that name each other would be loaded for ever.
+    # Checked before loading: two profiles that name each other would load forever.
     if (further := _profile_values(params.base).get("base")) is not None:
         raise ValueError(f"base: {params.base} starts from {paths.shown(further)} itself: name that.")
     return load(params.base, **{name: getattr(params, name) for name in SHARED_WITH_BASE})
 
 
 def check(values: dict[str, Any], source: str = "parameters") -> Params:
-    """Validated parameters that agree with their base, or a ValueError that names each wrong key and the reason."""
+    """Validated parameters that agree with their base; ValueError that names each wrong key and the reason."""
     params = validated(values, source)
     try:
         base = base_params(params)
@@ -256,7 +256,7 @@ def check(values: dict[str, Any], source: str = "parameters") -> Params:
 
 
 def _is_text(kind: Any) -> bool:
-    """Whether an annotation is that of text: str, a choice, or one of these or None."""
+    """Whether a parameter is text: str, a choice, or one of these or None."""
     return kind is str or get_origin(kind) is Literal or any(map(_is_text, get_args(kind)))
 
 
@@ -274,11 +274,11 @@ def _from_yaml(key: str, value: Any) -> Any:
 
 
 def from_text(key: str, value: Any) -> Any:
-    """The value of a parameter that came from a command line; what is no text is left as it is.
+    """The value of a parameter from a command line; values other than text are returned as they are.
 
-    Neither papermill's -p nor Snakemake's --config nor `launch` knows the types of the schema: here, and here alone,
-    text for what is to be a number or a list is read as YAML, and null for text that may be missing as none. ValueError
-    where it is not readable.
+    papermill's -p, Snakemake's --config and `launch` do not know the types of the schema. This function alone reads
+    text as YAML where the schema wants a number or a list, and null as None where text is optional. ValueError where
+    the text is not readable.
     """
     kind = Params.model_fields[key].annotation if key in Params.model_fields else None
     if get_origin(kind) is list:
@@ -290,11 +290,11 @@ def from_text(key: str, value: Any) -> Any:
 
 
 def load(profile: str, **overrides: Any) -> Params:
-    """Parameters of `params/<profile>.yaml` with overrides, also those of a command line (`from_text`)."""
+    """Parameters of `params/<profile>.yaml` with overrides, which may be text from a command line (`from_text`)."""
     path = _file(profile)
     values = {**_profile_values(profile), **{key: from_text(key, value) for key, value in overrides.items()}}
     if values.get("profile") != profile:
-        raise ValueError(f"{path}: its profile must be called {profile!r}, as the file is.")
+        raise ValueError(f"{path}: its key profile must be {profile!r}, the name of the file.")
     return check(values, path.name)
 
 
@@ -302,7 +302,7 @@ def load(profile: str, **overrides: Any) -> Params:
 
 
 def changes(settings: Params) -> dict[str, tuple[Any, Any]]:
-    """What determines results and is not as the profile's file says: name to (the file's value, this one)."""
+    """Parameters that determine results and differ from the profile's file: name to (the file's value, this one)."""
     if not _file(settings.profile).exists():
         return {}
     defaults = {name: field.get_default() for name, field in Params.model_fields.items() if not field.is_required()}
@@ -317,8 +317,8 @@ def _brief(value: Any) -> str:
 
 
 def name_of(settings: Params) -> str:
-    """Name of the runs' folder: the profile; or `<profile>+<variant>`, where settings that determine results are not
-    those of its file, so that what was made with the file's is kept. Unless `variant` names it, by what differs, as
+    """Name of the folder of the runs: the profile; or `<profile>+<variant>` if settings that determine results differ
+    from its file, so that the file's runs are kept. The parameter `variant` names it, or else what differs does, as in
     `default+temperature=0.7`."""
     differ = changes(settings)
     if settings.variant is None and not differ:
@@ -331,7 +331,7 @@ def name_of(settings: Params) -> str:
 
 
 def where(settings: Params) -> str:
-    """Where the records of a variant are, in a sentence; nothing for a profile as its file is."""
+    """A sentence that says where the records of a variant are; empty for an unchanged profile."""
     if (name := name_of(settings)) == settings.profile:
         return ""
     differ = ", ".join(
@@ -344,7 +344,7 @@ def where(settings: Params) -> str:
 
 
 def _assigned(cell: str) -> set[str]:
-    """Names that a notebook cell assigns at its top level; none where it is not plain Python."""
+    """Names that a notebook cell assigns at its top level; none if it is not plain Python."""
     try:
         statements = ast.parse(cell).body
     except SyntaxError:
@@ -354,9 +354,9 @@ def _assigned(cell: str) -> set[str]:
 
 
 def _given(namespace: dict[str, Any], first: str) -> dict[str, Any]:
-    """What was assigned in the notebook's cell that assigns `first`, and in the one that papermill injects after it.
+    """Values assigned in the notebook's cell that assigns `first`, and in the cell that papermill injects after it.
 
-    Where the kernel keeps no history of cells (nbval), all plain values assigned so far.
+    If the kernel keeps no history of cells (nbval): all plain values that are assigned so far.
     """
     cells = [_assigned(cell) | ({first} if cell.startswith("# Parameters") else set()) for cell in namespace["In"]]
     plain = {key for key, value in namespace.items() if isinstance(value, PLAIN) and not key.startswith("_")}
@@ -365,7 +365,7 @@ def _given(namespace: dict[str, Any], first: str) -> dict[str, Any]:
 
 
 def _extended(profile: str, parent: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """What a notebook's parameters add to: the profile's file or, for one of the user's own, the profile it extends."""
+    """What a notebook's parameters override: the profile's file, or for a user's own file the profile it extends."""
     if _file(profile).exists():
         stated = read_yaml(_file(profile)).get("extends")
         if parent not in (None, stated):
@@ -389,11 +389,11 @@ def _extended(profile: str, parent: str | None, given: dict[str, Any]) -> dict[s
 def collect(namespace: dict[str, Any]) -> Params:
     """Parameters of a notebook execution, from the notebook's `globals()`.
 
-    papermill passes unknown names with no more than a warning, and numbers and lists as text: here the ones are
-    refused, and the others read (`from_text`). They override `params/<profile>.yaml`, so `-f params/smoke.yaml` and
-    `-p profile smoke` both work; a file of the user's own, with a name of its own, may extend a profile.
-    `seed` and `condition`, where a notebook has them, are checked and stay the notebook's own. From here on wrong input
-    ends in its sentence alone (`cli.speak_plainly`).
+    papermill only warns of unknown names, and passes numbers and lists as text; here unknown names are refused, and
+    text is read (`from_text`). Parameters override `params/<profile>.yaml`, so that `-f params/smoke.yaml` and
+    `-p profile smoke` both work; a user's own file, with its own name, may extend a profile. `seed` and `condition`
+    are checked and stay variables of the notebook. From here on input errors show their sentence alone
+    (`cli.speak_plainly`).
     """
     cli.speak_plainly()
     given = _given(namespace, "profile")
@@ -410,7 +410,7 @@ def collect(namespace: dict[str, Any]) -> Params:
 
 
 def collect_factor(namespace: dict[str, Any]) -> dict[str, Any]:
-    """Factor, grid and `data_path` of an execution of notebook 5: the arguments of `ablations.read`, checked."""
+    """Factor, grid and `data_path` of an execution of notebook 5: the arguments of `factors.read`, checked."""
     cli.speak_plainly()
     given = _given(namespace, "factor")
     known = ("factor", "grid", "data_path")
@@ -423,12 +423,8 @@ def collect_factor(namespace: dict[str, Any]) -> dict[str, Any]:
 BASELINE = "baseline"
 
 
-def folders(params: Params, root: Path | None = None) -> list[Path]:
-    """Where the records of a profile's model may be: the folder that its runs write to, then those that they only
-    read, of the profile that a variant varies and of the records that come with the project.
-
-    `root`: the only folder of records to look in.
-    """
+def folders(params: Params) -> list[PurePosixPath]:
+    """Folders of a profile's records, relative to the root of the results: its own, and for a variant, which takes
+    from there what it does not change, the profile's."""
     names = dict.fromkeys((name_of(params), params.profile))
-    roots = [root] if root else paths.record_roots()
-    return [paths.model_folder(name, params.model, each) for name in names for each in roots]
+    return [PurePosixPath(paths.path_name(name), paths.path_name(params.model)) for name in names]

@@ -1,34 +1,22 @@
-"""Where things are, independent of the folder a command or notebook is started from."""
+"""Where files are, whatever folder a command or notebook is started from."""
 
 import os
 import re
 import reprlib
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
 PARAMS = ROOT / "params"
 PROMPTS = PARAMS / "prompts"
-# Records that come with the project: the seeds' own figures, and studies too long for every reader to repeat. They are
-# read, and never written by a run.
-COMMITTED = ROOT / "results"
-PUBLISHED = COMMITTED / "published"
+RESULTS = ROOT / "results"
+EVIDENCE = RESULTS / "evidence"  # packed studies, which no run reads or writes
+PUBLISHED = RESULTS / "published"  # the figures of the papers that this project replicates
 
 
 def results_root() -> Path:
-    """Folder that runs write to: `results/work/`, or `$SPECTRAL_COLLAPSE_RESULTS` when that is set."""
-    return Path(os.environ.get("SPECTRAL_COLLAPSE_RESULTS") or COMMITTED / "work").resolve()
-
-
-def record_roots() -> list[Path]:
-    """Folders that records are looked for in: `results_root()`, then, unless a folder is set, those committed."""
-    return [results_root()] if os.environ.get("SPECTRAL_COLLAPSE_RESULTS") else [results_root(), COMMITTED]
-
-
-def study_folder(*names: str) -> Path:
-    """Folder of a study: what was made here, else what comes with the project."""
-    own = results_root().joinpath(*names)
-    return own if (own / "study.json").exists() else COMMITTED.joinpath(*names)
+    """Folder that runs write to: `results/work`, or `$SPECTRAL_COLLAPSE_RESULTS` if that is set."""
+    return Path(os.environ.get("SPECTRAL_COLLAPSE_RESULTS") or RESULTS / "work").resolve()
 
 
 def generated_folder(profile: str) -> Path:
@@ -43,34 +31,34 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 
 
 def shown(value: Any) -> str:
-    """`repr` of what a user gave, cut to what fits into a sentence."""
+    """`repr` of a user's value, shortened to fit into a sentence."""
     return _SHORT.repr(value)
 
 
 LONGEST = 100
-VARIANT = "+"  # between the name of a profile and that of a variant of it
+VARIANT = "+"  # separates the names of a profile and of a variant of it
 
 
 def path_name(text: str) -> str:
-    """`text` unchanged if it is safe as the name of one folder, otherwise a ValueError.
+    """`text` unchanged if it is safe as the name of one folder; ValueError otherwise.
 
-    Profile, model and condition names become folders, so they may not climb out of `results/`.
+    Profiles, models and conditions name folders, which must not lie outside `results/`.
     """
     if not (isinstance(text, str) and re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9_.{VARIANT}=-]{{0,{LONGEST - 1}}}", text)):
         raise ValueError(f"{shown(text)} cannot name a folder: use up to {LONGEST} letters, digits, '_', '-' and '.'.")
     return text
 
 
-def model_folder(profile: str, model: str, root: Path | None = None) -> Path:
-    """`<root>/<profile>/<model>`, under `results_root()` unless another root is given."""
-    return (root or results_root()) / path_name(profile) / path_name(model)
+def model_folder(profile: str, model: str) -> Path:
+    """`<results_root()>/<profile>/<model>`."""
+    return results_root() / path_name(profile) / path_name(model)
 
 
-def run_folder(profile: str, model: str, condition: str, seed: int, root: Path | None = None) -> Path:
-    """`<root>/<profile>/<model>/<condition>/seed_<seed>`; the base model's condition is `baseline`."""
-    return model_folder(profile, model, root) / path_name(condition) / f"seed_{seed}"
+def run_folder(profile: str, model: str, condition: str, seed: int) -> Path:
+    """`<model_folder()>/<condition>/seed_<seed>`; the base model's condition is `baseline`."""
+    return model_folder(profile, model) / path_name(condition) / f"seed_{seed}"
 
 
-def generation_folder(run: Path, generation: int) -> Path:
+def generation_folder(run: PurePath, generation: int) -> PurePath:
     """`<run>/generation_<generation>`."""
     return run / f"generation_{generation}"

@@ -1,4 +1,4 @@
-"""Records: the only writer of results. Each file says what made it, and is trusted only if that still holds."""
+"""Records: the only writer of results. Each file says what it was made from, and carries a hash of its content."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from ..machine import processes
 from . import paths
 
 SCHEMA_VERSION = 3
-LISTED = 2  # the schema of committed records whose keys were lists kept by hand: read as evidence, made again by runs
-REMEDY = "restore it from the repository, or make the study again"
+LISTED = 2  # schema of packed records whose keys were lists kept by hand: evidence for readers, no records of runs
+TABLE_HASH = "_csv_sha256"  # after a table's name, in the record of a study
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 
 
 def canonical(value: Any) -> str:
-    """JSON text that is equal for equal values: sorted keys, no spaces."""
+    """JSON text, the same for equal values: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -46,7 +46,7 @@ def file_hash(path: Path) -> str:
 
 
 def digest(value: Any) -> Any:
-    """What a key holds of a value: short texts and plain numbers themselves, of all else a SHA-256."""
+    """A value as keys hold it: short texts and plain numbers as they are, everything else as its SHA-256."""
     if hasattr(value, "detach"):  # a tensor
         header = canonical([str(value.dtype), list(value.shape)])
         content = value.detach().contiguous().cpu().numpy().tobytes()
@@ -56,15 +56,15 @@ def digest(value: Any) -> Any:
     return text_hash(canonical(plain(value)))
 
 
-# What runs make of the committed results is no change of what makes them.
+# A checkout whose results alone have changed still has clean code.
 SOURCES = (".", ":!results", ":!paper/generated")
-CODE = ("lib", "notebooks", "params", "Snakefile")  # where a new file counts too, though git does not follow it yet
+CODE = ("lib", "notebooks", "params", "Snakefile")  # where untracked files count too
 
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit hash, and whether tracked files other than results differ from it or there is code that git does not
-    follow; `unknown` outside a git checkout."""
+    """Commit hash, and whether tracked files other than results differ from it or there is untracked code; `unknown`
+    outside a git checkout."""
 
     def git(*command: str) -> str:
         return subprocess.run(
@@ -97,8 +97,8 @@ NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 
 @contextlib.contextmanager
 def room(folder: Path) -> Iterator[None]:
-    """A full disk, and a folder that cannot be written, become a ValueError that says what to do. safetensors' own
-    errors have no code, only its text."""
+    """Turns the errors of a full disk or of a folder that cannot be written into a ValueError that says what to do.
+    safetensors' errors have no code, only its text."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -118,8 +118,7 @@ def room(folder: Path) -> Iterator[None]:
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Calls `write` on a temporary file beside `path`, then renames it: `path` is never half-written.
 
-    Of several processes the first one writes, and the others wait until `path` is there. Raises ValueError where the
-    disk is full.
+    Of several processes the first writes, and the others wait until `path` is there. ValueError as `room`.
     """
     processes.once(lambda: _write_and_rename(path, write))
 
@@ -144,7 +143,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Numbers of numpy and torch as Python's, non-finite ones as None (JSON has no NaN)."""
+    """A value with Python's numbers for those of numpy and torch, and None for non-finite ones (JSON has no NaN)."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -157,37 +156,45 @@ def plain(value: Any) -> Any:
 
 
 class StaleRecord(Exception):
-    """A record that cannot be used as it is; the message says why in one clause."""
+    """A record that cannot be used; the message says why in one clause."""
 
 
 def change(name: str, then: Any, now: Any) -> str:
-    """`name old -> new`, or the name alone where the values are hashes, which tell a reader nothing."""
+    """`name old -> new`; the name alone for hashes, which tell a reader nothing."""
     hashed = any(isinstance(value, str) and len(value) == 64 for value in (then, now))
     return name if hashed else f"{name} {then!r} -> {now!r}"
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A record, whole. FileNotFoundError where there is none; StaleRecord where it is truncated or altered, or follows
-    another schema."""
+def verified(record: Any) -> dict[str, Any]:
+    """A record without its hash, once its content matches it. StaleRecord otherwise, and where it follows another
+    schema or is no record."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        version, digest = record["schema_version"], record.pop("sha256", None)
+        version, content = record["schema_version"], {name: part for name, part in record.items() if name != "sha256"}
         if not all(isinstance(record[part], dict) for part in ("result", "key")):
             raise TypeError
         if not all(isinstance(record["key"].get(part, {}), dict) for part in ("parameters", "inputs")):
             raise TypeError
-        found = text_hash(canonical(record))
+        found = text_hash(canonical(content))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise StaleRecord("it is truncated or not a record") from None
+    if version not in (LISTED, SCHEMA_VERSION):
+        raise StaleRecord(f"it follows schema {version}, this is schema {SCHEMA_VERSION}")
+    if found != record.get("sha256"):
+        raise StaleRecord("its content does not match its hash")
+    return content
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record without its hash. FileNotFoundError where there is none; StaleRecord as `verified`."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
     except OSError as error:
         raise StaleRecord(f"it cannot be read ({os.strerror(error.errno).lower()})") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, RecursionError):
         raise StaleRecord("it is truncated or not a record") from None
-    if version not in (LISTED, SCHEMA_VERSION):
-        raise StaleRecord(f"it follows schema {version}, this is schema {SCHEMA_VERSION}")
-    if found != digest:
-        raise StaleRecord("its content does not match its hash")
-    return record
+    return verified(record)
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -205,11 +212,11 @@ def write_record(
     device: str,
     speeds: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Writes one record and returns its result as a reader will see it.
+    """Writes one record; its result as readers will see it.
 
     `key` holds what the numbers depend on (parameters, code, inputs), `about` what they belong to (profile, seed,
-    condition, generation, and the parameters behind them). Times and speeds stand under `timing` alone, so that two
-    records of the same computation differ there, in `sha256`, which is the hash of all the rest, and in nothing else.
+    condition, generation, and the parameters behind them). Two records of the same computation differ only in `timing`
+    (times and speeds) and in `sha256`, the hash of everything else in the record.
     """
     result = plain(result)
     record = {
@@ -230,45 +237,32 @@ def write_record(
 
 
 def write_again(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record with the hash of what it says."""
-    record = {**record, "sha256": text_hash(canonical(record))}
-    write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    """Writes a record with the hash of its content."""
+    write_text(path, as_text({**record, "sha256": text_hash(canonical(record))}))
+
+
+def as_text(record: dict[str, Any]) -> str:
+    """The content of a record's file."""
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
 def write_study(folder: Path, tables: Mapping[str, pd.DataFrame], result: dict[str, Any], **record: Any) -> None:
-    """Writes tables as <name>.csv, numbers with nine digits, then their record study.json: `result`, and each file's
-    hash as <name>_csv_sha256. `record`: the other arguments of `write_record`."""
+    """Writes tables as <name>.csv, to nine digits, then their record study.json: `result`, and each file's hash as
+    <name>_csv_sha256. `record`: the other arguments of `write_record`. `evidence.read_study` reads it."""
     hashes = {}
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.9g"))
-        hashes[f"{name}_csv_sha256"] = file_hash(folder / f"{name}.csv")
+        hashes[f"{name}{TABLE_HASH}"] = file_hash(folder / f"{name}.csv")
     write_record(folder / "study.json", result | hashes, **record)
-
-
-def read_study(
-    folder: Path, names: Sequence[str], dtype: Mapping[str, type] | None = None
-) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    """What `write_study` wrote: the record's result, and the named tables; `dtype` of columns as pandas takes it.
-
-    ValueError where the record is missing or damaged, or a table is not the one that it names.
-    """
-    try:
-        result = read_result(folder / "study.json")
-        wrong = [name for name in names if file_hash(folder / f"{name}.csv") != result[f"{name}_csv_sha256"]]
-    except (FileNotFoundError, KeyError, StaleRecord) as reason:
-        raise ValueError(f"{folder} cannot be used ({reason}): {REMEDY}.") from None
-    if wrong:
-        raise ValueError(f"{folder / wrong[0]}.csv does not match study.json: {REMEDY}.")
-    return result, {name: pd.read_csv(folder / f"{name}.csv", dtype=dtype) for name in names}
 
 
 @contextlib.contextmanager
 def locked(folder: Path, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Holds the folder for this process; a second one waits, then finds the work done.
+    """Locks the folder for this process; a second process waits, then finds the work done.
 
-    The lock is the kernel's (flock): it ends with the process, however that ends.
+    The kernel holds the lock (flock) and releases it when the process ends, however it ends.
     """
-    if not processes.first():  # the first process holds it for all, which wait where they next meet
+    if not processes.first():  # the first process holds it for all; the others wait where they next meet
         yield
         return
     with room(folder):

@@ -1,179 +1,245 @@
-"""The one schema of every profile: what parameters there are, what they may be, and what is said of a wrong one."""
+"""The schema of profiles: every parameter, its values, and the validation errors."""
 
 import difflib
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from . import paths
 
 SOURCES = ("recursive", "fresh", "static", "mixed", "accumulate")
 CONDITIONS = tuple(source + suffix for source in SOURCES for suffix in ("", "_carry", "_restart"))
-# What things are called, where they are, and how this machine computes: no result depends on them beyond rounding. What
-# a text or a checkpoint holds enters records by its hash.
+# Names, places, and how this machine computes: no result depends on them beyond rounding. The content of a text or a
+# checkpoint enters records by its hash.
 PLACES = (
     *("profile", "base", "variant", "model", "data_path", "held_out_path"),
     *("device", "micro_batch", "gradient_checkpointing", "checkpoint_steps"),
 )
-# What is run, and when it is stopped; not what comes out of it.
+# What is run, and when it stops; no result depends on them.
 DESIGN = ("seeds", "conditions", "generations", "perplexity_bound", "layerwise_spectra")
-# Names that choose what to run; they belong to a notebook's execution, not to the profile.
+# Names that select a run; they belong to an execution of a notebook, not to the profile.
 SELECTORS = ("profile", "seed", "condition")
 
 
-class Params(BaseModel):
-    """Everything that determines a run's numbers. Lengths are in tokens unless the name says otherwise."""
-
+class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    profile: str = Field(description="name of the profile: a file of params/, and the first folder of its records")
+
+class Naming(_Group):
+    """What the runs are called."""
+
+    profile: str = Field(description="name of its file in params/ and of the first folder of its records")
     variant: str | None = Field(
-        default=None, description="name of runs with other values than the profile's file; null: named by what differs"
+        default=None,
+        description="name of runs whose values differ from the profile's file; null: named by what differs",
     )
     base: str | None = Field(default=None, description="profile whose generation 0 the runs start from; null: this one")
 
-    # design
+
+class Design(_Group):
+    """What is run: conditions, seeds, generations."""
+
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         min_length=1, description="one run of every condition for each seed"
     )
-    conditions: list[Literal[CONDITIONS]] = Field(min_length=1, description="see `SOURCES`")
+    conditions: list[Literal[CONDITIONS]] = Field(
+        min_length=1,
+        description="where training text comes from, and with a suffix which weights a generation starts from",
+    )
     generations: int = Field(ge=1, description="generations after the base model")
     weights: Literal["restart", "carry"] = Field(
-        description="each generation starts from generation 0 (restart) or from the one before (carry); "
-        "a condition named with the suffix _restart or _carry fixes it for itself"
+        description="a generation starts from generation 0 (restart) or from the one before (carry); "
+        "the suffix _restart or _carry of a condition overrides it"
     )
     real_fraction: float = Field(ge=0, le=1, description="share of real blocks in the `mixed` condition")
     shift_generation: int | None = Field(
-        default=None, ge=1, description="first generation trained on another domain (`interventions.other_domain`)"
+        default=None, ge=1, description="first generation that is trained on another domain; null: none"
     )
 
-    # text
+
+class Text(_Group):
+    """Real text, and how it is cut into blocks. Lengths are in tokens unless the name says otherwise."""
+
     corpus: Literal["storyworld", "tinystories"] = Field(description="source of real text")
     data_path: str | None = Field(
-        description="local file used instead of the hub: plain text, or .jsonl with a key `text`; ~ is expanded"
+        description="local file that replaces the hub: plain text, or .jsonl with a key `text`; ~ is expanded"
     )
     held_out_path: str | None = Field(description="its held-out split; null: the last tenth of data_path")
-    documents: int = Field(ge=1, description="real documents read (storyworld, hub) or at most read (file)")
-    vocabulary_size: int = Field(ge=257, description="byte-level BPE, for models trained from scratch")
+    documents: int = Field(ge=1, description="real documents that are read; of a file at most")
+    vocabulary_size: int = Field(ge=257, description="of the byte-level BPE tokenizer of models trained from scratch")
     block_tokens: int = Field(ge=8, description="length of a training and of a held-out block")
     blocks_per_generation: int = Field(ge=1, description="training blocks of every generation")
     held_out_blocks: int = Field(ge=2, description="blocks of held-out real text for perplexity")
 
-    # model
-    model: str = Field(description="short name: the second folder of its records")
-    checkpoint: str | None = Field(
-        description="hub name, local folder or .gguf file; null: train `architecture` from scratch"
-    )
-    architecture: Literal["llama", "gpt2", "opt", "qwen2"] = "llama"
-    revision: str | None = Field(description="commit hash of a hub checkpoint")
-    hidden_size: int = Field(ge=8)
-    layers: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    baseline_blocks: int = Field(ge=0, description="real blocks the base model trains on from scratch, all seeds alike")
-    baseline_epochs: int = Field(ge=0)
-    baseline_learning_rate: float = Field(ge=0)
-    baseline_sequence_tokens: int = Field(ge=8, description="training length of the base model, tuned or from scratch")
-    tuning_blocks: int = Field(
-        default=0, ge=0, description="real blocks a checkpoint is trained on before generation 0; 0: taken as it is"
-    )
-    tuning_epochs: int = Field(default=1, ge=1)
-    tuning_learning_rate: float | None = Field(default=None, gt=0, description="null: learning_rate")
-    perplexity_bound: float = Field(gt=1, description="held-out perplexity above which nothing is measured")
 
-    # training of a generation
-    epochs: int = Field(ge=1)
+class Model(_Group):
+    """The model, and the training that makes generation 0."""
+
+    model: str = Field(description="short name: the second folder of the records")
+    checkpoint: str | None = Field(
+        description="hub name, local folder or .gguf file; null: `architecture` is trained from scratch"
+    )
+    architecture: Literal["llama", "gpt2", "opt", "qwen2"] = Field(
+        default="llama", description="of a model trained from scratch"
+    )
+    revision: str | None = Field(description="commit hash of a hub checkpoint")
+    hidden_size: int = Field(ge=8, description="width; a multiple of twice the heads")
+    layers: int = Field(ge=1, description="transformer layers")
+    heads: int = Field(ge=1, description="attention heads")
+    baseline_blocks: int = Field(
+        ge=0, description="real blocks that a base model from scratch trains on, the same for all seeds"
+    )
+    baseline_epochs: int = Field(ge=0, description="epochs of that training")
+    baseline_learning_rate: float = Field(ge=0, description="its peak learning rate")
+    baseline_sequence_tokens: int = Field(
+        ge=8, description="sequence length in the base model's training, tuned or from scratch"
+    )
+    tuning_blocks: int = Field(
+        default=0, ge=0, description="real blocks that a checkpoint is tuned on before generation 0; 0: it is not tuned"
+    )
+    tuning_epochs: int = Field(default=1, ge=1, description="epochs of that tuning")
+    tuning_learning_rate: float | None = Field(
+        default=None, gt=0, description="its peak learning rate; null: learning_rate"
+    )
+    perplexity_bound: float = Field(gt=1, description="no model with a higher held-out perplexity is measured")
+
+
+class Training(_Group):
+    """Training of a generation."""
+
+    epochs: int = Field(ge=1, description="epochs of a generation")
     steps: int | None = Field(default=None, ge=1, description="optimizer steps of a generation, instead of epochs")
-    batch_size: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    gradient_clip: float = Field(gt=0, description="largest norm of a batch's gradient, a longer one is scaled to it")
-    warmup_fraction: float = Field(ge=0, lt=1)
-    schedule: Literal["constant", "linear", "cosine", "warmup_stable_decay"]
+    batch_size: int = Field(ge=1, description="sequences of an optimizer step")
+    learning_rate: float = Field(gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(ge=0, description="of AdamW")
+    gradient_clip: float = Field(gt=0, description="largest norm of a gradient; a longer one is scaled down to it")
+    warmup_fraction: float = Field(ge=0, lt=1, description="first share of the steps, of rising learning rate")
+    schedule: Literal["constant", "linear", "cosine", "warmup_stable_decay"] = Field(
+        description="of the learning rate after the warm-up"
+    )
     decay_fraction: float = Field(default=0.2, gt=0, le=1, description="last share of the steps of warmup_stable_decay")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="of every sublayer's output, after generation 0")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="dropout of every sublayer's output, after generation 0"
+    )
     sharpness_radius: float = Field(
         default=0.0, ge=0, description="ρ of sharpness-aware minimization after generation 0; 0: none"
     )
     trust_memory: float | None = Field(
-        default=None, ge=0, lt=1, description="Monitor-Trust-Regulator: share of the old trust kept; null: none"
+        default=None,
+        ge=0,
+        lt=1,
+        description="Monitor-Trust-Regulator: share of the old trust that is kept; null: no regulator",
     )
-    trust_gain: float = Field(default=5.0, gt=0, description="its loss of trust per relative contraction")
+    trust_gain: float = Field(
+        default=5.0, gt=0, description="its loss of trust per relative contraction of the precursors"
+    )
     track_two_tolerance: float | None = Field(
         default=None, ge=0, description="nats: training stops once Track II's band lies below minus this; null: never"
     )
     checkpoint_steps: int = Field(ge=1, description="optimizer steps between two saved training states")
 
-    # sampling
-    prompting: Literal["context", "opening"]
-    opening_tokens: int = Field(ge=1, description="prompt length under `opening`")
-    temperature: float = Field(gt=0)
-    top_k: int = Field(ge=0, description="0: no limit")
-    top_p: float = Field(gt=0, le=1)
-    sampling_batch: int = Field(ge=1, description="sequences drawn at a time; fewer where they do not fit into memory")
 
-    # writing of synthetic text, where it differs from sampling for the evaluation
-    writing_temperature: float | None = Field(default=None, gt=0, description="null: temperature; top_k, top_p alike")
-    writing_top_k: int | None = Field(default=None, ge=0)
-    writing_top_p: float | None = Field(default=None, gt=0, le=1)
+class Sampling(_Group):
+    """Sampling, for the evaluation and for the synthetic text."""
+
+    prompting: Literal["context", "opening"] = Field(
+        description="prompts are real blocks (context) or the first tokens of real documents (opening)"
+    )
+    opening_tokens: int = Field(ge=1, description="prompt length under `opening`")
+    temperature: float = Field(gt=0, description="of sampling")
+    top_k: int = Field(ge=0, description="tokens that may be drawn; 0: all")
+    top_p: float = Field(gt=0, le=1, description="nucleus: least probability of the tokens that may be drawn")
+    sampling_batch: int = Field(
+        ge=1, description="sequences that are drawn at a time; fewer if they do not fit into memory"
+    )
+
+
+class Writing(_Group):
+    """Sampling of the synthetic text, where it differs."""
+
+    writing_temperature: float | None = Field(default=None, gt=0, description="null: temperature")
+    writing_top_k: int | None = Field(default=None, ge=0, description="null: top_k")
+    writing_top_p: float | None = Field(default=None, gt=0, le=1, description="null: top_p")
     writing_contexts: Literal["same", "new"] = Field(
-        default="same", description="real contexts that are continued: the same or new ones every generation"
+        default="same", description="every generation continues the same real contexts or new ones"
     )
     rarity_exponent: float = Field(
-        default=0.0, ge=0, description="resampling of blocks by the inverse frequency of their tokens; 0: none"
+        default=0.0, ge=0, description="exponent of resampling by the inverse frequency of tokens; 0: none"
     )
     candidates: int = Field(
-        default=1, ge=1, description="continuations of a context, of which the most diversifying one is kept"
+        default=1, ge=1, description="continuations of a context, of which the one that adds most diversity is kept"
     )
 
-    # evaluation
-    evaluation_stories: int = Field(ge=2, description="unconditional stories sampled for the text metrics")
-    story_tokens: int = Field(ge=8, description="longest of them")
-    prompt_bank: str = Field(description="a file of params/prompts, without .jsonl")
+
+class Evaluation(_Group):
+    """Text metrics and SIGMA."""
+
+    evaluation_stories: int = Field(ge=2, description="stories that are sampled without a prompt for the text metrics")
+    story_tokens: int = Field(ge=8, description="their largest length")
+    prompt_bank: str = Field(description="a file of params/prompts, without its suffix .jsonl")
     response_tokens: int = Field(
-        ge=8, description="of a response to the prompt bank, drawn at a time until it has the words of its blocks"
+        ge=8, description="tokens of a response that are drawn at a time, until it has the words of its blocks"
     )
     response_blocks: int = Field(
-        ge=1, description="blocks of every response that are embedded: with 200 prompts, 4 for twice the dimensions"
+        ge=1, description="blocks of every response that are embedded; 4 with 200 prompts give twice the dimensions"
     )
     response_block_words: int = Field(ge=2, description="words of a response in one embedded block")
-    sigma_delta: float = Field(gt=0)
-    sigma_rho: float = Field(gt=0, description="cap of the squared norm of an embedding")
+    sigma_delta: float = Field(gt=0, description="δ of log det(A + δI)")
+    sigma_rho: float = Field(gt=0, description="ρ, bound of the squared norm of an embedding")
 
-    # curvature
+
+class Curvature(_Group):
+    """Spectra of the Hessian, and the study of their estimators."""
+
     curvature_blocks: int = Field(ge=1, description="frozen held-out blocks of the loss whose Hessian is taken")
-    lanczos_steps: int = Field(ge=4)
-    lanczos_probes: int = Field(ge=2)
+    lanczos_steps: int = Field(ge=4, description="Hessian-vector products of a probe")
+    lanczos_probes: int = Field(ge=2, description="random start vectors")
     curvature_memory_gb: float = Field(
-        gt=0, description="GiB that curvature may take; fixed, because what is kept in which type follows from it"
+        gt=0, description="GiB that curvature may take; it decides the precision of what is kept, hence is fixed"
     )
     layerwise_spectra: bool = Field(
-        default=True, description="the spectrum of every part of the network too, for the first seed"
+        default=True, description="whether to measure the spectrum of every part of the network, for the first seed"
     )
     estimator_probes: int = Field(ge=2, description="probes of the study of the estimators' own noise")
     estimator_batches: int = Field(ge=2, description="its batches of curvature_blocks held-out blocks each")
     estimator_steps: list[Annotated[int, Field(ge=4)]] = Field(min_length=2, description="its numbers of Lanczos steps")
 
-    # mechanism
+
+class Mechanism(_Group):
+    """What changes inside the models."""
+
     mechanism_blocks: int = Field(
         ge=4, description="held-out blocks, and as many of the generation's own, of gradients and activations"
     )
     eigenvectors: int = Field(ge=1, description="leading Hessian eigenvectors of generation 0 that are followed")
     landscape_points: int = Field(ge=3, description="grid points along each axis of a slice of the loss; odd")
 
-    # machine
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(description="auto: CUDA, else MPS, else the CPU")
+
+class Machine(_Group):
+    """How this machine computes."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(description="auto: CUDA, otherwise MPS, otherwise the CPU")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="float32", description="of the training's products (auto: see `models.pick_precision`)"
+        default="float32", description="of matrix products in training; auto: bfloat16 where a GPU has it"
     )
     micro_batch: int | None = Field(
-        default=None, ge=1, description="sequences of a batch whose gradient is taken at a time; null: as many as fit"
+        default=None, ge=1, description="sequences whose gradient is taken at a time; null: as many as fit"
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="activations made again in the backward pass: less memory, a third more time"
+        default=False, description="recompute activations in the backward pass: less memory, a third more time"
     )
     threads: int = Field(ge=1, description="CPU threads; fixed, because it changes the last digit of sums")
+
+
+GROUPS = (Naming, Design, Text, Model, Training, Sampling, Writing, Evaluation, Curvature, Mechanism, Machine)
+
+
+class Params(*reversed(GROUPS)):  # pydantic takes the fields of the last base first
+    """All parameters of a profile, as flat keys; `GROUPS` name them by subject."""
 
     @model_validator(mode="after")
     def _combination(self) -> "Params":
@@ -242,13 +308,13 @@ class Params(BaseModel):
 
 
 class Unnoted(RuntimeError):
-    """A stage reads what its record does not note."""
+    """A stage reads something that its record does not note."""
 
 
 class Watched:
-    """Parameters that say which of them are read: `note(name, value)` at every read of one that determines results.
+    """Parameters that report each read of one that determines results: `note(name, value)`.
 
-    A checkpoint on this machine is noted by its folder's name; what is in it, whoever reads it has to note.
+    A local checkpoint is noted by the name of its folder; whoever reads its content notes that.
     """
 
     def __init__(self, params: Params, note: Callable[[str, Any], None]):
@@ -281,7 +347,7 @@ def _may_be_path(text: str) -> bool:
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-    """The one of the known names that is spelt most like this one."""
+    """The known name with the most similar spelling."""
     return difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
 
 
@@ -289,7 +355,7 @@ MOST = 10  # problems in one message
 
 
 def sentence(error: ValidationError, source: str, known: Iterable[str]) -> str:
-    """One sentence a problem: the key, the reason, and the nearest of the known names for an unknown key."""
+    """One clause a problem: the key, the reason, and for an unknown key the nearest known name."""
     lines, problems = [], error.errors()
     for problem in problems[:MOST]:
         key = ".".join(str(part)[:100] for part in problem["loc"])
@@ -347,3 +413,42 @@ def split_condition(condition: str, weights: str) -> tuple[str, str]:
         if condition.endswith("_" + suffix):
             return condition.removesuffix("_" + suffix), suffix
     return condition, weights
+
+
+# ---- documentation
+
+
+def _values(field: FieldInfo) -> str:
+    """What a parameter may be, in words."""
+    kind, text = field.annotation, ""
+    if get_origin(kind) is list:
+        (kind,), text = get_args(kind), "list of "
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        return text + ", ".join(f"`{choice}`" for choice in get_args(kind))
+    kind = next((each for each in get_args(kind) if each is not type(None)), kind)
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    limits = [
+        f" {sign} {getattr(each, name):g}"
+        for each in field.metadata
+        for name, sign in signs.items()
+        if hasattr(each, name)
+    ]
+    return text + {str: "text", int: "integer", float: "number", bool: "true, false"}[kind] + ",".join(limits)
+
+
+def reference() -> str:
+    """All parameters by group, as Markdown: docs/parameters.md."""
+    lines = ["# Parameters", "", "Written by `python -m spectral_collapse.record.schema > docs/parameters.md`."]
+    for group in GROUPS:
+        lines += ["", f"## {group.__name__}", "", f"{group.__doc__}", ""]
+        lines += ["| key | values | default | meaning |", "|---|---|---|---|"]
+        for name, field in group.model_fields.items():
+            default = "" if field.is_required() else f"`{json.dumps(field.default)}`"
+            lines.append(f"| `{name}` | {_values(field)} | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(reference())

@@ -1,7 +1,7 @@
-"""SIGMA (arXiv 2601.03385): log-determinant tracks of the Gram matrix of sentence embeddings, and what they can say.
+"""SIGMA (arXiv 2601.03385): log-determinant tracks of the Gram matrix of sentence embeddings.
 
-gram: Gram matrix, bounds, both tracks; inference: log det G with intervals; bands: drifts with bands and tests;
-health: checks of what goes in; scale: streams and clusters.
+`gram`: Gram matrix, bounds, both tracks; `inference`: log det G with intervals; `bands`: drifts with bands and tests;
+`health`: checks of the input; `scale`: streams and clusters.
 """
 
 from .bands import (
@@ -43,45 +43,3 @@ from .inference import (
     wishart_moments,
 )
 from .scale import distributed_gram, read_embeddings, stream
-
-__all__ = [
-    "AIM",
-    "TRACKS",
-    "Bounds",
-    "Budget",
-    "GramAccumulator",
-    "LiveSpace",
-    "Observed",
-    "ObservedSet",
-    "SingularGram",
-    "banded_drift",
-    "banded_drifts",
-    "bucket_drifts",
-    "cholesky_logdet",
-    "common",
-    "deterministic_bounds",
-    "distributed_gram",
-    "drift",
-    "grouped_logdet_estimate",
-    "health_checks",
-    "least_rows",
-    "leave_groups_out",
-    "leverages",
-    "live_space",
-    "logdet_estimate",
-    "mahalanobis_variance",
-    "ols_slope",
-    "overestimation_ratio",
-    "prompt_influences",
-    "read_embeddings",
-    "regularized_logdet",
-    "required_sample_size",
-    "shrunk_logdet",
-    "stream",
-    "track_agreement",
-    "track_one",
-    "track_two",
-    "track_value",
-    "water_filling",
-    "wishart_moments",
-]

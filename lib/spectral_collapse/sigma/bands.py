@@ -1,14 +1,14 @@
-"""SIGMA's tracks between two checkpoints: drifts with a band and a test, of the whole prompt bank and by bucket.
+"""Drifts of SIGMA's tracks between two checkpoints, with a band and a test, for the full prompt bank and by bucket.
 
-Leaving a prompt's few blocks V out of A is a small determinant: det(M − VVᵀ) = det M · det(I − VᵀM⁻¹V), with
-M = A + δI for Track II and A + (δ + τ)I for Track I. The water-filled envelope has it in the eigenvectors above the
-water, and below it the water level falls by tr VVᵀ; what V has in both at once is left out, so that its influences are
-exact to first order, those of the other tracks exact. The corrected log-determinant is estimated again without each
-prompt (`inference.leave_groups_out`).
+Leaving a prompt's few blocks V out of A takes a small determinant: det(M − VVᵀ) = det M · det(I − VᵀM⁻¹V), with
+M = A + δI for Track II and A + (δ + τ)I for Track I. For the water-filled envelope this holds in the eigenvectors above
+the water level, and below it the level falls by tr VVᵀ; cross terms are dropped, so that these influences are exact to
+first order, the others exact. The corrected log-determinant is estimated again without each prompt
+(`inference.leave_groups_out`).
 
-All drifts are of the blocks that both checkpoints have: log det(A + δI) − m log n_A grows by about
-log(n_A/(n_A − m)) − m/n_A a block, more than a nat where n_A is near m, and Track I falls by m/n, so that another
-number of blocks is a drift.
+Drifts use only the blocks that both checkpoints have. With every further block log det(A + δI) − m log n_A grows by
+about log(n_A/(n_A − m)) − m/n_A, more than a nat for n_A near m, and Track I falls by m/n: a change in the number of
+blocks would count as a drift.
 """
 
 import math
@@ -31,7 +31,8 @@ NO_BAND = dict.fromkeys(("low", "high", "standard_error", "p_value"), math.nan)
 
 @dataclass(frozen=True)
 class Observed:
-    """A checkpoint's embeddings (n_A, m); of each, its prompt's place in the bank and its own in the response."""
+    """A checkpoint's embeddings (n_A, m), with each one's prompt (place in the bank) and block (place in the
+    response)."""
 
     rows: np.ndarray
     prompts: np.ndarray
@@ -48,7 +49,7 @@ class Observed:
 
 
 def common(first: Observed, last: Observed) -> tuple[Observed, Observed]:
-    """Both checkpoints without the blocks that only one of them has: as many in both."""
+    """Both checkpoints, reduced to the blocks that both have."""
     return first.select(np.isin(first.ids, last.ids)), last.select(np.isin(last.ids, first.ids))
 
 
@@ -61,13 +62,13 @@ class Budget(NamedTuple):
 
 
 class _Track(NamedTuple):
-    """A track of a checkpoint in the eigenvectors of A, ascending; the first `wet` are under the water `level`."""
+    """A track of a checkpoint in the eigenvectors of A, ascending; the first `filled` lie below the water `level`."""
 
     value: float
     total: int
     shifted: np.ndarray
     vectors: np.ndarray
-    wet: int
+    filled: int
     level: float
 
 
@@ -78,39 +79,40 @@ def _track(observed: Observed, track: str, budget: Budget) -> _Track:
     m, total, tau = observed.rows.shape[1], len(observed.rows) + unobserved, budget.rho * unobserved
     rows = finite_rows(observed.rows)
     eigenvalues, vectors = np.linalg.eigh(rows.T @ rows)
-    shifted, wet, level = np.maximum(eigenvalues, 0) + budget.delta, 0, 1.0
+    shifted, filled, level = np.maximum(eigenvalues, 0) + budget.delta, 0, 1.0
     if track == "track_one":
         shifted += tau
     if track == "track_one_sharp":
         # Filling too few or too many eigenvalues gives a higher level than the right number of them.
         levels = (tau + np.cumsum(shifted)) / np.arange(1, m + 1)
-        wet, level = int(levels.argmin()) + 1, levels.min()
-    value = np.log(shifted[wet:]).sum() + wet * math.log(level) - m * math.log(total)
-    return _Track(float(value), total, shifted, vectors, wet, level)
+        filled, level = int(levels.argmin()) + 1, levels.min()
+    value = np.log(shifted[filled:]).sum() + filled * math.log(level) - m * math.log(total)
+    return _Track(float(value), total, shifted, vectors, filled, level)
 
 
 def _logdet(observed: Observed) -> tuple[float, np.ndarray, np.ndarray]:
-    """Estimate of log det Σ, names (P,) of the prompts, and the estimate without each; NaN where there is none."""
+    """Estimate of log det Σ, names (P,) of the prompts, and the estimate without each; NaN if there are too few
+    blocks."""
     names, m = np.unique(observed.prompts), observed.rows.shape[1]
     if len(names) >= GROUPS and len(observed.rows) >= least_rows(m):
         try:
             value, names, without = leave_groups_out(observed.rows, observed.prompts, UNSEEN)
             return value - m * math.log(UNSEEN), names, without - m * math.log(UNSEEN)
-        except SingularGram:  # a collapse: what the tracks are for, and no reason to stop
+        except SingularGram:  # a collapsed model; the tracks still measure it
             pass
     return math.nan, names, np.full(len(names), math.nan)
 
 
 def track_value(observed: Observed, track: str, budget: Budget) -> float:
-    """A track of a checkpoint; `logdet` is the corrected estimate of log det Σ, NaN where it needs more blocks."""
+    """A track of a checkpoint; `logdet` is the corrected estimate of log det Σ, NaN if it needs more blocks."""
     return _logdet(observed)[0] if track == "logdet" else _track(observed, track, budget).value
 
 
 def prompt_influences(observed: Observed, universe: np.ndarray, track: str, budget: Budget) -> tuple[float, np.ndarray]:
-    """A track's value, and how far each prompt of `universe` (P,) pulls it, by leaving out its blocks; shape (P,).
+    """A track's value, and the influence of each prompt of `universe` (P,) from leaving out its blocks, (P,).
 
-    The influences sum to zero, and the variance of their mean is the jackknife's. One factorisation serves all
-    prompts. ValueError for fewer than two prompts.
+    Influences sum to zero, and the variance of their mean is the jackknife's. One factorisation serves all prompts.
+    ValueError for fewer than two prompts.
     """
     size = len(universe)
     if size < 2:
@@ -121,26 +123,25 @@ def prompt_influences(observed: Observed, universe: np.ndarray, track: str, budg
         without[np.searchsorted(universe, names)] = found_without
         return value, math.sqrt(size * (size - 1)) * (without.mean() - without)
     found, m = _track(observed, track, budget), observed.rows.shape[1]
-    wet, coordinates = found.wet, observed.rows @ found.vectors
-    below, above = (coordinates[:, :wet] ** 2).sum(1), coordinates[:, wet:] / np.sqrt(found.shifted[wet:])
+    filled, coordinates = found.filled, observed.rows @ found.vectors
+    below, above = (coordinates[:, :filled] ** 2).sum(1), coordinates[:, filled:] / np.sqrt(found.shifted[filled:])
     without = np.empty(size)
     for place, prompt in enumerate(universe):
         own = observed.prompts == prompt
         change = np.linalg.slogdet(np.eye(own.sum()) - above[own] @ above[own].T).logabsdet
-        change += wet * math.log1p(-below[own].sum() / (wet * found.level)) if wet else 0.0
+        change += filled * math.log1p(-below[own].sum() / (filled * found.level)) if filled else 0.0
         without[place] = found.value + change - m * math.log1p(-own.sum() / found.total)
     return found.value, math.sqrt(size * (size - 1)) * (without.mean() - without)
 
 
 def banded_drift(first: Observed, last: Observed, track: str, budget: Budget, seed: int = 0) -> dict[str, float]:
-    """Drift of a track over the blocks that both checkpoints have, with its band at nominal 95 %, standard error and
-    p-value of drift ≠ 0.
+    """Drift of a track over the blocks that both checkpoints have: band at nominal 95 %, standard error, p-value of no
+    drift.
 
-    By a bootstrap over prompts, one set of them for both checkpoints: the pairing. What is resampled are the
-    prompts' influences, not the columns. A resample of columns holds 63 % of the prompts, and its log-determinant
-    is another, far lower quantity. The band is NaN below 10 prompts, the p-value where nothing moves.
-    Conservative where n_A is near m: the jackknife's variance is high on average (Efron and Stein 1981).
-    ValueError where the checkpoints have no block in common.
+    By a paired bootstrap over prompts, the same prompts for both checkpoints. It resamples the prompts' influences and
+    not the columns: a resample of columns holds 63 % of the prompts, and its log-determinant is far lower. The band is
+    NaN below 10 prompts, the p-value if nothing moves. Conservative for n_A near m, where the jackknife's variance is
+    high on average (Efron and Stein 1981). ValueError if the checkpoints have no block in common.
     """
     first, last = common(first, last)
     universe = np.unique(first.prompts)
@@ -175,7 +176,7 @@ def banded_drifts(first: Observed, last: Observed, budget: Budget, seed: int = 0
 def bucket_drifts(
     first: Observed, last: Observed, buckets: Sequence[str], budget: Budget, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Track II's `banded_drift` in each bucket, with its number of blocks; `buckets` names that of each prompt."""
+    """Track II's `banded_drift` in each bucket, with its number of blocks; `buckets` has the bucket of each prompt."""
     labels = np.asarray(buckets)
     both = common(first, last)
     found = {}

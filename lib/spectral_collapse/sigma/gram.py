@@ -14,16 +14,20 @@ from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dpotrf
 from scipy.sparse.linalg import ArpackError, eigsh
 
-CHUNK = 4096  # rows converted to float64 at a time: bounds the memory, and is long enough for the BLAS
-LANCZOS_FROM = 256  # below this m all eigenvalues cost less than finding the largest few
-# An eigenvalue below this share of the largest has no digits: in it stand the squares of float32 roundings.
+CHUNK = 4096  # rows converted to float64 at a time: limits memory, and is large enough for the BLAS
+LANCZOS_FROM = 256  # below this m computing all eigenvalues is cheaper than finding the largest few
+# An eigenvalue below this share of the largest is rounding: embeddings are float32, and the Gram matrix squares them.
 RANK = 1e-12
 
 
 class GramAccumulator:
     """A = Σ v vᵀ over embeddings v ∈ R^m and their number n, summed in float64, chunk by chunk.
 
-    Memory O(m²) whatever the number of embeddings; two accumulators over different embeddings merge.
+    Memory O(m²) for any number of embeddings; accumulators over different embeddings merge.
+
+    >>> seen = GramAccumulator(2).update(np.array([[1.0, 0.0], [1.0, 2.0]]))
+    >>> seen.n, seen.gram.tolist()
+    (2, [[2.0, 2.0], [2.0, 4.0]])
     """
 
     def __init__(self, dim: int):
@@ -45,7 +49,7 @@ class GramAccumulator:
         return upper + np.triu(upper, 1).T
 
     def update(self, embeddings: np.ndarray, rho: float = math.inf) -> "GramAccumulator":
-        """Adds rows (k, m). ValueError for a non-finite row or one with ‖v‖² > `rho`; then nothing is added."""
+        """Adds rows (k, m). ValueError, and nothing is added, for a row that is not finite or has ‖v‖² > `rho`."""
         rows = np.asarray(embeddings)
         if rows.ndim != 2 or rows.shape[1] != self.dim:
             raise ValueError(f"embeddings have shape {rows.shape}; rows of length {self.dim} are expected.")
@@ -67,7 +71,7 @@ class GramAccumulator:
         return self
 
     def merge(self, other: "GramAccumulator") -> "GramAccumulator":
-        """Adds what another accumulator of the same dimension has seen."""
+        """Adds the embeddings of another accumulator of the same dimension."""
         if other.dim != self.dim:
             raise ValueError(f"accumulators of dimensions {self.dim} and {other.dim} cannot be merged.")
         self._lower += other._lower
@@ -80,7 +84,7 @@ class SingularGram(ValueError):
 
 
 def finite_rows(embeddings: np.ndarray) -> np.ndarray:
-    """The embeddings (k, m) in float64. ValueError for another shape and for an entry that is NaN or infinite."""
+    """The embeddings (k, m) in float64. ValueError for another shape, NaN and infinity."""
     rows = np.asarray(embeddings, dtype=np.float64)
     if rows.ndim != 2:
         raise ValueError(f"embeddings have shape {rows.shape}: rows (number, dimension) are expected.")
@@ -92,9 +96,9 @@ def finite_rows(embeddings: np.ndarray) -> np.ndarray:
 
 
 def require_full_rank(gram: np.ndarray) -> None:
-    """SingularGram unless every eigenvalue of A (m, m) exceeds RANK = 1e-12 of the largest, decided in float64.
+    """SingularGram unless every eigenvalue of A (m, m) exceeds RANK = 1e-12 of the largest, in float64.
 
-    Cholesky's factorisation does not decide it: rounding lifts an eigenvalue of 0 above 0 as often as not.
+    Cholesky's factorisation cannot decide this: rounding makes an eigenvalue of 0 positive as often as not.
     """
     matrix = np.asarray(gram, dtype=np.float64)
     if not np.isfinite(matrix).all():
@@ -112,7 +116,10 @@ def require_full_rank(gram: np.ndarray) -> None:
 def cholesky_logdet(gram: np.ndarray, shift: float = 0.0) -> float:
     """log det(A + shift·I) of a symmetric A (m, m), by Cholesky in float64, m³/3 flops.
 
-    Raises SingularGram where A + shift·I is not positive definite and finite.
+    SingularGram if A + shift·I is not positive definite and finite.
+
+    >>> round(cholesky_logdet(np.diag([1.0, 3.0]), shift=1.0) - math.log(8), 12)
+    0.0
     """
     shifted = np.array(gram, dtype=np.float64, order="C")
     diagonal = np.einsum("ii->i", shifted)  # a view
@@ -133,9 +140,9 @@ def _positive(delta: float) -> float:
 def regularized_logdet(gram_or_embeddings: np.ndarray, delta: float) -> float:
     """logdet_δ(A) = log det(A + δI) from A (m, m) or from the rows (n_A, m) it is the Gram matrix of.
 
-    A symmetric square matrix is read as A, any other as rows. Fewer rows than columns go through the dual
+    A symmetric square matrix is read as A, any other as rows. With fewer rows than columns it is the dual
     log det(K + δI) + (m − n_A) log δ, K the (n_A, n_A) matrix of inner products.
-    ValueError for δ ≤ 0 and where A + δI is not positive definite and finite.
+    ValueError for δ ≤ 0, and if A + δI is not positive definite and finite.
     """
     matrix = np.asarray(gram_or_embeddings, dtype=np.float64)
     rows, m = matrix.shape
@@ -148,7 +155,7 @@ def regularized_logdet(gram_or_embeddings: np.ndarray, delta: float) -> float:
     return cholesky_logdet(matrix.T @ matrix, _positive(delta))
 
 
-# Bounds
+# ---- bounds
 
 
 class Bounds(NamedTuple):
@@ -196,10 +203,13 @@ def _is_psd(matrix: np.ndarray, tolerance: float) -> bool:
 def water_filling(gram: np.ndarray, budget: float, delta: float) -> float:
     """max of log det(A + δI + B) over B ⪰ 0 with tr B ≤ τ: Σ_i log max(λ_i + δ, μ), Σ_i (μ − λ_i − δ)₊ = τ.
 
-    The sharpest envelope that A and the budget τ allow, never above Ky Fan's log det(A + (δ + τ)I). Only the
-    eigenvalues above the water level μ enter, the others by their sum alone. Where m is large and the budget
-    leaves few of them, Lanczos finds those; eigenvalues it underestimated or missed could only raise the envelope.
-    ValueError for δ ≤ 0, τ < 0 and a matrix that is not PSD and finite. Proof: appendix, sharp envelope.
+    The sharpest envelope for A and the budget τ, never above Ky Fan's log det(A + (δ + τ)I). Only eigenvalues above the
+    water level μ enter one by one, the others by their sum. If m is large and few lie above it, Lanczos finds them;
+    eigenvalues that it underestimates or misses can only raise the envelope.
+    ValueError for δ ≤ 0, τ < 0, and a matrix that is not PSD and finite. Proof: appendix, sharp envelope.
+
+    >>> round(water_filling(np.diag([1.0, 4.0]), budget=1.0, delta=1.0) - math.log(3 * 5), 12)  # μ = 3
+    0.0
     """
     matrix = np.asarray(gram, dtype=np.float64)
     m = len(matrix)
@@ -214,25 +224,25 @@ def water_filling(gram: np.ndarray, budget: float, delta: float) -> float:
                 start = np.random.default_rng(0).normal(size=m)
                 # an eigenvalue's error is the square of its vector's: 1e-6 leaves rounding
                 tops = eigsh(matrix, count, which="LA", v0=start, tol=1e-6, return_eigenvectors=False)[::-1] + delta
-            except ArpackError:  # no convergence, or a matrix of zeros
+            except ArpackError:  # no convergence, or a zero matrix
                 break
             if not _is_psd(matrix, 1e-9 * max(tops[0], delta)):
-                break  # all eigenvalues say which one is negative
+                break  # the full spectrum shows which eigenvalue is negative
             # level[j]: the water level when the j largest eigenvalues stand above it
             level = (energy - np.append(0, np.cumsum(tops[:-1]))) / (m - np.arange(count))
-            if (dry := np.flatnonzero(tops <= level)).size:
-                above = dry[0]
+            if (below := np.flatnonzero(tops <= level)).size:
+                above = below[0]
                 return float(np.log(tops[:above]).sum() + (m - above) * math.log(level[above]))
     eigenvalues = scipy.linalg.eigvalsh(matrix, check_finite=False)
     if eigenvalues[0] < -1e-9 * max(eigenvalues[-1], delta):
         raise ValueError(f"the Gram matrix has the eigenvalue {eigenvalues[0]:.3g}: it is not PSD.")
     shifted = np.maximum(eigenvalues, 0) + delta  # ascending
     sums, counts = np.cumsum(shifted), np.arange(1, m + 1)
-    wet = max(1, int(np.searchsorted(counts * shifted - sums, budget, side="right")))
-    return float(np.log(np.maximum(shifted, (budget + sums[wet - 1]) / wet)).sum())
+    filled = max(1, int(np.searchsorted(counts * shifted - sums, budget, side="right")))
+    return float(np.log(np.maximum(shifted, (budget + sums[filled - 1]) / filled)).sum())
 
 
-# Tracks
+# ---- tracks
 
 Envelope = Literal["ky_fan", "water_filling"]
 
@@ -240,7 +250,7 @@ Envelope = Literal["ky_fan", "water_filling"]
 def track_one(
     gram: np.ndarray, n_observed: int, n_total: int, rho: float, delta: float, envelope: Envelope = "ky_fan"
 ) -> float:
-    """Track I: an upper envelope of logdet_δ(G) − m log n, whatever the unobserved embeddings of ‖v‖² ≤ ρ.
+    """Track I: an upper envelope of logdet_δ(G) − m log n for any unobserved embeddings of ‖v‖² ≤ ρ.
 
     With the budget τ = ρ (n − n_A), `ky_fan` is the published D_KF = log det(A + (δ + τ)I) − m log n
     (SIGMA eq. 3.16), `water_filling` the sharp one. ValueError for impossible sizes.
@@ -275,6 +285,9 @@ def ols_slope(values: Sequence[float], generations: Sequence[float] | None = Non
     """Least-squares slope per generation, generation 0 included; generations 0, 1, … by default.
 
     ValueError for fewer than two generations.
+
+    >>> ols_slope([1.0, 3.0, 5.0])
+    2.0
     """
     values = np.asarray(values, dtype=np.float64)
     times = np.arange(len(values)) if generations is None else np.asarray(generations, dtype=np.float64)
@@ -285,6 +298,6 @@ def ols_slope(values: Sequence[float], generations: Sequence[float] | None = Non
 
 
 def track_agreement(track_one_drift: Sequence[float], track_two_drift: Sequence[float]) -> bool:
-    """Whether final drift and slope have one sign in both tracks (SIGMA, Table 1: S1 yes, S2 no)."""
+    """Whether final drift and slope have the same sign in both tracks (SIGMA, Table 1: S1 yes, S2 no)."""
     signs = {np.sign(x) for track in (track_one_drift, track_two_drift) for x in (track[-1], ols_slope(track))}
     return len(signs) == 1

@@ -1,4 +1,4 @@
-"""What a Gram matrix is made from: the frozen observed set, the encoder's dead directions, checks of embeddings."""
+"""Input of a Gram matrix: the frozen observed set, the encoder's dead directions, checks of embeddings."""
 
 import hashlib
 import json
@@ -10,13 +10,13 @@ import numpy as np
 
 from .gram import finite_rows
 
-DEAD = 1e-9  # energy of a dead direction, at most, relative to the mean of all
-AIM = 2  # embeddings for each dimension, at least, where there is a choice
+DEAD = 1e-9  # largest energy of a dead direction, relative to the mean direction
+AIM = 2  # embeddings per dimension to aim for
 
 
 @dataclass(frozen=True)
 class ObservedSet:
-    """The blocks that are embedded at every checkpoint of a run, by id: frozen once, checked each time.
+    """The blocks that are embedded at every checkpoint of a run, by id; frozen once and checked each time.
 
     `ids` are strings such as "stories-017/2" (prompt and block); `sha256` is their hash, kept in the record.
     """
@@ -43,7 +43,7 @@ class ObservedSet:
     def select(self, ids: Sequence[str], embeddings: np.ndarray) -> np.ndarray:
         """The set's rows of `embeddings` (k, m), whose rows are named by `ids`, in the set's order.
 
-        ValueError where a block of the set is missing or named twice.
+        ValueError if a block of the set is missing or named twice.
         """
         place = {name: row for row, name in enumerate(ids)}
         if len(place) != len(ids) or len(ids) != len(embeddings):
@@ -83,9 +83,9 @@ class LiveSpace:
         return self.basis.T @ gram @ self.basis
 
     def hidden_by_delta(self, n_observed: int, delta: float) -> float:
-        """What the dead directions add to Track II when they are kept: (m − m_eff) log(δ/n_A).
+        """What the dead directions add to Track II if they are kept: (m − m_eff) log(δ/n_A).
 
-        A property of δ and n_A alone; its first part cancels in a drift, its second only for equal n_A.
+        It depends on δ and n_A alone; in a drift δ cancels, and n_A only if it is constant.
         """
         return (self.dim - self.m_eff) * math.log(delta / n_observed)
 
@@ -93,9 +93,9 @@ class LiveSpace:
 def live_space(reference: np.ndarray, tolerance: float = DEAD) -> LiveSpace:
     """The live directions of an encoder, from embeddings (k, m) of a broad reference set.
 
-    A direction is dead where its energy is below `tolerance` times the mean energy of a direction. Where the
-    dead directions are whole coordinates, the basis only leaves those out. ValueError for fewer than 2 m rows, since
-    directions would look dead for want of data, and for rows that are not finite.
+    A direction is dead if its energy is below `tolerance` times the mean energy of a direction. If the dead directions
+    are coordinates, the basis just omits them. ValueError for fewer than 2 m rows, with which live directions may look
+    dead, and for rows that are not finite.
     """
     rows = finite_rows(reference)
     count, m = rows.shape

@@ -1,4 +1,4 @@
-"""SIGMA at any size: Gram matrices of streams of embeddings, and of partitions on many workers."""
+"""Gram matrices of streams of embeddings, and of partitions on many workers."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,13 +15,12 @@ ROWS = 8192  # read at a time
 
 
 def read_embeddings(paths: Sequence[Path | str] | Path | str, column: str = "embedding") -> Iterator[np.ndarray]:
-    """Chunks (≤ 8,192, m) of the embeddings in files, read one after the other in the memory of one chunk.
+    """Chunks (≤ 8,192, m) of the embeddings in files, in the memory of one chunk.
 
-    The format follows the suffix, in any case: .npy (a matrix, a row an embedding), .parquet, otherwise arrow (IPC
-    file, feather, or the stream that Dataset.save_to_disk writes, whose folder stands for its files). In a table they
-    are a `column` of equally long lists or of tensors of one axis, or else the table is wide: all its columns are
-    numbers, one for each dimension. ValueError, with the file, for anything else, a missing row and lists of unequal
-    length.
+    The suffix decides: .npy (a matrix, one embedding a row), .parquet, otherwise arrow (IPC file, feather, or the
+    stream written by Dataset.save_to_disk; a folder stands for its files). A table has a `column` of equally long lists
+    or one-axis tensors, or one column of numbers for each dimension. ValueError, with the file, for anything else, a
+    missing row, and lists of unequal length.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     for path in map(Path, paths):
@@ -51,7 +50,7 @@ SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc", ".npy")
 
 
 def _batches(path: Path, column: str) -> Iterator[pyarrow.RecordBatch]:
-    """Batches of the column, or of all columns of a wide table."""
+    """Batches of the column, or of all columns of numbers."""
     with path.open("rb") as file:
         # The stream format has no magic number at its start, and pyarrow.dataset does not read it.
         stream = path.suffix.lower() != ".parquet" and file.read(6) not in (b"ARROW1", b"FEA1\0\0")
@@ -81,7 +80,7 @@ def _columns(schema: pyarrow.Schema, path: Path, column: str) -> list[str]:
 
 
 def _matrix(batch: pyarrow.RecordBatch, path: Path, column: str) -> np.ndarray:
-    """The rows (k, m) of a batch: of its one column of lists or tensors, or of its columns of numbers."""
+    """The rows (k, m) of a batch: of one column of lists or tensors, or of its columns of numbers."""
     if batch.num_columns > 1:
         if any(part.null_count for part in batch.columns):
             raise ValueError(f"{path}: a number is missing.")
@@ -101,7 +100,7 @@ def _matrix(batch: pyarrow.RecordBatch, path: Path, column: str) -> np.ndarray:
 
 
 def stream(chunks: Iterable[np.ndarray], dim: int, rho: float = math.inf) -> GramAccumulator:
-    """The accumulator of an iterable of chunks (k, m), in the memory of one chunk and O(m²)."""
+    """The accumulator of chunks (k, m), in the memory of one chunk and O(m²)."""
     accumulator = GramAccumulator(dim)
     for chunk in chunks:
         accumulator.update(chunk, rho=rho)
@@ -127,8 +126,8 @@ def distributed_gram(
     """The accumulator of many partitions by map and pairwise merge on the workers of a dask scheduler.
 
     `scheduler` is an address ("tcp://host:8786") or a dask client; `load` maps a partition, a file by default, to
-    chunks of embeddings. The merges form one fixed tree, so that the result does not depend on which worker was
-    faster; the work of a worker that dies is done again by another. Needs the extra `scale` (dask).
+    chunks of embeddings. Merges form a fixed tree, so the result does not depend on the workers' speed; if a worker
+    dies, another repeats its work. Needs the extra `scale` (dask).
     """
     if not partitions:
         return GramAccumulator(dim)

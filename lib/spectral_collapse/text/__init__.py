@@ -1,1 +1,1 @@
-"""Text: corpora, tokenizers, the sentence encoder, prompts, and metrics of text."""
+"""Corpora, tokenizers, checkpoints, prompts, the sentence encoder, and metrics of text."""

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder, a file of a package or the hub's, at a pinned revision, loaded without pickles."""
+"""Checkpoints from a folder, a file of a package or the hub, at a pinned revision, loaded without pickles."""
 
 import functools
 import importlib.util
@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers.utils import logging
 
+from ..record import params as profiles
 from ..record import provenance
 from ..record.schema import Params
 from . import hub
 
 PACKAGED, GGUF = "package:", ".gguf"
 
-OFFLINE = "smollm2_offline"  # the profile whose weights come as a package
-
-FILES = ("config.json", "*.safetensors")  # that a checkpoint must have; the names of a tokenizer's files differ
+FILES = ("config.json", "*.safetensors")  # required; the names of a tokenizer's files vary
 
 
 def _require_pinned(checkpoint: str, revision: str | None) -> None:
@@ -33,7 +33,7 @@ def _require_pinned(checkpoint: str, revision: str | None) -> None:
 
 
 def _packaged(checkpoint: str, sha256: str) -> Path:
-    """The file that `package:<module>/<file>` names, if it is installed and has the hash."""
+    """The installed file that `package:<module>/<file>` names. ValueError unless it has this hash."""
     module, _, name = checkpoint.removeprefix(PACKAGED).partition("/")
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
@@ -46,6 +46,11 @@ def _packaged(checkpoint: str, sha256: str) -> Path:
     return path
 
 
+def packaged_profiles() -> list[str]:
+    """Profiles whose checkpoint is a file of a Python package."""
+    return [name for name in profiles.profiles() if (profiles.load(name).checkpoint or "").startswith(PACKAGED)]
+
+
 def unusable(params: Params, reason: str) -> ValueError:
     return ValueError(
         f"checkpoint {params.checkpoint!r} could not be loaded ({reason}): give a folder with config.json, "
@@ -54,24 +59,24 @@ def unusable(params: Params, reason: str) -> ValueError:
 
 
 def _from_hub(params: Params) -> Path:
-    """The checkpoint's files, so that whatever reads them asks the hub nothing."""
+    """Local folder of the checkpoint's files, so that loading them needs no hub."""
     try:
         return hub.snapshot(params.checkpoint, params.revision, FILES, also=("*.json", "*.txt", "*.model"))
     except hub.Unreachable as error:
         raise ValueError(
             f"checkpoint {params.checkpoint!r} could not be loaded ({error}): connect this machine; or set "
             "checkpoint to a folder with these files and the tokenizer's; or take the profile "
-            f"{OFFLINE}, whose weights `make models` installs."
+            f"{' or '.join(packaged_profiles())}, whose weights `make models` installs."
         ) from None
     except ValueError as error:
         raise unusable(params, str(error)) from None
 
 
 def from_checkpoint(loader: type, params: Params, **options: Any) -> Any:
-    """`loader.from_pretrained` of the profile's checkpoint; a failure becomes one ValueError.
+    """`loader.from_pretrained` of the profile's checkpoint; any failure is a ValueError.
 
-    A hub name, a local folder, or a file <name>.gguf, local or of a package (`package:<module>/<file>.gguf`), whose
-    quantised weights are read into floats.
+    The checkpoint is a hub name, a local folder, or a .gguf file, local or of a package
+    (`package:<module>/<file>.gguf`), whose quantised weights are read into floats.
     """
     local = Path(params.checkpoint).expanduser()
     packaged = params.checkpoint.startswith(PACKAGED)
@@ -89,6 +94,7 @@ def from_checkpoint(loader: type, params: Params, **options: Any) -> Any:
         source = local
     else:
         source = _from_hub(params)
+    logging.disable_progress_bar()  # it would stay in the outputs of a notebook
     try:
         return loader.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -96,8 +102,8 @@ def from_checkpoint(loader: type, params: Params, **options: Any) -> Any:
 
 
 def checkpoint_hash(params: Params) -> str | None:
-    """What a checkpoint is: its revision, or the hash of the weights and configuration in a local folder; None where
-    the profile has none."""
+    """Identity of the profile's checkpoint, if it has one: its revision, or the hash of weights and configuration in a
+    local folder."""
     if params.checkpoint is None:
         return None
     folder = Path(params.checkpoint).expanduser()

@@ -1,4 +1,4 @@
-"""Real text: read from storyworld, the hub or a file, tokenised, and cut into disjoint parts."""
+"""Real text from storyworld, the hub or a file, tokenised and cut into disjoint parts."""
 
 import functools
 import json
@@ -29,7 +29,7 @@ class Corpus:
 
 
 def _lines_of_json(path: Path, text: str) -> list[str]:
-    """The documents of JSONL text; ValueError with the line that holds none."""
+    """The documents of JSONL text; ValueError that names a line without one."""
     documents = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -37,7 +37,7 @@ def _lines_of_json(path: Path, text: str) -> list[str]:
         try:
             value = json.loads(line)
             document = value if isinstance(value, str) else value["text"]
-            document.encode()  # a lone surrogate is no text
+            document.encode()  # refuses lone surrogates
             if "\0" in document:
                 raise ValueError
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -50,10 +50,10 @@ def _lines_of_json(path: Path, text: str) -> list[str]:
 
 
 def read_documents(path: Path) -> list[str]:
-    """Documents of a UTF-8 text file, separated by END_OF_TEXT, else by blank lines, else one document.
+    """Documents of a UTF-8 text file, separated by END_OF_TEXT or else by blank lines.
 
-    Of a file <name>.jsonl every line is one: a JSON object with the key `text`, or a JSON string. ValueError in one
-    sentence, with the full path, for what cannot be read.
+    In a .jsonl file every line is one: a JSON object with the key `text`, or a JSON string. ValueError, with the full
+    path, if the file cannot be read.
     """
     path = path.expanduser().absolute()
     try:
@@ -64,7 +64,7 @@ def read_documents(path: Path) -> list[str]:
         raise ValueError(f"data file {path} cannot be read: set data_path to a readable text file.") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"data file {path} is not UTF-8 text (byte {error.start}): convert it first.") from None
-    if (place := text.find("\0")) >= 0:  # valid UTF-8, and what UTF-16 or a binary file is full of
+    if (place := text.find("\0")) >= 0:  # valid UTF-8, but a sign of UTF-16 or a binary file
         line = text.count("\n", 0, place) + 1
         raise ValueError(f"data file {path} holds a NUL in line {line}, as no text does: convert it first.")
     if path.suffix == ".jsonl":
@@ -79,7 +79,7 @@ def read_documents(path: Path) -> list[str]:
 
 def _first_texts(files: list[Path], count: int) -> list[str]:
     """The column `text` of parquet files, its first `count` entries."""
-    import datasets  # takes a while
+    import datasets  # slow to import
 
     names = [str(file) for file in files]
     return list(datasets.load_dataset("parquet", data_files=names, columns=["text"], split=f"train[:{count}]")["text"])
@@ -100,7 +100,7 @@ def _tinystories_from_hub(count: int) -> Corpus:
 
 
 def load_corpus(params: Params) -> Corpus:
-    """The profile's real text. Raises ValueError with one sentence where there is none."""
+    """The profile's real text. ValueError if there is none."""
     if params.corpus == "storyworld":
         return Corpus(
             storyworld.generate_stories(params.documents, stable_seed("storyworld", "train")),
@@ -121,16 +121,16 @@ def load_corpus(params: Params) -> Corpus:
 
 
 class RealText:
-    """Tokenised real text of a profile, in parts that never overlap within a seed.
+    """Tokenised real text of a profile, in parts that do not overlap within a seed.
 
-    The training stream of a seed is its shuffled documents, each preceded by the end-of-text token:
-    first the base model's sequences, then slice 0 (contexts, `static`, real part of `mixed`), slice 1, 2, …
-    (`fresh`). The held-out blocks are the same for all seeds and conditions.
+    The training stream of a seed is its shuffled documents, each preceded by the end-of-text token: first the base
+    model's sequences, then slice 0 (contexts, `static`, real part of `mixed`), then slices 1, 2, … (`fresh`). The
+    held-out blocks are the same for all seeds and conditions.
     """
 
     def __init__(self, params: Params):
         self.params = params
-        self._reads: dict[str, Any] = {}  # parameters read by whatever goes on
+        self._reads: dict[str, Any] = {}  # parameters read by the current part
         self._watched = params = Watched(params, lambda name, value: self._reads.update({name: value}))
         self._digests: dict[str, tuple[str, dict[str, Any]]] = {}
         corpus = load_corpus(params)
@@ -149,7 +149,7 @@ class RealText:
 
     def part(self, name: str, seed: int) -> tuple[Any, str, dict[str, Any]]:
         """A part of the text by name (`held_out`, `separator`, `tokenizer`, `openings`, `baseline`, `slice 3`) for a
-        seed; the hash of what it is; and the parameters that decided that."""
+        seed, its hash, and the parameters that it depends on."""
         attribute, *index = name.split()
         self._reads = dict(self._read_at_first)
         found = getattr(self, attribute)
@@ -161,7 +161,7 @@ class RealText:
         return found, *self._digests[key]
 
     def _encode(self, documents: list[str]) -> list[np.ndarray]:
-        """Token ids of every document; in parts, since the tokenizer takes a hundred bytes a token at work."""
+        """Token ids of every document; in batches, since the tokenizer uses a hundred bytes a token."""
         parts = (documents[start : start + ENCODED] for start in range(0, len(documents), ENCODED))
         encoded = (self.tokenizer(part, add_special_tokens=False, verbose=False).input_ids for part in parts)
         return [np.asarray(ids, dtype=np.int32) for part in encoded for ids in part]
@@ -204,9 +204,9 @@ class RealText:
         )
 
     def openings(self, seed: int) -> list[list[int]]:
-        """End-of-text token and first tokens of a document, for each block of a generation.
+        """End-of-text token and first tokens of a document, one for each block of a generation.
 
-        Documents from the end of the shuffled order, which the base model's sequences reach last.
+        Documents come from the end of the shuffled order, which the base model's sequences reach last.
         """
         params, order = self._watched, self._shuffled(seed)[1]
         long_enough = [i for i in reversed(order) if len(self._train[i]) >= params.opening_tokens - 1]

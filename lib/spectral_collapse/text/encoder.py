@@ -1,11 +1,11 @@
-"""The sentence encoder, frozen."""
+"""The frozen sentence encoder."""
 
 import importlib.util
-import os
 from pathlib import Path
 
 import torch
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from ..record import provenance
 
@@ -28,7 +28,7 @@ class Encoder:
             raise ValueError(
                 f"{folder / 'model.safetensors'} has SHA-256 {found[:12]}…, not {self.sha256[:12]}…: reinstall it."
             )
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        logging.disable_progress_bar()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
         self.model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval().to(device)
         self.dimension = self.model.config.hidden_size
@@ -37,7 +37,7 @@ class Encoder:
     def __call__(self, texts: list[str], batch_size: int = 64) -> torch.Tensor:
         """Embeddings of the texts, float64, shape (len(texts), 384), each of norm 1."""
         rows = torch.empty(len(texts), self.dimension, dtype=torch.float64)
-        # Texts of like length together: less padding.
+        # Texts of similar length together, for little padding.
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), texts[i]))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]

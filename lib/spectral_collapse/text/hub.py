@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub at a pinned revision: what is on this machine first, then one question to the hub."""
+"""Files of the Hugging Face hub at a pinned revision: local copies first, then one request to the hub."""
 
 import json
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ class Unreachable(ValueError):
 
 
 def listing(name: str, revision: str, kind: str = "model") -> list[str]:
-    """Names of a repository's files at a revision. Asks the hub once.
+    """Names of a repository's files at a revision, by one request.
 
-    Raises Unreachable, or a ValueError where the hub has no such repository or revision for this machine.
+    Unreachable, or ValueError if the hub has no such repository or revision for this machine.
     """
     try:
         info = huggingface_hub.HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=PATIENCE)
@@ -27,7 +27,7 @@ def listing(name: str, revision: str, kind: str = "model") -> list[str]:
         raise ValueError(f"{name!r} is no folder of this machine and cannot be a name on the hub") from None
     except RevisionNotFoundError:
         raise ValueError(f"{name!r} has no revision {revision} on the hub") from None
-    except RepositoryNotFoundError as error:  # also what is gated
+    except RepositoryNotFoundError as error:  # or a gated one
         reason = f"status {error.response.status_code}"
         raise ValueError(f"the hub has no {kind} {name!r} that this machine may read ({reason})") from None
     except HfHubHTTPError as error:
@@ -37,8 +37,8 @@ def listing(name: str, revision: str, kind: str = "model") -> list[str]:
     return [file.rfilename for file in info.siblings]
 
 
-def _whole(folder: Path, needed: Sequence[str]) -> bool:
-    """Whether a folder has a file of each needed pattern, and every shard that an index of weights names."""
+def _complete(folder: Path, needed: Sequence[str]) -> bool:
+    """Whether a folder has a file for each needed pattern, and every shard named by an index of weights."""
     if not all(any(folder.glob(pattern)) for pattern in needed):
         return False
     indices = (json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.safetensors.index.json"))
@@ -54,16 +54,16 @@ def snapshot(
 ) -> Path:
     """Local folder with the files of a repository at a revision (a full commit hash) that match one of the patterns.
 
-    Of each `needed` pattern there must be a file. Raises Unreachable or ValueError, each a clause that says which files
-    were wanted, for a sentence that says what to do.
+    Every `needed` pattern must match a file. Unreachable or ValueError name the files, as a clause for the caller's
+    message.
     """
     options = {"repo_id": name, "repo_type": kind, "revision": revision, "allow_patterns": [*needed, *also]}
     wanted = f"{', '.join(needed)} of {name!r} at revision {revision[:12]}"
     try:
         folder = Path(huggingface_hub.snapshot_download(**options, local_files_only=True))
-        if _whole(folder, needed):
+        if _complete(folder, needed):
             return folder
-    except (OSError, ValueError):  # not on this machine, or not all of it
+    except (OSError, ValueError):  # not on this machine, or incomplete
         pass
     try:
         files = listing(name, revision, kind)

@@ -1,8 +1,7 @@
-"""Metrics of sampled text, each with its interval: diversity, repetition, agreement with references, coherence.
+"""Metrics of sampled text with intervals: diversity, repetition, agreement with references, coherence.
 
-Every metric counts the words of `words` but BLEU, which has sacrebleu's own tokens, and those of sentence embeddings.
-A metric that a text cannot have (no word, one sentence, no reference) is NaN for that text, which then is left out of
-means; where no text has it, the metric is NaN.
+Metrics count the words of `words`, except BLEU, which uses sacrebleu's tokens, and those of sentence embeddings. A text
+for which a metric is undefined (no word, one sentence, no reference) is left out of means; NaN if no text is left.
 """
 
 import importlib.util
@@ -35,20 +34,20 @@ MAUVE_GROUPS = 10
 
 
 def mean_over_texts(values: Sequence[float]) -> Estimate:
-    """Mean of one value for each text; those that are NaN are left out."""
+    """Mean of one value per text, without NaN."""
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
     n = len(values)
     if n < 2:
-        return Estimate(float(values[0]) if n else math.nan, np.full(n, math.nan))
-    return Estimate(float(values.mean()), (values.sum() - values) / (n - 1))
+        return Estimate(float(values[0]) if n else math.nan)
+    return Estimate.jackknife(float(values.mean()), (values.sum() - values) / (n - 1))
 
 
 def with_intervals(metrics: dict[str, Estimate]) -> dict[str, float | list[float]]:
-    """What a record holds of them: <name>, and <name>_interval as [low, high]."""
+    """Metrics as a record holds them: <name>, and <name>_interval as [low, high]."""
     result: dict[str, float | list[float]] = {}
     for name, estimate in metrics.items():
-        result |= {name: estimate.value, f"{name}_interval": list(estimate.interval())}
+        result |= {name: estimate.value, f"{name}_interval": [estimate.low, estimate.high]}
     return result
 
 
@@ -56,26 +55,36 @@ def with_intervals(metrics: dict[str, Estimate]) -> dict[str, float | list[float
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words of a text in NFC, punctuation and symbols dropped.
+    """Lower-case words of a text in NFC, without punctuation and symbols.
 
-    A word is a run of letters with their combining marks, joined by apostrophes, which are all written ', or a run of
-    digits: "Don’t stop_it 3rd" is don't, stop, it, 3, rd. Scripts written without spaces have no words without a
-    dictionary: of Chinese, Hiragana, Thai, Lao, Khmer and Burmese every character counts as one (a consonant with its
-    marks; Katakana stay together). Letters and marks as in Unicode's word boundaries, which would also join "fell.She",
-    "don't_stop" and "3rd". Source: Unicode Standard Annex 29, section 4; the package `regex`.
+    A word is a run of letters with their combining marks, joined by apostrophes (all written '), or a run of digits.
+    In scripts without spaces (Chinese, Hiragana, Thai, Lao, Khmer, Burmese) every character counts as a word, a
+    consonant with its marks; Katakana stay together. Letters and marks as in Unicode's word boundaries, which would
+    also join "fell.She", "don't_stop" and "3rd". Source: Unicode Standard Annex 29, section 4; the package `regex`.
+
+    >>> words("Don’t stop_it 3rd")
+    ["don't", 'stop', 'it', '3', 'rd']
     """
     text = unicodedata.normalize("NFC", text).translate(APOSTROPHES)
     return WORD.findall(unicodedata.normalize("NFC", FORMAT.sub("", text).lower()))
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of a text in NFC: runs that end with marks such as . ! ? 。 ！ ？ । ؟ (Unicode's Sentence_Terminal), or
-    with the text; those without a word are dropped."""
+    """Sentences of a text in NFC: runs that end with Unicode's Sentence_Terminal (. ! ? 。 ！ ？ ।) or the text; runs
+    without a word are dropped.
+
+    >>> sentences("Oh! It rains... A lot")
+    ['Oh!', 'It rains...', 'A lot']
+    """
     return [piece.strip() for piece in SENTENCE.findall(unicodedata.normalize("NFC", text)) if WORD.search(piece)]
 
 
 def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """All n-grams of a word sequence, in order; empty where it is shorter than n."""
+    """All n-grams of a word sequence, in order.
+
+    >>> ngrams(["a", "b", "c"], 2)
+    [('a', 'b'), ('b', 'c')]
+    """
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
@@ -118,24 +127,27 @@ def _additive(counts: sparse.coo_array, term: Callable[[np.ndarray], np.ndarray]
 def distinct_n(texts: Sequence[str], n: int) -> Estimate:
     """distinct-n = unique n-grams / all n-grams of words, pooled over the texts; NaN without any.
 
-    Falls with the amount of text: compare equal numbers of texts only. Source: Li et al. 2016.
+    Falls with the amount of text: compare only equal numbers of texts. Source: Li et al. 2016.
+
+    >>> distinct_n(["the cat sat", "the cat ran"], 2).value
+    0.75
     """
     counts = _ngram_counts(texts, n)
     unique, unique_left = _additive(counts, np.sign)
     total, total_left = _additive(counts, np.asarray)
-    return Estimate(float(_ratio(unique, total)), _ratio(unique_left, total_left))
+    return Estimate.jackknife(float(_ratio(unique, total)), _ratio(unique_left, total_left))
 
 
 def ngram_entropy(texts: Sequence[str], n: int) -> Estimate:
     """Entropy −Σ p log p of the pooled word n-grams' shares p, in nats; NaN without any.
 
-    The plug-in estimate: low by about (distinct n-grams − 1) / 2N of N n-grams, so compare equal amounts of text.
+    The plug-in estimate, low by about (distinct n-grams − 1) / 2N for N n-grams: compare only equal amounts of text.
     """
     counts = _ngram_counts(texts, n)
     weighted, weighted_left = _additive(counts, lambda c: special.xlogy(c, c))
     total, total_left = _additive(counts, np.asarray)
     with np.errstate(divide="ignore"):  # log 0, where the ratio is NaN
-        return Estimate(
+        return Estimate.jackknife(
             float(np.log(total) - _ratio(weighted, total)), np.log(total_left) - _ratio(weighted_left, total_left)
         )
 
@@ -143,7 +155,7 @@ def ngram_entropy(texts: Sequence[str], n: int) -> Estimate:
 def hashed_ngram_hhi(texts: Sequence[str], n: int = 3, buckets: int = 2**16) -> Estimate:
     """Herfindahl–Hirschman index Σ s_b² of the shares s_b of word n-grams in hash buckets (CRC-32 modulo).
 
-    1 / buckets at the least (even spread), 1 when one n-gram is all there is; NaN without any n-gram.
+    From 1 / buckets (uniform) to 1 (a single n-gram); NaN without any n-gram.
     Source: SIGMA (arXiv 2601.03385), appendix C.4.
     """
     counts = count_matrix(
@@ -151,13 +163,16 @@ def hashed_ngram_hhi(texts: Sequence[str], n: int = 3, buckets: int = 2**16) -> 
     )
     squares, squares_left = _additive(counts, np.square)
     total, total_left = _additive(counts, np.asarray)
-    return Estimate(float(_ratio(squares, total**2)), _ratio(squares_left, total_left**2))
+    return Estimate.jackknife(float(_ratio(squares, total**2)), _ratio(squares_left, total_left**2))
 
 
 def repetition_n(texts: Sequence[str], n: int) -> Estimate:
-    """rep-n = mean over texts of 1 − unique/all word n-grams of the text; texts without an n-gram are left out.
+    """rep-n = mean over texts of 1 − unique/all word n-grams; texts without an n-gram are left out.
 
     Source: Welleck et al. 2020.
+
+    >>> repetition_n(["so so so so", "one two three"], 1).value
+    0.375
     """
     grams = [ngrams(words(text), n) for text in texts]
     return mean_over_texts([1 - len(set(each)) / len(each) if each else math.nan for each in grams])
@@ -172,8 +187,8 @@ def type_token_ratio(texts: Sequence[str]) -> Estimate:
 def _sentence_bleu(matches: np.ndarray, totals: np.ndarray, length: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """BLEU of single texts, 0 to 100, from their clipped matches and numbers of n-grams (…, order) and lengths (…).
 
-    As sacrebleu's sentence score: orders that the text is too short for do not count, and the k-th order without a
-    match has 2^−k matches (exponential smoothing).
+    As sacrebleu's sentence score: orders longer than the text do not count, and the k-th order without a match counts
+    2^−k matches (exponential smoothing).
     """
     missing = (matches == 0) & (totals > 0)
     smoothed = np.where(missing, 0.5 ** np.cumsum(missing, axis=-1), matches)
@@ -189,7 +204,7 @@ def _best_matches(counts: sparse.coo_array) -> tuple[np.ndarray, np.ndarray]:
     order = np.lexsort((-counts.data, counts.col))
     row, col, data = counts.row[order], counts.col[order], counts.data[order]
     place = np.arange(len(col)) - np.searchsorted(col, col)
-    # Of every item the three largest counts and whose they are: one may be the row's own, one the row's left out.
+    # The three largest counts of every item, with their rows: one may be the row itself, one the row left out.
     most = np.zeros((columns, 3), dtype=np.int64)
     holder = np.full((columns, 3), -1)
     top = place < 3
@@ -205,37 +220,37 @@ def _best_matches(counts: sparse.coo_array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def self_bleu(texts: Sequence[str], order: int = BLEU_ORDER) -> Estimate:
-    """Self-BLEU: mean over texts of each text's sentence BLEU against all the others, 0 to 100; high is little variety.
+    """Self-BLEU: mean sentence BLEU of each text against all others, 0 to 100; high values mean little variety.
 
-    Of words, as sacrebleu scores a sentence (exponential smoothing, effective order). Texts without a word are left
-    out; NaN below two texts, without an interval below three. Rises with the number of texts: compare equal numbers
-    only. Source: Zhu et al. 2018.
+    On words, with sacrebleu's sentence score (exponential smoothing, effective order). Texts without a word are left
+    out; NaN below two texts, no interval below three. Rises with the number of texts: compare only equal numbers.
+    Source: Zhu et al. 2018.
     """
     tokens = [each for each in map(words, texts) if each]
     n = len(tokens)
     if n < 2:
-        return Estimate(math.nan, np.full(n, math.nan))
+        return Estimate(math.nan)
     best = [_best_matches(count_matrix([ngrams(each, k) for each in tokens])) for k in range(1, order + 1)]
     matches, cuts = (np.stack(parts, axis=-1) for parts in zip(*best, strict=True))
     lengths = np.array([len(each) for each in tokens])
     totals = np.maximum(lengths[:, None] - np.arange(order), 0)  # (N, order)
-    # The closest of the other lengths, the shorter at a tie; `after` stands in where the closest is left out.
+    # The closest of the other lengths, the shorter at a tie; `after` if the closest is left out.
     distance = np.abs(lengths - lengths[:, None]) * (lengths.max() + 1.0) + lengths
     np.fill_diagonal(distance, np.inf)
     ranked = np.argsort(distance, axis=1, kind="stable")
     closest, after = ranked[:, 0], ranked[:, 1]
     value = float(_sentence_bleu(matches, totals, lengths, lengths[closest]).mean())
     if n < 3:
-        return Estimate(value, np.full(n, math.nan))
+        return Estimate(value)
     reference = np.where(np.arange(n) == closest[:, None], lengths[after][:, None], lengths[closest][:, None])
     without = _sentence_bleu(matches[:, None] - cuts, totals[:, None], lengths[:, None], reference)  # (text, left out)
     np.fill_diagonal(without, 0)
-    return Estimate(value, without.sum(axis=0) / (n - 1))
+    return Estimate.jackknife(value, without.sum(axis=0) / (n - 1))
 
 
 def surface_metrics(texts: Sequence[str]) -> dict[str, Estimate]:
-    """Diversity and repetition of the texts: distinct-1 … distinct-4, rep-2 … rep-4, type–token ratio, the entropy of
-    pairs, self-BLEU, and the mean number of words."""
+    """Diversity and repetition of texts: distinct-1 to -4, rep-2 to -4, type–token ratio, entropy of word pairs,
+    self-BLEU, and the mean number of words."""
     return {
         **{f"distinct_{n}": distinct_n(texts, n) for n in range(1, 5)},
         **{f"repetition_{n}": repetition_n(texts, n) for n in range(2, 5)},
@@ -252,11 +267,11 @@ def surface_metrics(texts: Sequence[str]) -> dict[str, Estimate]:
 def bleu(texts: Sequence[str], references: Sequence[str]) -> Estimate:
     """Corpus BLEU of texts against one reference each, 0 to 100, by sacrebleu with its defaults; NaN without texts.
 
-    Of sacrebleu's own tokens, not of `words`: its tokeniser 13a, made for text with spaces, keeps case and punctuation,
-    takes ’ and ' for different, and a Chinese sentence for one token.
-    Signature nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp. Sources: Papineni et al. 2002; Post 2018.
+    On sacrebleu's tokens instead of `words`: tokeniser 13a keeps case and punctuation, distinguishes ’ from ', and
+    treats a Chinese sentence as one token. Signature nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp.
+    Sources: Papineni et al. 2002; Post 2018.
     """
-    scorer = BLEU(effective_order=True)  # of single texts only their counts are used, which do not depend on it
+    scorer = BLEU(effective_order=True)  # only the counts of single texts are used, which do not depend on it
     scores = [scorer.sentence_score(text, [reference]) for text, reference in zip(texts, references, strict=True)]
     rows = np.array([[score.sys_len, score.ref_len, *score.counts, *score.totals] for score in scores])
 
@@ -266,13 +281,13 @@ def bleu(texts: Sequence[str], references: Sequence[str]) -> Estimate:
         return BLEU.compute_bleu(matches, totals, length, reference, smooth_method="exp").score
 
     if not len(rows):
-        return Estimate(math.nan, np.empty(0))
+        return Estimate(math.nan)
     total = rows.sum(axis=0)
-    return Estimate(corpus(total), np.array([corpus(total - row) for row in rows]))
+    return Estimate.jackknife(corpus(total), np.array([corpus(total - row) for row in rows]))
 
 
 def _longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    lengths = [0] * (len(b) + 1)  # of the words of a so far with every beginning of b
+    lengths = [0] * (len(b) + 1)  # for the words of a so far, with every prefix of b
     for x in a:
         diagonal = 0
         for j, y in enumerate(b, start=1):
@@ -281,10 +296,13 @@ def _longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def rouge_l(texts: Sequence[str], references: Sequence[str]) -> Estimate:
-    """ROUGE-L: mean over texts of F = 2L / (words of the text + words of its reference), L the length of their longest
-    common subsequence of words, so that precision and recall count alike.
+    """ROUGE-L: mean over texts of F₁ = 2L / (words of the text + words of its reference), with L the length of their
+    longest common subsequence of words.
 
     0 for a text without words; texts whose reference has none are left out. Source: Lin 2004.
+
+    >>> rouge_l(["the cat sat"], ["the cat ran fast"]).value.__round__(6)  # 2 · 2/(3 + 4)
+    0.571429
     """
     scores = []
     for text, reference in zip(map(words, texts), map(words, references), strict=True):
@@ -313,11 +331,11 @@ def mauve_installed() -> bool:
     return importlib.util.find_spec("mauve") is not None
 
 
-def mauve(texts: np.ndarray, references: np.ndarray, seed: int) -> tuple[float, tuple[float, float]]:
+def mauve(texts: np.ndarray, references: np.ndarray, seed: int) -> Estimate:
     """MAUVE of texts against references, given as embeddings (N, m) both, 0 to 1 (alike), and its 95 % interval.
 
-    By the package mauve-text with its defaults, N/10 clusters among them, in which it is stable for thousands of texts
-    only. The interval leaves out a tenth of the pairs in turn: clustering is too unsteady for a single one.
+    By the package mauve-text with its defaults (N/10 clusters), which is stable only for thousands of texts. The
+    interval leaves out a tenth of the pairs in turn, since clustering is too unstable for single ones.
     Source: Pillutla et al. 2021.
     """
     from mauve import compute_mauve
@@ -328,14 +346,14 @@ def mauve(texts: np.ndarray, references: np.ndarray, seed: int) -> tuple[float, 
 
     everything = np.arange(len(texts))
     left_out = np.array([score(everything[everything % MAUVE_GROUPS != group]) for group in range(MAUVE_GROUPS)])
-    estimate = Estimate(score(everything), left_out)
-    return estimate.value, estimate.interval()
+    return Estimate.jackknife(score(everything), left_out)
 
 
 def split_blocks(text: str, block_words: int) -> list[str]:
-    """The text in runs of `block_words` words; what is left over at its end is dropped, so that all are of one length.
+    """The text in runs of `block_words` words, without the remainder at its end; runs keep case and punctuation.
 
-    Words are counted as elsewhere in this package; the runs keep case and punctuation.
+    >>> split_blocks("One, two; three four five.", 2)
+    ['One, two;', 'three four']
     """
     pieces, run, count = [], [], 0
     for token in text.split():

@@ -9,7 +9,7 @@ PROMPT = ("id", "bucket", "text")
 
 
 def bank_file(name: str) -> Path:
-    """`params/prompts/<name>.jsonl`. ValueError where there is none."""
+    """`params/prompts/<name>.jsonl`. ValueError if it does not exist."""
     path = paths.PROMPTS / f"{paths.path_name(name)}.jsonl"
     if not path.exists():
         banks = ", ".join(sorted(file.stem for file in paths.PROMPTS.glob("*.jsonl")))
@@ -20,7 +20,7 @@ def bank_file(name: str) -> Path:
 def prompt_bank(name: str) -> list[dict[str, str]]:
     """Prompts of `params/prompts/<name>.jsonl`: dictionaries with id, bucket and text, in file order.
 
-    Raises ValueError with file and line for what is no prompt, and for an id that stands twice.
+    ValueError, with file and line, for anything but a prompt and for an id that stands twice.
     """
     path = bank_file(name)
     prompts: dict[str, dict[str, str]] = {}
@@ -30,7 +30,7 @@ def prompt_bank(name: str) -> list[dict[str, str]]:
         try:
             prompt = json.loads(line.decode("utf-8"))
             good = set(prompt) == set(PROMPT) and all(part.strip() for part in prompt.values())
-            "".join(prompt.values()).encode()  # a lone surrogate is no text
+            "".join(prompt.values()).encode()  # refuses lone surrogates
         except (ValueError, TypeError, AttributeError, RecursionError):
             good = False
         if not good:

@@ -1,11 +1,10 @@
 """Storyworld: a stochastic grammar of short children's stories whose true distribution is known exactly.
 
-A story is eleven sentences in a fixed order, four of them optional. Each sentence has several wordings with
-Zipf probabilities, and the wordings share eleven slots (place, name, kind, ...). A slot's fillers have Zipf
-probabilities too; the problem and the helper lean on the region of the place (water, woods, farm, hills,
-town, house) through a mixture, so their marginals are sums in closed form. Every filler is one word that
-occurs in no other slot and in no wording, so the first filler of a slot in a true story is the one that was
-drawn.
+A story is eleven sentences in a fixed order, four of them optional. Each sentence has several wordings with Zipf
+probabilities, and the wordings share eleven slots (place, name, kind, …), whose fillers have Zipf probabilities too.
+The problem and the helper depend on the region of the place (water, woods, farm, hills, town, house) through a mixture,
+so their marginals are sums in closed form. Every filler is a word that occurs in no other slot and in no wording: the
+first filler of a slot in a story is the one that was drawn.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,10 +24,10 @@ ZIPF_EXPONENT = 1.0
 REGIONS = 6
 LOCALITY = 0.6  # weight of the region's own fillers in the mixture of helper and problem
 KL_SMOOTHING = 0.5  # pseudo-count per filler in slot_kl
-_STREAM = 0x570B  # keeps these draws apart from other streams that start at the same seed
+_STREAM = 0x570B  # separates these draws from other streams of the same seed
 
-# Tables are in rank order, most probable first. A starred word is the filler that a phrase is read by.
-# Places, helpers and problems take turns through the regions: water, woods, farm, hills, town, house.
+# Tables are in rank order, most probable first. A starred word is the filler by which a phrase is recognised.
+# Places, helpers and problems cycle through the regions: water, woods, farm, hills, town, house.
 _PLACES = """
 by the *river* | in the *forest* | on the *farm* | on the *hill* | in the *town* | in the *garden*
 by the *pond* | in the *grove* | in the *barn* | in the *valley* | in the *park* | in the *cottage*
@@ -229,8 +229,8 @@ _SENTENCES = tuple(tuple(block.strip().split("\n")) for block in _WORDINGS.split
 class Slot:
     """A slot: its fillers in rank order and their exact distribution.
 
-    `probabilities` (K,) is the marginal, `by_region` (REGIONS, K) the distribution given the region of the
-    place, and `phrases` the text that each of the K fillers is told with.
+    `probabilities` (K,) is the marginal, `by_region` (REGIONS, K) the distribution given the region of the place, and
+    `phrases` the text for each of the K fillers.
     """
 
     name: str
@@ -277,7 +277,7 @@ def _slot(name: str, starred: Sequence[str], locality: float = 0.0) -> Slot:
     )
 
 
-# The order matters to the draws: the region of the place comes first, and the name decides the pronouns.
+# The draws depend on the order: the region of the place comes first, and the name decides the pronouns.
 SLOTS: tuple[Slot, ...] = (
     _slot("place", _phrases(_PLACES), locality=1.0),
     _slot("name", _NAMES.split()),
@@ -311,10 +311,8 @@ def _tell(fillers: Sequence[int], wordings: Sequence[int]) -> str:
 
 
 def generate_stories(count: int, seed: int) -> list[str]:
-    """Draw `count` independent stories; story i of a seed is the same whatever the count.
-
-    Raises ValueError for a negative count or seed.
-    """
+    """Draws `count` independent stories; story i of a seed does not depend on the count. ValueError for a negative
+    count or seed."""
     if count < 0 or seed < 0:
         raise ValueError(f"generate_stories got count {count} and seed {seed}; both must be 0 or more.")
     bits = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(_STREAM,)))
@@ -331,7 +329,7 @@ def generate_stories(count: int, seed: int) -> list[str]:
 def parse_fillers(text: str) -> dict[str, str]:
     """First filler of each slot that occurs in `text`, in any case, as {slot name: filler}.
 
-    On a story of this grammar it returns exactly the fillers drawn; a slot that does not occur is absent.
+    For a story of this grammar these are exactly the fillers drawn; slots that do not occur are absent.
     """
     found: dict[str, str] = {}
     for word in itertools.chain(*(joined.split("'") for joined in words(text))):
@@ -354,55 +352,70 @@ def _tail(slot: Slot, tail_mass: float) -> np.ndarray:
     return mask
 
 
-def _scores(counts: Sequence[np.ndarray], tails: Sequence[np.ndarray], texts: int) -> dict[str, float]:
-    """The metrics of `tail_metrics` from the counts (K,) read of every slot in so many texts."""
-    ratios, divergences, entropies = [], [], []
-    covered = expected = total_read = 0.0
-    for slot, tail, read_of in zip(SLOTS, tails, counts, strict=True):
-        true, read = slot.probabilities, read_of.sum()
-        if read == 0:
-            continue
-        total_read += read
-        ratios.append(read_of[tail].sum() / read / true[tail].sum())
-        covered += np.count_nonzero(read_of[tail])
-        expected += -np.expm1(read * np.log1p(-true[tail])).sum()
-        smoothed = (read_of + KL_SMOOTHING) / (read + KL_SMOOTHING * len(read_of))
-        divergences.append(np.sum(true * np.log(true / smoothed)))
-        seen = read_of[read_of > 0] / read
-        entropies.append(-np.sum(seen * np.log(seen)))
+class _Score(NamedTuple):
+    """What one slot contributes to `tail_metrics`."""
+
+    ratio: float
+    covered: int
+    expected: float
+    divergence: float
+    entropy: float
+    read: float
+
+
+def _score(slot: Slot, tail: np.ndarray, counts: np.ndarray) -> _Score | None:
+    """The score of a slot from its counts (K,); None if it was not read."""
+    true, read = slot.probabilities, counts.sum()
+    if read == 0:
+        return None
+    smoothed = (counts + KL_SMOOTHING) / (read + KL_SMOOTHING * len(counts))
+    seen = counts[counts > 0] / read
+    return _Score(
+        counts[tail].sum() / read / true[tail].sum(),
+        np.count_nonzero(counts[tail]),
+        -np.expm1(read * np.log1p(-true[tail])).sum(),
+        np.sum(true * np.log(true / smoothed)),
+        -np.sum(seen * np.log(seen)),
+        read,
+    )
+
+
+def _combined(scores: Sequence[_Score | None], texts: int) -> dict[str, float]:
+    """The values of `tail_metrics` from the scores of all slots in so many texts."""
+    scores = [score for score in scores if score]
+    ratios, covered, expected, divergences, entropies, read = zip(*scores, strict=True) if scores else [()] * 6
     return {
-        "tail_mass_ratio": float(np.mean(ratios)) if ratios else float("nan"),
-        "tail_coverage": float(covered / expected) if ratios else float("nan"),
-        "slot_kl": float(np.mean(divergences)) if ratios else float("nan"),
-        "slot_entropy": float(np.mean(entropies)) if ratios else float("nan"),
-        "slots_read": float(total_read / (len(SLOTS) * texts)) if texts else float("nan"),
+        "tail_mass_ratio": float(np.mean(ratios)) if scores else float("nan"),
+        "tail_coverage": float(sum(covered) / sum(expected)) if scores else float("nan"),
+        "slot_kl": float(np.mean(divergences)) if scores else float("nan"),
+        "slot_entropy": float(np.mean(entropies)) if scores else float("nan"),
+        "slots_read": float(sum(read) / (len(SLOTS) * texts)) if texts else float("nan"),
     }
 
 
 def tail_metrics(texts: Sequence[str], tail_mass: float = 0.1) -> dict[str, Estimate]:
     """Loss of tails in `texts`, read from the first filler of each slot in each text.
 
-    With p the true probabilities of a slot (K fillers), n the counts read, N = Σ n, and T the tail of the
-    slot (the least probable fillers, as many as have Σ_T p <= tail_mass):
+    With p the true probabilities of a slot (K fillers), n the counts read, N = Σ n, and T its tail (the least probable
+    fillers, as many as have Σ_T p <= tail_mass):
 
-    - tail_mass_ratio: (Σ_T n / N) / Σ_T p, mean over slots; 1 is true, 0 is no tail at all.
+    - tail_mass_ratio: (Σ_T n / N) / Σ_T p, mean over slots; 1 for true stories, 0 without a tail.
     - tail_coverage: distinct tail fillers read over the number expected from N true draws,
       Σ_slots Σ_T [n > 0] / Σ_slots Σ_T (1 - (1 - p)^N).
     - slot_kl: Σ p log(p / q) in nats, q = (n + 1/2) / (N + K/2), mean over slots.
     - slot_entropy: plug-in entropy of n / N in nats, mean over slots; low by about (K - 1) / 2N.
     - slots_read: Σ_slots N / (number of slots * number of texts).
 
-    A slot that no text mentions has no generated distribution and is left out of the first four, which are
-    NaN when no slot is read at all; slots_read is then 0, and NaN for an empty list. Raises ValueError for
-    a single string in place of a list, and for a tail_mass that leaves the tail of a slot empty or makes it
-    the whole slot.
+    Slots that no text mentions are left out of the first four, which are NaN if no slot is read; slots_read is then 0,
+    and NaN for an empty list. ValueError for a string in place of a list, and for a tail_mass that leaves a slot's tail
+    empty or makes it the full slot.
     """
     if isinstance(texts, str):
         raise ValueError("tail_metrics got one string; pass a list of texts.")
     tails = [_tail(slot, tail_mass) for slot in SLOTS]
     places = [{filler: index for index, filler in enumerate(slot.fillers)} for slot in SLOTS]
     readings = [parse_fillers(text) for text in texts]
-    # Of every slot which filler each text has, -1 for none: (texts,).
+    # The filler that each text has in every slot, -1 for none: (texts,).
     read = [
         np.array([place.get(reading.get(slot.name), -1) for reading in readings], dtype=int)
         for slot, place in zip(SLOTS, places, strict=True)
@@ -411,12 +424,14 @@ def tail_metrics(texts: Sequence[str], tail_mass: float = 0.1) -> dict[str, Esti
         np.bincount(each[each >= 0], minlength=len(slot.fillers)).astype(np.float64)
         for slot, each in zip(SLOTS, read, strict=True)
     ]
-    values, left_out = _scores(counts, tails, len(texts)), []
-    for index in range(len(texts)):
-        own = [each[index] for each in read]
-        for count, filler in zip(counts, own, strict=True):
-            count[filler] -= filler >= 0
-        left_out.append(_scores(counts, tails, len(texts) - 1))
-        for count, filler in zip(counts, own, strict=True):
-            count[filler] += filler >= 0
-    return {name: Estimate(value, np.array([each[name] for each in left_out])) for name, value in values.items()}
+    # A slot's score without a text depends only on the filler that the text has there; -1, none, comes last.
+    without = []
+    for slot, tail, count in zip(SLOTS, tails, counts, strict=True):
+        less = count - np.eye(len(count) + 1, len(count))
+        without.append([_score(slot, tail, each) if (each >= 0).all() else None for each in less])
+    values = _combined([scores[-1] for scores in without], len(texts))
+    left_out = [
+        _combined([scores[filler] for scores, filler in zip(without, own, strict=True)], len(texts) - 1)
+        for own in zip(*(each.tolist() for each in read), strict=True)
+    ]
+    return {name: Estimate.jackknife(value, [each[name] for each in left_out]) for name, value in values.items()}

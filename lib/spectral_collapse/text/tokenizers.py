@@ -1,4 +1,4 @@
-"""Tokenizers: trained on a corpus, or a checkpoint's own."""
+"""Tokenizers, trained on a corpus or of a checkpoint."""
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -33,13 +33,13 @@ def train_tokenizer(documents: list[str], vocabulary_size: int) -> PreTrainedTok
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Fingerprint of a tokenizer: its vocabulary and what it makes of a fixed text."""
+    """Hash of a tokenizer's vocabulary and of its tokens for a fixed text."""
     probe = tokenizer("Once upon a time, 3 tiny naïve foxes\n\tran home!", add_special_tokens=False).input_ids
     return provenance.text_hash(provenance.canonical([tokenizer.get_vocab(), probe]))
 
 
 def load_tokenizer(params: Params) -> PreTrainedTokenizerBase:
-    """The checkpoint's own tokenizer."""
+    """The checkpoint's tokenizer."""
     tokenizer = from_checkpoint(AutoTokenizer, params)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {params.checkpoint!r} has no end-of-text token to separate documents with.")

@@ -3,7 +3,7 @@
 #   apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
 #   make setup && sh tests/system/cluster/slurm.sh
 set -eu
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 for tool in munged slurmctld slurmd sbatch; do
     command -v $tool >/dev/null || {
         echo "$tool was not found: install slurmctld, slurmd, slurm-client and munge (Debian's names)."
@@ -69,7 +69,7 @@ done
 sinfo --Node --long
 
 # As a user would edit it: the base models ask for a GPU.
-sed '/^  baseline:/s/gpu: 0/gpu: 1/' profiles/slurm/config.yaml >"$work/profile/config.yaml"
+sed '/^  baseline:/s/gpu: 0/gpu: 1/' params/cluster/slurm/config.yaml >"$work/profile/config.yaml"
 # The records of the user are not touched.
 export SPECTRAL_COLLAPSE_RESULTS="$work/results" SPECTRAL_COLLAPSE_GENERATED="$work/generated" HF_HUB_OFFLINE=1
 # One host keeps no accounts and no database of jobs that have ended.

@@ -1,5 +1,6 @@
 """Every picture of the notebooks and the paper, one module a subject. Functions return a figure."""
 
+# ruff: noqa: F401
 from .ablations import ablation, ablation_effects
 from .evidence import alarms, correlations, lagged_correlations
 from .mechanism import landscape, mechanism_layers, mechanism_parts, outlier_tracks
@@ -7,33 +8,5 @@ from .runs import rescue, series, training_curves
 from .spectra import batch_sizes, density, distribution, estimators, layers, published_estimator
 from .style import colour, save
 from .theory import detectability, recursion
+from .theory import detectability, recursion
 from .tracks import sigma_buckets, sigma_overlay, sigma_published, sigma_tracks
-
-__all__ = [
-    "ablation",
-    "ablation_effects",
-    "alarms",
-    "batch_sizes",
-    "colour",
-    "correlations",
-    "density",
-    "detectability",
-    "distribution",
-    "estimators",
-    "lagged_correlations",
-    "landscape",
-    "layers",
-    "mechanism_layers",
-    "mechanism_parts",
-    "outlier_tracks",
-    "published_estimator",
-    "recursion",
-    "rescue",
-    "save",
-    "series",
-    "sigma_buckets",
-    "sigma_overlay",
-    "sigma_published",
-    "sigma_tracks",
-    "training_curves",
-]

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ...analysis.ablations import METRICS, Study
-from ..tables import LABELS
+from ...analysis.metrics import label
 from .style import WIDTH, drawn, legend_above, panels_of
 
 # Okabe & Ito's palette; the reference is black.
@@ -31,10 +31,9 @@ def ablation(runs: pd.DataFrame, reference: str, metrics: Sequence[str] = METRIC
                 axes.plot(change.index, change, color=shades[level], linewidth=0.5, alpha=0.4)
             name = level.replace("_", " ") if role == "treated" else None
             line = "-" if role == "treated" else "--"
-            axes.plot(
-                change.index, change.mean(axis=1), line, color=shades[level], label=name, marker="o", markersize=2
-            )
-        axes.set(title=LABELS.get(metric, metric), xlabel="generation")
+            style = {"color": shades[level], "label": name, "marker": "o", "markersize": 2}
+            axes.plot(change.index, change.mean(axis=1), line, **style)
+        axes.set(title=label(metric), xlabel="generation")
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     panels[0].set_ylabel("change")
     legend_above(figure, panels[0])
@@ -45,7 +44,7 @@ def ablation(runs: pd.DataFrame, reference: str, metrics: Sequence[str] = METRIC
 def ablation_effects(studies: Sequence[Study], metrics: Sequence[str] = METRICS) -> Figure:
     """Small multiples: a panel a metric, a row a level, by factor: the paired difference from the factor's reference
     level (change from generation 0 to the last), with the 95 % t interval, cut off at the range of the estimates."""
-    frames = {study.name: study.effects(metrics) for study in studies}
+    frames = {study.factor.name: study.effects for study in studies}
     rows = [(name, level) for name, frame in frames.items() for level in dict.fromkeys(frame["level"])]
     figure, panels = plt.subplots(
         1, len(metrics), figsize=(WIDTH, 0.8 + 0.16 * len(rows)), sharey=True, squeeze=False, layout="constrained"
@@ -63,7 +62,7 @@ def ablation_effects(studies: Sequence[Study], metrics: Sequence[str] = METRICS)
         axes.axvline(0, color="black", linewidth=0.6)
         limit = 2 * max(shown, default=1.0) or 1.0
         axes.set(xlim=(-limit, limit))
-        axes.set_title(LABELS.get(metric, metric).replace(" (held out)", ""), fontsize=6)
+        axes.set_title(label(metric), fontsize=6)
         axes.tick_params(labelsize=6)
         axes.xaxis.set_major_locator(plt.MaxNLocator(3))
         for start in np.flatnonzero([row[0] != before[0] for row, before in zip(rows[1:], rows, strict=False)]):

@@ -7,57 +7,47 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ...analysis import early_warning
-from ...analysis.correlation import lagged_spearman, within_run_spearman
-from ..tables import LABELS
+from ...analysis.metrics import label
+from ...analysis.report import Analysis
+from ...analysis.statistics import CONTROL, TREATMENT
 from .style import WIDTH, colour, drawn, legend_above
 
 
 @drawn
-def correlations(table: pd.DataFrame, metrics: Sequence[str], condition: str = "recursive") -> Figure:
-    """Heat map of Spearman's rho over generations, mean over the runs of a condition."""
-    present = [metric for metric in metrics if metric in table]
-    pairs = within_run_spearman(table, present, condition=condition)
+def correlations(analysis: Analysis, metrics: Sequence[str]) -> Figure:
+    """Heat map of Spearman's rho over generations, mean over the treated runs."""
+    present = [metric for metric in metrics if metric in analysis.metrics]
     matrix = pd.DataFrame(np.eye(len(present)), index=present, columns=present)
-    for row in pairs.itertuples():
-        matrix.loc[row.metric_a, row.metric_b] = matrix.loc[row.metric_b, row.metric_a] = row.rho
+    for row in analysis.correlations.itertuples():
+        if row.metric_a in present and row.metric_b in present:
+            matrix.loc[row.metric_a, row.metric_b] = matrix.loc[row.metric_b, row.metric_a] = row.rho
     figure, axes = plt.subplots(figsize=(WIDTH * 0.8, WIDTH * 0.7), layout="constrained")
     image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
-    labels = [LABELS.get(metric, metric) for metric in present]
+    labels = [label(metric) for metric in present]
     axes.set_xticks(range(len(present)), labels, rotation=55, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(present)), labels)
     axes.grid(False)
     for (i, j), value in np.ndenumerate(matrix.to_numpy()):
         if np.isfinite(value):
-            axes.text(
-                j,
-                i,
-                f"{value:.1f}",
-                ha="center",
-                va="center",
-                fontsize=6,
-                color="white" if abs(value) > 0.6 else "black",
-            )
+            shade = "white" if abs(value) > 0.6 else "black"
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=6, color=shade)
     figure.colorbar(image, ax=axes, shrink=0.8, label=r"Spearman's $\rho$ over generations")
     return figure
 
 
 @drawn
-def alarms(table: pd.DataFrame, metrics: Sequence[str], conditions: Sequence[str] = ("recursive", "fresh")) -> Figure:
+def alarms(analysis: Analysis) -> Figure:
     """First generation at which each run leaves the control's band (`early_warning.alarms`): a row a metric, a mark a
     run. Treated runs are full marks, pale where they stay inside, and the control's false alarms hollow ones. Outcomes
     are in the shaded rows on top, the line is the median alarm of the first, and the other metrics are sorted: a mark
     to the line's left warned."""
-    last = table["generation"].max()
+    last = analysis.table["generation"].max()
     never = last + 1.4  # a column of its own, set apart from the generations
-    treated, control = conditions
-    outcomes = [name for name in early_warning.OUTCOMES if name in table]
-    judged = table[table["condition"].isin(conditions)]
-    names = outcomes + [name for name in metrics if name in table and name not in outcomes]
-    places = {}
-    for name in names:
-        found = early_warning.alarms(judged, name, control=control).dropna().set_index("condition")["alarm"]
-        places[name] = found.clip(upper=never)
+    treated, control = TREATMENT, CONTROL
+    outcomes, names = analysis.outcomes, analysis.outcomes + analysis.candidates
+    judged = analysis.alarms[analysis.alarms["condition"].isin([treated, control])].dropna()
+    judged = judged.set_index("condition")
+    places = {name: judged.loc[judged["metric"] == name, "alarm"].clip(upper=never) for name in names}
     mean = {name: found[found.index == treated].mean() for name, found in places.items()}
     shown = outcomes + sorted(names[len(outcomes) :], key=mean.get)
     figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.2 * len(shown)), layout="constrained")
@@ -65,8 +55,8 @@ def alarms(table: pd.DataFrame, metrics: Sequence[str], conditions: Sequence[str
     axes.axvline(last + 0.7, color="0.7", linewidth=0.8)
     if outcomes and len(places[outcomes[0]]):
         median = places[outcomes[0]][places[outcomes[0]].index == treated].median()
-        label = f"{LABELS.get(outcomes[0], outcomes[0])}: median alarm"
-        axes.axvline(median, color=colour(treated), linestyle="--", linewidth=1, label=label)
+        name = f"{label(outcomes[0])}: median alarm"
+        axes.axvline(median, color=colour(treated), linestyle="--", linewidth=1, label=name)
     for row, name in enumerate(shown):
         for condition, below, size, face in ((treated, 0.0, 4.5, colour(treated)), (control, 0.3, 3.2, "white")):
             found = places[name][places[name].index == condition]
@@ -82,7 +72,7 @@ def alarms(table: pd.DataFrame, metrics: Sequence[str], conditions: Sequence[str
         axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center")
     axes.plot([], [], "o", color=colour(treated), markersize=4.5, label=f"alarm of a {treated} run")
     axes.plot([], [], "o", color=colour(control), markersize=3.2, mfc="white", label=f"false alarm of a {control} run")
-    axes.set_yticks(range(len(shown)), [LABELS.get(name, name) for name in shown])
+    axes.set_yticks(range(len(shown)), [label(name) for name in shown])
     axes.set_xticks([*range(1, last + 1), never], [*map(str, range(1, last + 1)), "never"])
     axes.set(xlim=(0.5, never + 0.5), ylim=(len(shown) - 0.5, -0.5), xlabel="generation of the alarm")
     axes.grid(axis="x", visible=False)
@@ -91,13 +81,12 @@ def alarms(table: pd.DataFrame, metrics: Sequence[str], conditions: Sequence[str
 
 
 @drawn
-def lagged_correlations(
-    table: pd.DataFrame, leading: Sequence[str], following: Sequence[str], condition: str = "recursive"
-) -> Figure:
-    """Heat maps of `lagged_spearman`, a panel for each metric of `following`: rows lead it by the lag, where that is
-    positive. Framed: the 95 % t interval over runs excludes 0."""
-    leading, following = ([name for name in names if name in table] for names in (leading, following))
-    frame = lagged_spearman(table, leading, following, condition)
+def lagged_correlations(analysis: Analysis, leading: Sequence[str]) -> Figure:
+    """Heat maps of Spearman's rho with a lag, a panel for each metric that others may lead (`report.FOLLOWED`): rows
+    lead it by the lag, where that is positive. Framed: the 95 % t interval over runs excludes 0."""
+    leading = [name for name in leading if name in analysis.metrics]
+    frame = analysis.lagged[analysis.lagged["leading"].isin(leading)]
+    following = list(frame["following"].unique())
     figure, panels = plt.subplots(
         1, len(following), figsize=(WIDTH, 0.9 + 0.2 * len(leading)), sharey=True, squeeze=False, layout="constrained"
     )
@@ -110,8 +99,8 @@ def lagged_correlations(
                 corner = grid.columns.get_loc(lag) - 0.46, leading.index(first) - 0.46
                 axes.add_patch(plt.Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="black", linewidth=0.8))
         axes.set_xticks(range(len(grid.columns)), [f"{lag:+d}" if lag else "0" for lag in grid.columns], fontsize=7)
-        axes.set(title=LABELS.get(second, second), xlabel="lag")
+        axes.set(title=label(second), xlabel="lag")
         axes.grid(False)
-    panels[0, 0].set_yticks(range(len(leading)), [LABELS.get(name, name) for name in leading])
+    panels[0, 0].set_yticks(range(len(leading)), [label(name) for name in leading])
     figure.colorbar(image, ax=panels, shrink=0.9, label=r"Spearman's $\rho$")
     return figure

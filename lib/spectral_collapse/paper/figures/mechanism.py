@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from ..tables import LABELS
-from .style import WIDTH, colour, conditions_of, drawn, legend_above, panels_of
+from ...analysis.metrics import label
+from .style import WIDTH, colour, conditions_of, drawn, in_lines, legend_above, panels_of
 
 PARTS = ("relative_drift_start", "real_gradient_norm", "gradient_cosine_start", "real_own_cosine")
 LAYERS = ("activation_rank", "activation_entropy_rank", "anisotropy", "cka_start")
@@ -44,7 +44,7 @@ def mechanism_parts(parts: pd.DataFrame) -> Figure:
             places = np.arange(len(names)) + shift
             axes.plot(values, places, "o", color=colour(group), markersize=2, alpha=0.5, mew=0)
             axes.plot(values.mean(axis=1), places, "|", color=colour(group), markersize=6, label=_name(group))
-        axes.set_title(LABELS[metric].replace(", ", ",\n", 1))
+        axes.set_title(in_lines(label(metric)))
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     legend_above(figure, panels[0])
@@ -61,10 +61,9 @@ def mechanism_layers(layers: pd.DataFrame) -> Figure:
         for group, rows in _groups(layers):
             values = rows.pivot(index="layer", columns="seed", values=metric).loc[names]
             axes.plot(range(len(names)), values, color=colour(group), linewidth=0.5, alpha=0.45)
-            axes.plot(
-                values.mean(axis=1).to_numpy(), color=colour(group), marker="o", markersize=2.5, label=_name(group)
-            )
-        axes.set(title=LABELS[metric].replace(", ", ",\n", 1), xlabel="after layer")
+            mean = values.mean(axis=1).to_numpy()
+            axes.plot(mean, color=colour(group), marker="o", markersize=2.5, label=_name(group))
+        axes.set(title=in_lines(label(metric)), xlabel="after layer")
         axes.set_xticks(range(len(names)), ["emb.", *(name.removeprefix("layer ") for name in names[1:])])
     legend_above(figure, panels[0])
     return figure
@@ -142,15 +141,8 @@ def outlier_tracks(outliers: pd.DataFrame) -> Figure:
             axes.plot(line["generation"], line["value"], color=colour(condition), linewidth=0.7, alpha=0.6)
             kept = line.dropna(subset="value")
             for row in kept.itertuples():
-                axes.plot(
-                    row.generation,
-                    row.value,
-                    "o",
-                    color=colour(condition),
-                    fillstyle=FATE_STYLES[row.fate],
-                    markersize=4,
-                    mew=0.8,
-                )
+                style = {"color": colour(condition), "fillstyle": FATE_STYLES[row.fate], "markersize": 4, "mew": 0.8}
+                axes.plot(row.generation, row.value, "o", **style)
             if len(kept) < len(line):
                 last, mark = kept.iloc[-1], ENDS[line["fate"].iloc[-1]][0]
                 axes.plot(last["generation"] + 0.18, last["value"], mark, color="0.3", fillstyle="none", markersize=4)

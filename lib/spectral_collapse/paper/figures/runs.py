@@ -8,34 +8,28 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...analysis.statistics import mean_interval
-from ..tables import LABELS
+from ...analysis.metrics import label
+from ...estimate import Estimate
 from .style import WIDTH, colour, conditions_of, drawn, legend_above, linestyle, panels_of
 
 
 def _draw_series(axes: Axes, table: pd.DataFrame, metric: str) -> None:
     """Mean over seeds with its 95 % t interval from three seeds on, and every seed as a thin line."""
-    for condition in conditions_of(table):
-        runs = table[table["condition"] == condition].pivot(index="generation", columns="seed", values=metric)
+    found = {
+        name: table[table["condition"] == name].pivot(index="generation", columns="seed", values=metric)
+        for name in conditions_of(table)
+    }
+    for condition, runs in found.items():
+        style = {"color": colour(condition), "label": condition, "marker": "o", "markersize": 2.5}
         axes.plot(runs.index, runs, color=colour(condition), linewidth=0.5, alpha=0.45)
-        axes.plot(
-            runs.index,
-            runs.mean(axis=1),
-            linestyle(condition),
-            color=colour(condition),
-            label=condition,
-            marker="o",
-            markersize=2.5,
-        )
+        axes.plot(runs.index, runs.mean(axis=1), linestyle(condition), **style)
     limits = axes.get_ylim()  # the intervals of few seeds are wide; the runs set the scale
     if table["seed"].nunique() > 2:  # that of two says nothing
-        for condition in conditions_of(table):
-            runs = table[table["condition"] == condition].pivot(index="generation", columns="seed", values=metric)
-            intervals = np.array([mean_interval(row)[1:3] for row in runs.to_numpy()])
+        for condition, runs in found.items():
+            intervals = np.array([Estimate.mean(row)[1:] for row in runs.to_numpy()])
             axes.fill_between(runs.index, *intervals.T, color=colour(condition), alpha=0.12, linewidth=0)
     axes.set_ylim(limits)
-    axes.set_title(LABELS.get(metric, metric))
-    axes.set_xlabel("generation")
+    axes.set(title=label(metric), xlabel="generation")
     axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
 
 
@@ -89,13 +83,14 @@ def training_curves(curves: Sequence[tuple[str, int, int, dict]]) -> Figure:
             seen.add((seed, 0))
             continue
         x = generation - 1 + np.asarray(curve["step"]) / result["steps"]
-        name = condition if condition not in seen else None
+        right.plot(x, curve["loss"], linestyle(condition), color=colour(condition), linewidth=0.6, alpha=0.7)
+        if condition not in seen:
+            right.plot([], [], linestyle(condition), color=colour(condition), label=condition)
         seen.add(condition)
-        right.plot(x, curve["loss"], color=colour(condition), linewidth=0.6, alpha=0.7, label=name)
     left.set(title="base model", xlabel="step", ylabel="training loss (nats per token)")
     right.set(title="generations", xlabel="generation (end of its training)")
     if len(right.lines):
-        right.legend(ncols=2, fontsize=7)
+        legend_above(figure, right)
     else:  # the base model alone
         right.set_visible(False)
     return figure

@@ -8,23 +8,25 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
+from ...analysis.metrics import label
 from ...curvature import cumulated_bounds, smoothed_density
-from ..tables import LABELS
-from .style import COLOURS, WIDTH, colour, conditions_of, drawn, legend_above, panels_of
+from .style import COLOURS, WIDTH, colour, conditions_of, drawn, in_lines, legend_above, linestyle, panels_of
+
+PUBLISHED = ("published_iqr", "published_iqr_pooled")
 
 
 @drawn
-def density(spectra: Sequence[tuple[str, dict]]) -> Figure:
-    """Spectral density of each (name, curvature result), smoothed for the eye by a kernel of 1 % of the range,
-    with λ_max and λ_min marked. The width of the central peak is the kernel's, not the spectrum's."""
+def density(spectra: Sequence[tuple[str, dict]], conditions: Sequence[str] | None = None) -> Figure:
+    """Spectral density of each (name, curvature result), smoothed for the eye by a kernel of 1 % of the range, with
+    λ_max and λ_min marked, in the colours of their conditions. The width of the central peak is the kernel's, not the
+    spectrum's."""
     figure, panels = panels_of(len(spectra), min(3, len(spectra)), 1.9)
     low = min(result["lambda_min"] for _, result in spectra)
     high = max(result["lambda_max"] for _, result in spectra)
     margin = 0.05 * (high - low)
     grid = np.linspace(low - margin, high + margin, 1200)
-    for axes, (name, result) in zip(panels, spectra, strict=True):
-        condition = name.split(",")[0]
-        shade = colour(condition) if condition.partition("_")[0] in COLOURS else "black"
+    shades = map(colour, conditions or ["baseline"] * len(spectra))
+    for axes, (name, result), shade in zip(panels, spectra, shades, strict=True):
         values = smoothed_density(result["nodes"], result["weights"], grid, 0.01 * (high - low))
         axes.semilogy(grid, values, color=shade)
         axes.plot([result["lambda_min"], result["lambda_max"]], [3e-7] * 2, "|", color=shade, markersize=9)
@@ -71,13 +73,13 @@ def estimators(frame: pd.DataFrame) -> Figure:
         part = part.assign(value=part["value"] / part.loc[part["steps"] == steps[-1], "value"].median())
         for (number, batch), dots in part.groupby(["steps", "batch"]):
             place = steps.index(number) + 0.7 * (batches.index(batch) / max(1, len(batches) - 1) - 0.5)
-            shade = COLOURS["recursive"] if name.startswith("published") else COLOURS["static"]
+            shade = COLOURS["recursive" if name in PUBLISHED else "static"]
             axes.semilogy([place] * len(dots), dots["value"], "o", color=shade, markersize=2.4, alpha=0.5, mew=0)
         axes.axhline(1, color="0.5", linewidth=0.6)
         axes.yaxis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(plt.NullFormatter())
         axes.set_xticks(range(len(steps)), steps)
-        axes.set_title(LABELS[name].removesuffix(" estimator").replace(", ", ",\n", 1))
+        axes.set_title(in_lines(label(name)))
         axes.set_xlabel("Lanczos steps")
         axes.grid(axis="x", visible=False)
     np.atleast_1d(panels)[0].set_ylabel(f"value / median at {steps[-1]} steps")
@@ -88,10 +90,7 @@ def estimators(frame: pd.DataFrame) -> Figure:
 def batch_sizes(found: pd.DataFrame) -> Figure:
     """σ_bulk and λ_max against the number of blocks, a column a model (`batch_sizes.draws`): a mark a batch, lines
     through the means; of the expected loss σ_bulk is an estimate and λ_max a bound from below."""
-    names = {
-        "bulk_sigma": ("bulk_sigma", "population_bulk_sigma"),
-        "lambda_max": ("lambda_max", "held_out_lambda_max"),
-    }
+    names = {"bulk_sigma": ("bulk_sigma", "population_bulk_sigma"), "lambda_max": ("lambda_max", "held_out_lambda_max")}
     models = list(found["model"].unique())
     figure, panels = plt.subplots(
         2, len(models), figsize=(WIDTH, 4.0), sharex=True, squeeze=False, layout="constrained"
@@ -105,7 +104,7 @@ def batch_sizes(found: pd.DataFrame) -> Figure:
                 axes.plot(shown["blocks"] * 1.04**side, shown[name], "o", color=shade, markersize=2.5, alpha=0.5)
                 means = shown.groupby("blocks")[name].mean()
                 axes.plot(means.index, means, color=shade, label=kind)
-            axes.set(xscale="log", yscale="log", ylabel=LABELS[quantity])
+            axes.set(xscale="log", yscale="log", ylabel=label(quantity))
         panels[0, column].set_title(model)
         panels[1, column].set_xlabel("blocks in the batch")
         sizes = sorted(rows["blocks"].unique())
@@ -129,7 +128,7 @@ def layers(results: Sequence[tuple[str, dict]], metrics: Sequence[str] = ("lambd
             places = np.arange(len(parts)) + (index - (len(results) - 1) / 2) / (len(results) + 1)
             shade = plt.get_cmap("viridis")(0.85 * index / max(1, len(results) - 1))
             axes.errorbar(values, places, xerr=errors, fmt="o", color=shade, markersize=3, linewidth=0.8, label=name)
-        axes.set(title=LABELS.get(metric, metric), xscale="log")
+        axes.set(title=label(metric), xscale="log")
     panels[0].set_yticks(range(len(results[0][1])), results[0][1])
     panels[0].invert_yaxis()
     legend_above(figure, panels[0])
@@ -142,29 +141,16 @@ def published_estimator(table: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.4), layout="constrained")
     for condition in conditions_of(table):
         rows = table[table["condition"] == condition]
-        left.plot(
-            rows["log_spectral_ratio"],
-            rows["log_published_ratio"],
-            "o",
-            markersize=3,
-            alpha=0.7,
-            color=colour(condition),
-            label=condition,
-        )
-    left.set(xlabel=LABELS["log_spectral_ratio"] + ", ours", ylabel=LABELS["log_published_ratio"])
-    for condition in conditions_of(table):
-        for _, run in table[table["condition"] == condition].groupby("seed"):
-            right.semilogy(run["generation"], run["published_iqr"], color=colour(condition), linewidth=0.7, alpha=0.8)
-            right.semilogy(
-                run["generation"],
-                run["bulk_sigma"],
-                color=colour(condition),
-                linewidth=1.2,
-                alpha=0.8,
-                linestyle="--",
-            )
+        style = {"color": colour(condition), "alpha": 0.7, "markersize": 3, "label": condition}
+        style["fillstyle"] = "full" if linestyle(condition) == "-" else "none"  # as a line would be dashed or dotted
+        left.plot(rows["log_spectral_ratio"], rows["log_published_ratio"], "o", **style)
+        for _, run in rows.groupby("seed"):
+            style = {"color": colour(condition), "alpha": 0.8}
+            right.semilogy(run["generation"], run["published_iqr"], linewidth=0.7, **style)
+            right.semilogy(run["generation"], run["bulk_sigma"], linewidth=1.2, linestyle="--", **style)
+    left.set(xlabel=label("log_spectral_ratio") + ", ours", ylabel=label("log_published_ratio"))
     right.plot([], [], color="0.3", linewidth=0.7, label="published IQR")
-    right.plot([], [], color="0.3", linewidth=1.2, linestyle="--", label=LABELS["bulk_sigma"])
+    right.plot([], [], color="0.3", linewidth=1.2, linestyle="--", label=label("bulk_sigma"))
     right.set(xlabel="generation", ylabel="width of the bulk, each run")
     right.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -12,10 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ...record import provenance
-from ...record.schema import CONDITIONS
-
-# It warns of the dates inside matplotlib's own fonts at every figure.
-logging.getLogger("fontTools").setLevel(logging.ERROR)
+from ...record.schema import CONDITIONS, split_condition
 
 WIDTH = 6.5  # inches, the paper's text width
 LETTERS = 110  # of a legend's type that fit into it
@@ -48,12 +45,17 @@ STYLE = {
 
 def colour(condition: str) -> str:
     """Colour of a condition, the same in every figure."""
-    return COLOURS[condition.removesuffix("_carry").removesuffix("_restart")]
+    return COLOURS[split_condition(condition, "")[0]]
 
 
 def linestyle(condition: str) -> str:
     """Line of a condition: dotted where its name says that weights restart, dashed where it says that they carry."""
-    return {"restart": ":", "carry": "--"}.get(condition.rpartition("_")[2], "-")
+    return {"restart": ":", "carry": "--"}.get(split_condition(condition, "")[1], "-")
+
+
+def in_lines(label: str) -> str:
+    """A label in two lines, broken at its comma, for the title of a narrow panel."""
+    return label.replace(", ", ",\n", 1)
 
 
 def drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -71,6 +73,7 @@ def drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PDF, without a creation date, so that equal figures are equal files."""
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of the dates inside matplotlib's own fonts
     with plt.rc_context(STYLE):
         provenance.write_atomically(
             path, lambda temporary: figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
@@ -94,6 +97,6 @@ def conditions_of(table: pd.DataFrame) -> list[str]:
 def legend_above(figure: Figure, axes: Axes) -> None:
     """What the axes name, above the figure: in one row if it fits."""
     handles, names = axes.get_legend_handles_labels()
-    widths = [len(name) + 5 for name in names]  # in letters, with the handle
+    widths = [len(name) + 6 for name in names]  # in letters, with the handle
     ncols = len(names) if sum(widths) <= LETTERS else max(1, LETTERS // max(widths))
-    figure.legend(handles, names, loc="outside upper center", ncols=ncols, handlelength=1.6, columnspacing=1.4)
+    figure.legend(handles, names, loc="outside upper center", ncols=ncols, handlelength=2.4, columnspacing=1.4)

@@ -55,7 +55,7 @@ def sigma_tracks(drifts: pd.DataFrame) -> Figure:
             _draw_drifts(axes, own, style, colour(condition), name)
         axes.set_title(condition)
     _finish_drifts(figure, panels, drifts)
-    panels[0].legend(fontsize=7)
+    legend_above(figure, panels[0])
     return figure
 
 
@@ -106,7 +106,7 @@ def sigma_published(points: pd.DataFrame, drifts: pd.DataFrame, dimension: int =
 
 @drawn
 def sigma_overlay(points: Mapping[str, pd.DataFrame], drifts: Mapping[str, pd.DataFrame]) -> Figure:
-    """Tracks and surface proxies of each setting (`sigma_experiment.points`), every series scaled to [0, 1].
+    """Tracks and surface proxies of each setting (`analysis.sigma_settings.points`), every series scaled to [0, 1].
 
     Tracks are means over runs; their bands, from the setting's `series.drifts`, are 95 % by the runs' bootstraps over
     prompts: mean ± 1.96 √(Σ s_r²)/R of R runs with standard errors s_r.

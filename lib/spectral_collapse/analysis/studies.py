@@ -1,0 +1,117 @@
+"""The studies that every paper shows, from the records that come with the project.
+
+paper/studies.yaml names the profile of each; it is the only place that does.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..record import paths
+from ..record.evidence import PACKS, read_study
+from ..record.params import load, profiles, read_yaml
+from . import estimators, mechanism, series, sigma_settings
+from .statistics import CONTROL, TREATMENT
+
+SHOWN = paths.ROOT / "paper" / "studies.yaml"
+
+
+def shown() -> dict[str, Any]:
+    """The studies by name, each with its profile, or its profiles by name."""
+    return read_yaml(SHOWN)
+
+
+def packed(profile: str, *stages: str) -> list[dict]:
+    """Results of stages of a profile's base model, first seed, from the packed studies. ValueError as `series.results`
+    raises it."""
+    params = load(profile)
+    first = (params.conditions[:1], params.seeds[:1], [0], PACKS)
+    return [result for stage in stages for *_, result in series.results(params, stage, *first)]
+
+
+def estimator_noise(profile: str) -> pd.DataFrame:
+    """`estimators.noise` of the packed study of a profile."""
+    params = load(profile)
+    results = packed(profile, *(f"estimators_{batch}" for batch in range(params.estimator_batches)))
+    return estimators.noise(results, params.estimator_steps)
+
+
+def batch_sizes() -> tuple[pd.DataFrame, dict]:
+    """The packed study of the number of blocks (`experiment.batch_sizes`): a row a model and batch, and its record.
+
+    ValueError where it is missing, or its table is not the one that its record describes.
+    """
+    result, found = read_study("batch_sizes", ["batches"], source=PACKS)
+    return found["batches"], result
+
+
+def sigma_coverage() -> pd.DataFrame:
+    """The study of SIGMA's intervals (`experiment.sigma_coverage`), made here or packed: a row a cell and method.
+
+    ValueError where it is missing, or its table is not the one that its record describes.
+    """
+    return read_study("sigma_coverage", ["coverage"])[1]["coverage"]
+
+
+def mechanism_study(profile: str) -> mechanism.Study:
+    """The packed study of the mechanism."""
+    return mechanism.read(load(profile), PACKS)
+
+
+def drifts(profile: str) -> pd.DataFrame:
+    """`series.drifts` of the packed runs of a profile."""
+    return series.drifts(load(profile), source=PACKS)
+
+
+def settings_drifts(profile: str) -> pd.DataFrame:
+    """`sigma_settings.compared` of the packed runs of a profile with both settings."""
+    return sigma_settings.compared(drifts(profile), sigma_settings.settings(load(profile)))
+
+
+def sigma_differences(profile: str) -> pd.DataFrame:
+    """S2 less S1 of the packed runs of a profile: last drifts, a row a seed, a column a track."""
+    found, names = drifts(profile), sigma_settings.settings(load(profile))
+    tracks = found["track"].unique()
+    return pd.DataFrame({track: sigma_settings.differences(found, names, track) for track in tracks})
+
+
+def power_iteration_errors(studies: Mapping[str, str]) -> dict[str, pd.DataFrame]:
+    """`series.power_iteration_errors` of all curvature records of packed studies, by name."""
+    found = {}
+    for name, study in studies.items():
+        places = [place for place in PACKS.content(study) if place.endswith("/curvature.json")]
+        found[name] = series.power_iteration_errors(PACKS.record(place)["result"] for place in places)
+    return found
+
+
+# ---- pretrained weights
+
+
+def runs(profile: str) -> pd.DataFrame:
+    """`series.table` of the packed runs of a profile."""
+    return series.table(load(profile), source=PACKS)
+
+
+def before_and_after(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Metrics of runs of few seeds: index metric and seed, columns start (generation 0), the two conditions at the last
+    generation, and difference, treatment less control."""
+    last = runs["generation"].max()
+    wide = runs.set_index(["condition", "generation", "seed"])[list(metrics)].sort_index()
+    columns = {"start": (CONTROL, 0), **{name: (name, last) for name in (TREATMENT, CONTROL)}}
+    found = pd.DataFrame({name: wide.loc[cell].T.stack() for name, cell in columns.items()})
+    return found.assign(difference=found[TREATMENT] - found[CONTROL]).rename_axis(["metric", "seed"])
+
+
+def common_sign(values: pd.Series) -> int:
+    """1 or −1 where all values have this sign, otherwise 0."""
+    signs = set(np.sign(values))
+    return int(signs.pop()) if len(signs) == 1 else 0
+
+
+def waiting() -> list[str]:
+    """Profiles of pretrained weights of which no record comes with the project."""
+    return [
+        name for name in profiles() if load(name).checkpoint is not None and not PACKS.has(f"{name}/{load(name).model}")
+    ]
