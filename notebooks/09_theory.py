@@ -24,8 +24,8 @@
 #
 # The control is fitted to $N$ draws of the truth in each generation.
 #
-# *Nothing below depends on a run; the seed of the draws is the first one of the profile `smoke`. What language models do
-# instead is shown in notebook 7.*
+# *Nothing below depends on a run; the seed of the draws is the first one of the profile `smoke`. What language models
+# do instead is shown in notebook 7.*
 
 # %%
 from spectral_collapse.record import params

@@ -8,5 +8,4 @@ from .runs import rescue, series, training_curves
 from .spectra import batch_sizes, density, distribution, estimators, layers, published_estimator
 from .style import colour, save
 from .theory import detectability, recursion
-from .theory import detectability, recursion
 from .tracks import sigma_buckets, sigma_overlay, sigma_published, sigma_tracks
