@@ -90,7 +90,10 @@ def require_complete(table: pd.DataFrame, metric: str, paired: bool = True) -> N
         if cells
     ]
     if found:
-        raise ValueError(f"{metric} needs one finite value per condition, seed and generation. {'. '.join(found)}.")
+        raise ValueError(
+            f"{metric} needs one finite value per condition, seed and generation: {'. '.join(found)}. "
+            "`make results` measures what is missing."
+        )
     seeds = table.groupby("condition", observed=True)["seed"].nunique()
     if seeds.min() < 2:
         raise ValueError(
