@@ -272,6 +272,16 @@ def test_cells_of_a_grid_are_one_study_and_a_variant_is_its_own():
     assert {name: evidence.study_of(name) for name in names} == names
 
 
+def test_the_command_says_what_a_changed_parameter_makes_again(study, capsys):
+    write(study, "fresh", 1, 2, "training", block_tokens=8)
+    assert evidence.main(["affected", "block_tokens", "own"]) == 0
+    assert capsys.readouterr().out == "training        fresh 2\n"
+    assert evidence.main(["affected", "layers", "own"]) == 0 and "text            " in capsys.readouterr().out
+    assert evidence.main(["affected", "top_p", "own"]) == 0 and "No record of own" in capsys.readouterr().out
+    assert evidence.main(["affected", "topp", "own"]) == 1 and "'top_p'" in capsys.readouterr().out
+    assert evidence.main(["affected", "top_p", "none"]) == 1 and "holds no records" in capsys.readouterr().out
+
+
 def test_the_command_packs_lists_and_unpacks(study, tmp_path, capsys):
     assert evidence.main(["pack", "own"]) == 0 and "commit it" in capsys.readouterr().out
     assert evidence.main(["list"]) == 0 and "own" in capsys.readouterr().out

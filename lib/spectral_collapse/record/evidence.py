@@ -13,9 +13,11 @@ training.json`. Packs are deterministic: the same records give the same bytes.
     python -m spectral_collapse.record.evidence pack NAME            results/work -> results/evidence, verified
     python -m spectral_collapse.record.evidence unpack NAME FOLDER   the records as files again
     python -m spectral_collapse.record.evidence list
+    python -m spectral_collapse.record.evidence affected PARAMETER PROFILE   what a change of it makes again
 """
 
 import argparse
+import contextlib
 import functools
 import gzip
 import io
@@ -33,7 +35,7 @@ import pandas as pd
 
 from . import cli, paths, provenance
 from .params import BASELINE, load
-from .schema import CONDITIONS, unknown_name
+from .schema import CONDITIONS, Params, unknown_name
 
 FORMAT = 1
 SUFFIX = ".jsonl.gz"
@@ -391,6 +393,30 @@ def unpack(study: str, folder: Path) -> int:
     return len(content)
 
 
+def affected(parameter: str, profile: str) -> str:
+    """The records that a change of the parameter makes again, by what the profile's finished runs noted: a line for each
+    stage, with its conditions and generations. ValueError for an unknown parameter, or where nothing has been run."""
+    if parameter not in Params.model_fields:
+        raise unknown_name("parameter", parameter, Params.model_fields)
+    folder = paths.results_root() / paths.path_name(profile)
+    found: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    runs = 0
+    for file in sorted(folder.glob("*/*/seed_*/generation_*/*.json")):
+        with contextlib.suppress(provenance.StaleRecord):
+            record = provenance.read_record(file)
+            runs += 1
+            if parameter in record["parameters"]:
+                found[record["stage"]][record["condition"]].add(record["generation"])
+    if not runs:
+        raise ValueError(f"{folder} holds no records: `make results PROFILE={profile}` makes them.")
+    lines = [
+        f"{stage:16s}"
+        + "; ".join(f"{name} {', '.join(map(str, sorted(at)))}" for name, at in sorted(conditions.items()))
+        for stage, conditions in sorted(found.items())
+    ]
+    return "\n".join(lines) or f"No record of {profile} depends on {parameter}."
+
+
 def _listed() -> str:
     lines = ["study                    records  tables  kilobytes"]
     for study in PACKS.studies():
@@ -412,6 +438,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unpacking = commands.add_parser("unpack", help="write the records of a study as files")
     unpacking.add_argument("study")
     unpacking.add_argument("folder", type=Path)
+    asking = commands.add_parser("affected", help="the records that a change of a parameter makes again")
+    asking.add_argument("parameter")
+    asking.add_argument("profile")
     chosen = parser.parse_args(arguments)
 
     def run() -> str:
@@ -419,6 +448,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return f"{pack(chosen.name)} holds the study; commit it."
         if chosen.command == "unpack":
             return f"{unpack(chosen.study, chosen.folder)} files written below {chosen.folder}."
+        if chosen.command == "affected":
+            return affected(chosen.parameter, chosen.profile)
         return _listed()
 
     return cli.outcome(run)

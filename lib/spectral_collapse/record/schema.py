@@ -91,7 +91,8 @@ class Model(_Group):
     layers: int = Field(ge=1, description="transformer layers")
     heads: int = Field(ge=1, description="attention heads")
     baseline_blocks: int = Field(
-        ge=0, description="real blocks that a base model from scratch trains on, the same for all seeds"
+        ge=0,
+        description="real blocks for a base model from scratch, the same for all seeds; the slices of later generations follow them",
     )
     baseline_epochs: int = Field(ge=0, description="epochs of that training")
     baseline_learning_rate: float = Field(ge=0, description="its peak learning rate")
@@ -171,7 +172,7 @@ class Writing(_Group):
         default=0.0, ge=0, description="exponent of resampling by the inverse frequency of tokens; 0: none"
     )
     candidates: int = Field(
-        default=1, ge=1, description="continuations of a context, of which the one that adds most diversity is kept"
+        default=1, ge=1, description="continuations drawn for each context; the one that adds most diversity is kept"
     )
 
 
