@@ -91,8 +91,7 @@ class Model(_Group):
     layers: int = Field(ge=1, description="transformer layers")
     heads: int = Field(ge=1, description="attention heads")
     baseline_blocks: int = Field(
-        ge=0,
-        description="real blocks for a base model from scratch, the same for all seeds; the slices of later generations follow them",
+        ge=0, description="real blocks for a base model from scratch, the same for all seeds; later slices follow them"
     )
     baseline_epochs: int = Field(ge=0, description="epochs of that training")
     baseline_learning_rate: float = Field(ge=0, description="its peak learning rate")
