@@ -395,7 +395,7 @@ def unpack(study: str, folder: Path) -> int:
 
 def affected(parameter: str, profile: str) -> str:
     """The records that a change of the parameter makes again, by what the profile's finished runs noted: a line for
-    each stage, with its conditions and generations. ValueError for an unknown parameter, or where nothing has been run."""
+    each stage, with its conditions and generations. ValueError for an unknown parameter, or before any run."""
     if parameter not in Params.model_fields:
         raise unknown_name("parameter", parameter, Params.model_fields)
     folder = paths.results_root() / paths.path_name(profile)
