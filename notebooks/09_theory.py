@@ -32,15 +32,9 @@ from spectral_collapse.record import params
 
 # %% tags=["parameters"]
 profile = "smoke"  # the seed of the draws is its first one
-types = 1000  # K, of a Zipf law
-dimensions = 20  # m
-draws = 100_000  # N
-generations = 10
 
 # %%
-own = ("types", "dimensions", "draws", "generations")
-types, dimensions, draws, generations = (int(globals()[name]) for name in own)
-settings = params.load(profile)
+settings = params.collect(globals())
 
 # %%
 import numpy as np
@@ -48,6 +42,7 @@ import pandas as pd
 from spectral_collapse.analysis import theory
 from spectral_collapse.paper import figures
 
+types, dimensions, draws, generations = 1000, 20, 100_000, 10  # K, of a Zipf law; m; N
 p = 1 / np.arange(1, types + 1)
 p /= p.sum()
 moments = {

