@@ -115,17 +115,23 @@ def test_pickled_weights_are_not_opened(checkpoint):
         build.initial_model(settings, tokenizers.load_tokenizer(settings), seed=1)
 
 
-@pytest.mark.parametrize("revision", [None, "main", "v1.0", "a" * 39, "A" * 40, "a" * 40 + "\n"])
-@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "no_such_folder"])
-def test_hub_name_needs_a_full_commit_hash(name, revision):
-    settings = params.load("smoke", checkpoint=name, revision=revision)
+def refusals(settings) -> set[str]:
+    """What the tokenizer's loader and the model's say of a checkpoint that both refuse."""
+    said = set()
     for load in (tokenizers.load_tokenizer, lambda settings: build.initial_model(settings, None, 1)):
         with pytest.raises(ValueError) as caught:
             load(settings)
-        assert str(caught.value) == (
-            f"checkpoint {name!r} is not a local folder, so it comes from the hub, "
-            f"where revision must be a full commit hash, not {revision!r}."
-        )
+        said.add(str(caught.value))
+    return said
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1.0", "a" * 39, "A" * 40, "a" * 40 + "\n"])
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "no_such_folder"])
+def test_hub_name_needs_a_full_commit_hash(name, revision):
+    assert refusals(params.load("smoke", checkpoint=name, revision=revision)) == {
+        f"checkpoint {name!r} is not a local folder, so it comes from the hub, "
+        f"where revision must be a full commit hash, not {revision!r}."
+    }
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./folder", "../folder", "~/folder", "tiny.gguf", "a/tiny.gguf"])
@@ -134,15 +140,11 @@ def test_a_path_that_is_absent_is_not_taken_for_a_hub_name(name, revision, tmp_p
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    settings = params.load("smoke", checkpoint=name, revision=revision)
-    for load in (tokenizers.load_tokenizer, lambda settings: build.initial_model(settings, None, 1)):
-        with pytest.raises(ValueError) as caught:
-            load(settings)
-        assert str(caught.value) == (
-            f"checkpoint {name!r} could not be loaded (there is no {Path(name).expanduser().absolute()}): give a "
-            "folder with config.json, tokenizer files and model.safetensors, a .gguf file, or a hub name that this "
-            "machine can reach."
-        )
+    assert refusals(params.load("smoke", checkpoint=name, revision=revision)) == {
+        f"checkpoint {name!r} could not be loaded (there is no {Path(name).expanduser().absolute()}): give a "
+        "folder with config.json, tokenizer files and model.safetensors, a .gguf file, or a hub name that this "
+        "machine can reach."
+    }
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(checkpoint):
