@@ -9,7 +9,7 @@ import yaml
 from spectral_collapse.analysis import series
 from spectral_collapse.experiment import loop, measure, runs
 from spectral_collapse.machine import speed
-from spectral_collapse.record import evidence, params, paths, provenance
+from spectral_collapse.record import evidence, packfile, params, paths, provenance
 from spectral_collapse.text import corpora
 
 SMOKE = yaml.safe_load((paths.PARAMS / "smoke.yaml").read_text()) | {"documents": 200, "profile": "own"}
@@ -150,7 +150,7 @@ def test_packed_records_are_for_readers_and_runs_neither_read_nor_touch_them(run
     packs = evidence.PACKS
     monkeypatch.setattr(packs, "root", tmp_path)
     content = evidence.collect("own", tmp_path / "results")
-    packs.file("own").write_bytes(evidence._packed("own", content))
+    packs.file("own").write_bytes(packfile.encode("own", content))
     before = packs.file("own").read_bytes()
     monkeypatch.delenv("SPECTRAL_COLLAPSE_RESULTS")
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "new")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 from spectral_collapse.analysis import series
-from spectral_collapse.record import evidence, params, paths, provenance
+from spectral_collapse.record import evidence, packfile, params, paths, provenance
 
 OWN = {"profile": "own", "seeds": [1, 2], "conditions": ["recursive", "fresh"], "generations": 2}
 STAGES = ("training", "text", "curvature")
@@ -134,7 +134,7 @@ def test_a_pack_that_is_cut_or_altered_is_one_sentence(study):
     ):
         file.write_bytes(data + b"\0" * (number % 2 and len(data) == len(whole)))
         with pytest.raises(ValueError, match=r"^\S*own\.jsonl\.gz cannot be used \(.*\): restore it .*\.$"):
-            evidence._unpacked.__wrapped__(file, number, 0)
+            packfile.decode.__wrapped__(file, number, 0)
     rewrite(file, lines[:-1])
     with pytest.raises(ValueError, match="it is truncated, altered, or not of format 1"):
         evidence.PACKS.content("own")
@@ -175,7 +175,7 @@ def test_an_altered_record_shared_part_or_table_fails_its_hash(study):
     with pytest.raises(ValueError, match=r"runs\.csv of .* does not match study\.json: restore it from the repository"):
         evidence.read_study(f"own/{study.model}/tables", ["runs"], source=packs)
     with pytest.raises(ValueError, match=r"runs\.csv is not the table that the study\.json beside it describes"):
-        evidence.verify(packs.content("own"))
+        packfile.verify(packs.content("own"))
 
 
 def test_a_pack_of_somebody_elses_does_not_write_outside_the_folder(study, tmp_path):
@@ -257,7 +257,7 @@ def test_real_text_is_one_for_all_seeds_where_it_does_not_depend_on_them(study):
 def test_a_pack_does_not_lose_a_cell_of_its_grid(study, tmp_path):
     content = evidence.collect("own", tmp_path / "work") | {"own.factor.level/x/study.json": {"key": {}}}
     evidence.PACKS.root.mkdir()
-    evidence.PACKS.file("own").write_bytes(evidence._packed("own", content))
+    evidence.PACKS.file("own").write_bytes(packfile.encode("own", content))
     before = evidence.PACKS.file("own").read_bytes()
     with pytest.raises(ValueError, match=r"own\.jsonl\.gz holds own\.factor\.level, which is not there to be packed"):
         evidence.pack("own")

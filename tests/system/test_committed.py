@@ -22,7 +22,7 @@ from spectral_collapse.experiment import factors
 from spectral_collapse.paper import ablations as ablations_report
 from spectral_collapse.paper import formatting, pdf
 from spectral_collapse.paper import studies as report
-from spectral_collapse.record import evidence, params, paths
+from spectral_collapse.record import packfile, params, paths
 from spectral_collapse.record.evidence import PACKS
 
 
@@ -145,11 +145,11 @@ def test_the_study_of_the_mechanism_is_that_of_its_records():
 
 def test_every_packed_record_fits_those_it_was_made_with():
     """Keys were once lists kept by hand, and `text` did not name what cuts the real text: a changed parameter could
-    have left an old record among new ones. None is (`evidence.verify`), and keys agree with the profile's values."""
+    have left an old record among new ones. None is (`packfile.verify`), and keys agree with the profile's values."""
     checked = 0
     for study in PACKS.studies():
         content = PACKS.content(study)
-        for folder, records in evidence.verify(content).items():
+        for folder, records in packfile.verify(content).items():
             for cell, record in records.items():
                 key = record["key"]["parameters"]
                 assert {name: record["parameters"].get(name, then) for name, then in key.items()} == key, (folder, cell)

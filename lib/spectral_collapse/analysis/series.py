@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.special import digamma
 
 from ..curvature import largest_eigenvalue
-from ..record import evidence, paths, provenance
+from ..record import evidence, packfile, paths, provenance
 from ..record.evidence import Source
 from ..record.params import BASELINE, base_params, folders
 from ..record.schema import DESIGN, PLACES, Params, noted, split_condition
@@ -84,7 +84,7 @@ def seconds(profiles: Iterable[Params], stages: Iterable[str]) -> float:
 
 def disagreements(record: dict, params: Params) -> dict[str, tuple[Any, Any]]:
     """Parameters that a record's result depends on and that have another value: name to (the record's, this one)."""
-    then = evidence.behind(record)
+    then = packfile.behind(record)
     names = [name for name in then if name in Params.model_fields and name not in (*PLACES, *DESIGN)]
     now = {name: noted(name, getattr(params, name)) for name in names}
     return {name: (then[name], now[name]) for name in names if then[name] != now[name]}

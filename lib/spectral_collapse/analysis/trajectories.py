@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 import pandas as pd
 
-from ..record import cli, evidence, params, provenance
+from ..record import cli, evidence, packfile, params, provenance
 from . import metrics, series
 
 COLUMNS = {
@@ -94,7 +94,7 @@ def write(folder: Path) -> int:
     frame = table()
     parquet, text = io.BytesIO(), frame.to_csv(index=False, float_format="%.9g")
     frame.to_parquet(parquet, index=False, compression="zstd")
-    compressed = evidence.compressed(text)
+    compressed = packfile.compressed(text)
     for name, data in zip(NAMES, (parquet.getvalue(), compressed, dictionary(frame).encode()), strict=True):
         provenance.write_atomically(folder / name, lambda temporary, data=data: temporary.write_bytes(data))
     return len(frame)
