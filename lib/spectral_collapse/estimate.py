@@ -50,7 +50,11 @@ class Estimate(_Row):
 
     @classmethod
     def of_error(cls, value: float, standard_error: float, df: float = math.inf, level: float = 0.95) -> "Estimate":
-        """value ± t_{df} s of a standard error s; a normal interval by default, none below one degree of freedom."""
+        """value ± t_{df} s of a standard error s; a normal interval by default, none below one degree of freedom.
+
+        >>> [round(end, 2) for end in Estimate.of_error(5, 1)]
+        [5, 3.04, 6.96]
+        """
         share = (1 + level) / 2
         quantile = stats.norm.ppf(share) if math.isinf(df) else stats.t.ppf(share, df)  # NaN below one degree
         half = float(quantile) * standard_error
@@ -61,6 +65,9 @@ class Estimate(_Row):
         """Mean of independent values with its t interval, mean ± t_{n−1} s/√n.
 
         A single value has a mean but no interval, no value has neither.
+
+        >>> [round(end, 3) for end in Estimate.mean([1, 2, 3])]
+        [2.0, -0.484, 4.484]
         """
         values = np.asarray(values, dtype=float)
         if len(values) < 2:
