@@ -69,7 +69,8 @@ figures.recursion(moments, runs)
 # tell. In both recursions the held-out loss leads, and the lead grows with the sample: $d'$ of the loss does not depend
 # on $N$, while that of diversity, of curvature and of $\log\det\Sigma$ falls like $1/\sqrt N$. The reason is the number
 # of directions that are watched. The excess loss adds up the squared errors of all $K - 1$ (or $m(m + 3)/2$)
-# parameters, each of which drifts; diversity and the log-determinant project them on one direction.
+# parameters, each of which drifts; diversity and the log-determinant project them on one direction. The loss is
+# exact here; a held-out text adds an error of its own, which runs that share the text have in common.
 
 # %%
 sizes = (draws // 10, draws, 10 * draws)
