@@ -50,7 +50,7 @@ SOURCES = [
     *sorted(str(file.relative_to(paths.ROOT)) for file in (paths.ROOT / "lib" / "spectral_collapse").rglob("*.py")),
 ]
 # Packed studies and published figures, which stand in every paper.
-EVIDENCE = [*evidence.PACKS.root.glob(f"*{evidence.SUFFIX}"), *paths.PUBLISHED.iterdir()]
+EVIDENCE = [*map(evidence.PACKS.file, evidence.PACKS.studies()), *paths.PUBLISHED.iterdir()]
 EVIDENCE = sorted(str(file.relative_to(paths.ROOT)) for file in EVIDENCE)
 PARAMETERS = given(*overrides)
 # Outputs are flags: Snakemake deletes the outputs of a rule that fails, and records must outlive that.

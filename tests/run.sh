@@ -13,7 +13,7 @@ export JUPYTER_DEFAULT_PROVISIONER_NAME=ipc TQDM_DISABLE=1
 export SPECTRAL_COLLAPSE_RESULTS="$work/results" SPECTRAL_COLLAPSE_GENERATED="$work/generated"
 
 echo "== The smoke profile, from corpus to numbers"
-$python -m snakemake --workflow-profile params/cluster/default --quiet all --config profile=smoke -- results
+$python -m snakemake --workflow-profile params/cluster/default --quiet rules host --config profile=smoke -- results
 echo "== The notebooks that it leaves out, against their outputs"
 $python -m pytest -n 2 --dist loadscope --nbval-lax --nbval-cell-timeout=600 notebooks/0[0569]_*.ipynb
 echo "== The library, the workflow and the paper"
