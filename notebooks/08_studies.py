@@ -31,7 +31,15 @@ settings = params.collect(globals())
 
 # %%
 import pandas as pd
-from spectral_collapse.analysis import ablations, estimators, mechanism, mediation, sigma_settings, studies
+from spectral_collapse.analysis import (
+    ablations,
+    estimators,
+    mechanism,
+    mediation,
+    public_records,
+    sigma_settings,
+    studies,
+)
 from spectral_collapse.paper import ablations as ablations_report
 from spectral_collapse.paper import figures, tables
 from spectral_collapse.paper import mechanism as mechanism_report
@@ -40,6 +48,18 @@ from spectral_collapse.paper import studies as report
 from spectral_collapse.record import paths
 
 output, values, shown = paper.Output(settings), {}, studies.shown()
+
+# %% [markdown]
+# ## The Hessian study's own records
+#
+# What the files of its repository say of its table, from notebook 0.
+
+# %%
+spectra, text = public_records.spectra(), public_records.text_metrics()
+printed = public_records.claimed(spectra)
+output.figure("public_records", figures.public_records(spectra, printed, text))
+output.table("public_records", report.public_records_table(spectra))
+values |= report.public_records_values(public_records.findings(spectra, printed, text))
 
 # %% [markdown]
 # ## The estimators' own noise (`make estimators`)

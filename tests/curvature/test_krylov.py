@@ -300,7 +300,7 @@ def test_brackets_contain_the_quantiles_of_the_measure_that_the_probes_see():
         for steps in (2, 5, 15):
             runs = [lanczos(operator.matvec, start, steps) for start in starts]
             for level in (0.05, 0.25, 0.5, 0.75, 0.95):
-                low, high = quantile_bracket(runs, level)
+                low, high = quantile_bracket([run.nodes for run in runs], [run.weights for run in runs], level)
                 truth = quantile(operator.eigenvalues, measure, level)
                 slack = 1e-10 * np.abs(operator.eigenvalues).max()
                 assert low - slack <= truth <= high + slack
@@ -334,7 +334,7 @@ def test_brackets_reach_to_the_neighbouring_nodes_at_full_order():
     for level in (0.25, 0.5, 0.75):
         index = np.searchsorted(np.cumsum(measure), level)
         expected = operator.eigenvalues[[index - 1, index + 1]]
-        np.testing.assert_allclose(quantile_bracket([run], level), expected, atol=1e-10)
+        np.testing.assert_allclose(quantile_bracket([run.nodes], [run.weights], level), expected, atol=1e-10)
 
 
 def test_a_quantile_that_no_node_bounds_is_unbounded():
@@ -342,8 +342,8 @@ def test_a_quantile_that_no_node_bounds_is_unbounded():
     run = Quadrature(np.array([0.8, 0.2]), np.array([math.sqrt(2.16), 0.0]))
     np.testing.assert_allclose(run.nodes, [-1, 2])
     np.testing.assert_allclose(run.weights, [0.4, 0.6])
-    assert quantile_bracket([run], 0.25) == pytest.approx((-math.inf, 2.0))
-    assert quantile_bracket([run], 0.75) == pytest.approx((-1.0, math.inf))
+    assert quantile_bracket([run.nodes], [run.weights], 0.25) == pytest.approx((-math.inf, 2.0))
+    assert quantile_bracket([run.nodes], [run.weights], 0.75) == pytest.approx((-1.0, math.inf))
 
 
 # ---- pictures

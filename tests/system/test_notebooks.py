@@ -23,6 +23,7 @@ EXECUTED = {
 def test_there_is_a_notebook_for_every_phase():
     assert [script.stem for script in SCRIPTS] == [
         "00_estimators",
+        "00_public_records",
         "01_baseline",
         "02_treatment",
         "03_controls",

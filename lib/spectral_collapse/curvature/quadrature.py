@@ -97,15 +97,16 @@ def cumulated_bounds(
     return below / len(nodes), above / len(nodes)
 
 
-def quantile_bracket(quadratures: list[Quadrature], level: float) -> tuple[float, float]:
+def quantile_bracket(
+    nodes: Sequence[Sequence[float]], weights: Sequence[Sequence[float]], level: float
+) -> tuple[float, float]:
     """Nodes between which the `level` quantile of the spectrum lies, by `cumulated_bounds`; −∞ or ∞ if none bounds it.
 
-    >>> low, high = quantile_bracket([Quadrature(np.zeros(3), np.array([1.0, 1.0, 0.0]))], 0.5)
-    >>> round(low, 6), round(high, 6)
-    (-1.414214, 1.414214)
+    >>> quantile_bracket([[-2.0, 0.0, 2.0]], [[0.2, 0.6, 0.2]], 0.5)
+    (-2.0, 2.0)
     """
-    points = np.unique(np.concatenate([q.nodes for q in quadratures]))
-    below, above = cumulated_bounds([q.nodes for q in quadratures], [q.weights for q in quadratures], points)
+    points = np.unique(np.concatenate(nodes))
+    below, above = cumulated_bounds(nodes, weights, points)
     # It lies above points with F < level, and at or below points with F ≥ level.
     lower = points[above < level]
     upper = points[below >= level]

@@ -318,8 +318,9 @@ def signature_of_runs(
     smallest = abs(head.nodes[count - 1]) if count else math.nan
     edge = max(abs(q.nodes[count]) if len(q.nodes) > count else 0.0 for q in ranked)
     points = np.array([-smallest, smallest, 0.0]) if count else np.zeros(3)
-    below, above = cumulated_bounds([run.nodes for run in runs], [run.weights for run in runs], points)
-    low, high = quantile_bracket(runs, 0.25), quantile_bracket(runs, 0.75)
+    rules = [run.nodes for run in runs], [run.weights for run in runs]
+    below, above = cumulated_bounds(*rules, points)
+    low, high = quantile_bracket(*rules, 0.25), quantile_bracket(*rules, 0.75)
     return Signature(
         parameters=n,
         probes=len(runs),

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from ..analysis import estimators, series
+from ..analysis.public_records import RUNS
 from ..analysis.statistics import CONTROL, TREATMENT
 from ..analysis.studies import common_sign
 from ..estimate import Estimate
@@ -24,6 +25,30 @@ PRETRAINED_SERIES = (
 )
 POPULATIONS = {"gaussian": "Gaussian", "student_t": f"Student-t, {FREEDOM} d.f.", "minilm": "MiniLM, real text"}
 CORRECTIONS = {"none": "plug-in", "wishart": "Wishart", "leverage": "leverage"}
+
+
+# ---- the Hessian study's own records
+
+
+def public_records_table(spectra: pd.DataFrame) -> pd.DataFrame:
+    """Spectra of SmolLM2 (`public_records.spectra`): the published width and ratio, and what the nodes determine."""
+    headings = ["Run", "Generation", Raw(r"$\lambda_{\max}$"), "Width", "Its bracket", "Ratio", Raw(r"$\sigma$"),
+                Raw(r"$\log(\lambda_{\max}/\sigma)$")]  # fmt: skip
+    rows = []
+    for row in spectra[spectra["run"].isin(RUNS)].sort_values(["run", "generation"]).itertuples():
+        bracket = f"{number_of(row.iqr_low)} to {number_of(row.iqr_high)}"
+        figures = row.lambda_max, row.published_iqr, row.published_ratio, row.sigma, row.log_ratio
+        largest, width, ratio, sigma, log = (Number(number_of(figure)) for figure in figures)
+        rows.append([RUNS[row.run], row.generation, largest, width, Number(bracket), ratio, sigma, log])
+    return frame_of(rows, headings)
+
+
+def public_records_values(findings: Mapping[str, float]) -> dict[str, str]:
+    """public.<name> of `public_records.findings`."""
+    return {
+        f"public.{name}": f"{value:,}" if isinstance(value, int) else number_of(value)
+        for name, value in findings.items()
+    }
 
 
 # ---- estimators of curvature
