@@ -19,7 +19,8 @@
 # that costs no computing. Everything below is recomputed from those files; one run each, so nothing is tested.
 #
 # *The numbers are the study's (github.com/Thaman-N/hessian-analysis at commit 19bd2d97, 11 February 2026), copied to
-# `results/published`; they are not results of this project.*
+# `results/published`; they are not results of this project, and no profile, `smoke` included, changes them. The paper's
+# figure and table of them are shown in notebook 8.*
 
 # %%
 from spectral_collapse.record import params

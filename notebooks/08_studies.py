@@ -31,15 +31,8 @@ settings = params.collect(globals())
 
 # %%
 import pandas as pd
-from spectral_collapse.analysis import (
-    ablations,
-    estimators,
-    mechanism,
-    mediation,
-    public_records,
-    sigma_settings,
-    studies,
-)
+from spectral_collapse.analysis import ablations, estimators, mechanism, mediation, sigma_settings, studies
+from spectral_collapse.analysis import public_records as public
 from spectral_collapse.paper import ablations as ablations_report
 from spectral_collapse.paper import figures, tables
 from spectral_collapse.paper import mechanism as mechanism_report
@@ -52,14 +45,14 @@ output, values, shown = paper.Output(settings), {}, studies.shown()
 # %% [markdown]
 # ## The Hessian study's own records
 #
-# What the files of its repository say of its table, from notebook 0.
+# Its widths, eigenvalues and text metrics, from notebook 0.
 
 # %%
-spectra, text = public_records.spectra(), public_records.text_metrics()
-printed = public_records.claimed(spectra)
+spectra, text = public.spectra(), public.text_metrics()
+printed = public.claimed(spectra)
 output.figure("public_records", figures.public_records(spectra, printed, text))
 output.table("public_records", report.public_records_table(spectra))
-values |= report.public_records_values(public_records.findings(spectra, printed, text))
+values |= report.public_records_values(public.findings(spectra, printed, text))
 
 # %% [markdown]
 # ## The estimators' own noise (`make estimators`)

@@ -114,8 +114,8 @@ def findings(spectra: pd.DataFrame, printed: pd.DataFrame, text: pd.DataFrame) -
     width from the recorded one, relative; unidentified, widths whose bracket begins at 0; overlapping, pairs of
     SmolLM2's widths whose brackets overlap, and pairs, all of them; controls.{lambda,ratio,sigma}.{least,most}, of the
     trained controls of SmolLM2; differing, cells of the printed table of recursion that are more than 1 % off the
-    recorded ones, and cells, all of them; nodes.{recursive,controls}, of a spectrum; of {perplexity,entropy}: {recursive,control}.{first,last}, of the recursive
-    run and the mean of the controls at generation 1 and at the last one.
+    recorded ones, and cells, all of them; nodes.{recursive,controls}, of a spectrum; of {perplexity,entropy}:
+    {recursive,control}.{first,last}, of the recursive run and the mean of the controls at generation 1 and at the last.
     """
     known = spectra[~spectra["failed"]]
     small = known[known["run"].isin(RUNS)]
