@@ -131,12 +131,12 @@ def _optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
     vectors = [p for p in trained if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     if recipe.sharpness_radius == 0:
-        return torch.optim.AdamW(groups)
+        return torch.optim.AdamW(groups, fused=not parallel.sharded(model))
     if parallel.sharded(model):  # the optimizer's library cannot take the norm of sharded gradients
         raise ValueError("sharpness_radius: set it to 0, or launch without --use_fsdp, every process with all weights.")
     from pytorch_optimizer import SAM  # takes a while to import
 
-    return SAM(groups, torch.optim.AdamW, rho=recipe.sharpness_radius)
+    return SAM(groups, torch.optim.AdamW, rho=recipe.sharpness_radius, fused=True)
 
 
 def _digest(note: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -181,9 +181,9 @@ def _load_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optim
                 if f"weight.{index}" not in names:
                     continue
                 parameter.detach().copy_(parallel.shard_like(file.get_tensor(f"weight.{index}"), parameter))
-                # AdamW keeps its step counter on the CPU.
+                step = file.get_tensor(f"step.{index}")
                 optimizer.state[parameter] = {
-                    "step": file.get_tensor(f"step.{index}").cpu(),
+                    "step": step.cpu() if parallel.sharded(model) else step,  # the fused AdamW's is on the device
                     **{
                         name: parallel.shard_like(file.get_tensor(f"{name}.{index}"), parameter)
                         for name in ("exp_avg", "exp_avg_sq")
