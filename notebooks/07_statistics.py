@@ -123,15 +123,8 @@ output.table("forecasts", results.forecasts(analysis))
 
 # %%
 text = [
-    "distinct_2",
-    "distinct_4",
-    "repetition_4",
-    "type_token_ratio",
-    "hashed_ngram_hhi",
-    "tail_mass_ratio",
-    "tail_coverage",
-    "slot_kl",
-    "slot_entropy",
+    "distinct_2", "distinct_4", "repetition_4", "type_token_ratio", "hashed_ngram_hhi", "tail_mass_ratio",
+    "tail_coverage", "slot_kl", "slot_entropy",
 ]
 output.figure("text_metrics", figures.series(table, text))
 
@@ -156,12 +149,7 @@ display(rows_of(analysis.anova))
 
 # %%
 reported = [
-    *headline,
-    "lambda_max",
-    "bulk_sigma",
-    "log_published_ratio",
-    "distinct_2",
-    "repetition_4",
+    *headline, "lambda_max", "bulk_sigma", "log_published_ratio", "distinct_2", "repetition_4",
     "hashed_ngram_hhi",
 ]
 reported = [name for name in reported if name in metrics]
