@@ -31,7 +31,7 @@ settings = params.collect(globals())
 
 # %%
 import pandas as pd
-from spectral_collapse.analysis import ablations, estimators, mechanism, mediation, sigma_settings, studies
+from spectral_collapse.analysis import ablations, estimators, mechanism, mediation, sigma_settings, studies, theory
 from spectral_collapse.analysis import public_records as public
 from spectral_collapse.paper import ablations as ablations_report
 from spectral_collapse.paper import figures, tables
@@ -145,6 +145,17 @@ output.table("sigma_settings", report.settings_table(settled))
 output.figure("sigma_settings", figures.sigma_tracks(studies.drifts(shown["settings"]["stories"])))
 published = sigma_settings.published_counts(pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv"))
 values |= report.settings_values(settled["stories"]) | report.counts_values(published)
+
+# %% [markdown]
+# ## Recursions that can be solved
+#
+# What each signal can detect there (notebook 9), and the sample size that the runs on TinyStories would have, were they
+# such recursions.
+
+# %%
+solved = theory.examples()
+output.figure("detectability", figures.detectability(solved))
+values |= report.theory_values(solved, studies.implied_recursion(shown["runs"]))
 
 # %% [markdown]
 # ## What drives the decline, and what stops it (`make ablations`)

@@ -42,9 +42,8 @@ import pandas as pd
 from spectral_collapse.analysis import theory
 from spectral_collapse.paper import figures
 
-types, dimensions, draws, generations = 1000, 20, 100_000, 10  # K, of a Zipf law; m; N
-p = 1 / np.arange(1, types + 1)
-p /= p.sum()
+types, dimensions, draws, generations = theory.EXAMPLES.values()  # K, of a Zipf law; m; N
+p = theory.zipf(types)
 moments = {
     "categorical": theory.categorical(p, draws, generations),
     "Gaussian": theory.gaussian(dimensions, draws, generations),
@@ -73,11 +72,7 @@ figures.recursion(moments, runs)
 # exact here; a held-out text adds an error of its own, which runs that share the text have in common.
 
 # %%
-sizes = (draws // 10, draws, 10 * draws)
-found = {
-    "categorical": {n: theory.detectability(theory.categorical(p, n, generations)) for n in sizes},
-    "Gaussian": {n: theory.detectability(theory.gaussian(dimensions, n, generations)) for n in sizes},
-}
+found = theory.examples()
 figures.detectability(found)
 
 # %%

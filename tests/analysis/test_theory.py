@@ -3,10 +3,14 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from margins import mean_is, spread_is
 from scipy import stats
+from spectral_collapse import sigma
 from spectral_collapse.analysis import theory
+from spectral_collapse.curvature import lanczos, signature_of_runs
 
 
 def at(frame, signal: str, generation: int):
@@ -79,6 +83,49 @@ def test_loss_tells_of_a_recursion_before_diversity_and_log_determinant():
         (second,) = other & set(found[1_000].index)
         assert found[1_000]["excess_loss"] > found[1_000][second] > found[100_000][second]
         assert found[100_000]["excess_loss"] > 3 * found[100_000][second]
+
+
+def test_a_decline_has_the_sample_size_that_made_it():
+    m, n, last = 30, 700, 6
+    means = theory.gaussian(m, n, last).query("signal == 'logdet'")["mean"].to_list()
+    p = theory.zipf(50)
+    diversity = theory.categorical(p, 90, last).query("signal == 'diversity'")["mean"].to_numpy()
+    rows = {
+        "condition": "recursive",
+        "generation": range(last + 1),
+        "track_two_drift": [0.0, *means],
+        "hashed_ngram_hhi": [(p**2).sum(), *(1 - diversity)],
+    }
+    found = theory.implied(pd.DataFrame(rows), m, "recursive")
+    assert found["draws_slope"] == pytest.approx(n) and found["draws_concentration"] == pytest.approx(90)
+    assert theory.draws_of_slope(0.1, 3) == theory.draws_of_concentration(0.2, 0.1, 3) == np.inf
+
+
+def test_track_two_of_the_recursion_falls_by_its_slope():
+    """SIGMA's own estimator, on embeddings drawn from each generation of a Gaussian recursion with mean 0."""
+    m, n, last, rng = 6, 60, 4, np.random.default_rng(5)
+    exact = theory.gaussian(m, n, last).query("signal == 'logdet'")["mean"].to_numpy()
+    drifts = []
+    for _ in range(200):
+        tracks = []
+        for _, covariance in theory.gaussian_run(m, n, last, rng):
+            rows = rng.normal(size=(3000, m)) @ np.linalg.cholesky(covariance).T
+            tracks.append(sigma.track_two(rows.T @ rows, len(rows), 1e-9))
+        drifts.append(np.diff(tracks, prepend=0)[1:].cumsum())
+    for generation in range(last):
+        mean_is(np.array(drifts)[:, generation], exact[generation])
+
+
+def test_spectral_estimators_read_the_diversity_off_the_categorical_hessian():
+    shares = theory.categorical_runs(theory.zipf(400), 2000, 3, 1, np.random.default_rng(6))[0]
+    rng = np.random.default_rng(7)
+    for p in torch.from_numpy(shares):
+        signs = torch.from_numpy(rng.choice([-1.0, 1.0], size=(40, len(p))))
+        runs = [lanczos(lambda v, p=p: p * v - p * (p @ v), start, 12) for start in signs]
+        found = signature_of_runs(runs, len(p), basis="float64")
+        traces = np.array([run.weights @ run.nodes for run in runs]) * len(p)
+        mean_is(traces, float(1 - (p**2).sum()))
+        assert found.mean_eigenvalue.value * len(p) == pytest.approx(traces.mean())
 
 
 def test_wrong_input_is_one_sentence():

@@ -12,7 +12,7 @@ import pandas as pd
 from ..record import paths
 from ..record.evidence import PACKS, read_study
 from ..record.params import load, profiles, read_yaml
-from . import estimators, mechanism, series, sigma_settings
+from . import estimators, mechanism, series, sigma_settings, theory
 from .statistics import CONTROL, TREATMENT
 
 SHOWN = paths.ROOT / "paper" / "studies.yaml"
@@ -84,6 +84,15 @@ def power_iteration_errors(studies: Mapping[str, str]) -> dict[str, pd.DataFrame
         places = [place for place in PACKS.content(study) if place.endswith("/curvature.json")]
         found[name] = series.power_iteration_errors(PACKS.record(place)["result"] for place in places)
     return found
+
+
+def implied_recursion(profile: str) -> dict[str, float]:
+    """`theory.implied` of a profile's treatment in the encoder's live dimensions; blocks, tokens of a generation."""
+    params = load(profile)
+    *_, first = next(iter(series.results(params, "sigma", source=PACKS)))
+    blocks = params.blocks_per_generation
+    found = theory.implied(runs(profile), first["live_dimensions"], TREATMENT)
+    return found | {"dimensions": first["live_dimensions"], "blocks": blocks, "tokens": blocks * params.block_tokens}
 
 
 # ---- pretrained weights

@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 import pandas as pd
+from scipy import optimize
 from scipy.special import digamma, polygamma
 
 COLUMNS = ("signal", "generation", "mean", "deviation")
@@ -53,6 +54,15 @@ def categorical(p: np.ndarray, draws: int, generations: int) -> pd.DataFrame:
     return _frame(rows)
 
 
+def _halves(m: int, draws: float) -> np.ndarray:
+    return (draws - np.arange(1, m + 1)) / 2
+
+
+def logdet_step(m: int, draws: float) -> float:
+    """Mean change of log det Σ in one generation of the Gaussian recursion in m dimensions, N > m draws, in nats."""
+    return float((digamma(_halves(m, draws)) - math.log((draws - 1) / 2)).sum())
+
+
 def gaussian(m: int, draws: int, generations: int) -> pd.DataFrame:
     """Mean and standard deviation of the Gaussian recursion's signals in m dimensions at generations 1 …
 
@@ -66,8 +76,7 @@ def gaussian(m: int, draws: int, generations: int) -> pd.DataFrame:
     n = draws
     if n <= m + 2:
         raise ValueError(f"{n} draws in {m} dimensions: the mean loss is infinite; take more than {m + 2}.")
-    halves = (n - np.arange(1, m + 1)) / 2
-    step, variance = float((digamma(halves) - math.log((n - 1) / 2)).sum()), float(polygamma(1, halves).sum())
+    step, variance = logdet_step(m, n), float(polygamma(1, _halves(m, n)).sum())
     growth, mean_part, rows = (n - 1) / (n - m - 2), 0.0, []
     for generation in range(1, generations + 1):
         mean_part = growth * (mean_part + m / n)
@@ -88,6 +97,71 @@ def detectability(moments: pd.DataFrame) -> pd.DataFrame:
     means, deviations = (moments["signal"].map(control[name]) for name in ("mean", "deviation"))
     pooled = np.sqrt((moments["deviation"] ** 2 + deviations**2) / 2)
     return moments[["signal", "generation"]].assign(d_prime=(moments["mean"] - means).abs() / pooled)
+
+
+EXAMPLES = {"types": 1000, "dimensions": 20, "draws": 100_000, "generations": 10}
+
+
+def zipf(types: int) -> np.ndarray:
+    """p_k ∝ 1/k, k = 1 … types."""
+    p = 1 / np.arange(1, types + 1)
+    return p / p.sum()
+
+
+def examples() -> dict[str, dict[int, pd.DataFrame]]:
+    """`detectability` of both recursions of `EXAMPLES`, at a tenth of its draws, at these and at ten times as many."""
+    p, m, draws, last = zipf(EXAMPLES["types"]), EXAMPLES["dimensions"], EXAMPLES["draws"], EXAMPLES["generations"]
+    sizes = (draws // 10, draws, 10 * draws)
+    return {
+        "categorical": {n: detectability(categorical(p, n, last)) for n in sizes},
+        "Gaussian": {n: detectability(gaussian(m, n, last)) for n in sizes},
+    }
+
+
+# ---- the sample size that a decline would have in these recursions
+
+
+def draws_of_slope(slope: float, m: int) -> float:
+    """N at which log det Σ in m dimensions falls by −slope nats a generation; ∞ where it does not fall.
+
+    >>> round(draws_of_slope(logdet_step(5, 40), 5), 6)
+    40.0
+    """
+    if slope >= 0:
+        return math.inf
+    return float(optimize.brentq(lambda n: logdet_step(m, n) - slope, m + 1e-6, m + 10 * m**2 / -slope))
+
+
+def draws_of_concentration(first: float, last: float, generations: int) -> float:
+    """N at which Σp² rises from `first` to `last` in so many generations, by 1 − Σp² ∝ (1 − 1/N)^g; ∞ where it does not
+    rise.
+
+    >>> round(draws_of_concentration(0.1, 1 - 0.9 * (1 - 1 / 50) ** 3, 3), 6)
+    50.0
+    """
+    if last <= first:
+        return math.inf
+    return 1 / (1 - ((1 - last) / (1 - first)) ** (1 / generations))
+
+
+def implied(table: pd.DataFrame, m: int, condition: str) -> dict[str, float]:
+    """What a condition's runs would be, were they such recursions: means over seeds, generation 0 to the last.
+
+    generations; slope, of Track II in nats a generation; draws_slope, its N in m dimensions;
+    concentration.{first,last}, hashed n-gram HHI, an estimate of Σp²; draws_concentration, its N.
+    """
+    means = table[table["condition"] == condition].groupby("generation")[["track_two_drift", "hashed_ngram_hhi"]].mean()
+    last = int(means.index.max())
+    slope = float(np.polyfit(means.index, means["track_two_drift"], 1)[0])
+    first, end = means["hashed_ngram_hhi"].iloc[[0, -1]]
+    return {
+        "generations": last,
+        "slope": slope,
+        "draws_slope": draws_of_slope(slope, m),
+        "concentration.first": float(first),
+        "concentration.last": float(end),
+        "draws_concentration": draws_of_concentration(first, end, last),
+    }
 
 
 # ---- simulations, which the formulas are tested against and the estimators are run on

@@ -8,6 +8,7 @@ from ..analysis import estimators, series
 from ..analysis.public_records import RUNS
 from ..analysis.statistics import CONTROL, TREATMENT
 from ..analysis.studies import common_sign
+from ..analysis.theory import EXAMPLES
 from ..estimate import Estimate
 from ..experiment.sigma_coverage import FREEDOM
 from ..record.schema import Params
@@ -49,6 +50,26 @@ def public_records_values(findings: Mapping[str, float]) -> dict[str, str]:
         f"public.{name}": f"{value:,}" if isinstance(value, int) else number_of(value)
         for name, value in findings.items()
     }
+
+
+# ---- a recursion that can be solved
+
+
+def theory_values(examples: Mapping[str, Mapping[int, pd.DataFrame]], implied: Mapping[str, float]) -> dict[str, str]:
+    """theory.<recursion>.{loss,other}.<N>, d′ at generation 2 of the held-out loss and of the other signal
+    (`theory.examples`); theory.{types,dimensions}; theory.lm.<name> of `studies.implied_recursion`, and
+    theory.lm.<draws>.share, relative to the tokens."""
+    text = {f"theory.{name}": f"{EXAMPLES[name]:,}" for name in ("types", "dimensions")}
+    for recursion, by_draws in examples.items():
+        for draws, frame in by_draws.items():
+            for row in frame[frame["generation"] == 2].itertuples():
+                which = "loss" if row.signal == "excess_loss" else "other"
+                text[f"theory.{recursion.lower()}.{which}.{draws}"] = number_of(row.d_prime)
+    counts = ("draws_slope", "draws_concentration", "tokens", "blocks", "generations")
+    shown = {name: f"{value:,.0f}" if name in counts else number_of(value) for name, value in implied.items()}
+    for name in ("draws_slope", "draws_concentration"):
+        shown[f"{name}.share"] = number_of(implied[name] / implied["tokens"])
+    return text | {f"theory.lm.{name}": value for name, value in shown.items()}
 
 
 # ---- estimators of curvature
