@@ -14,13 +14,15 @@ from ..curvature.model import max_positions
 from ..estimate import uniforms
 from ..machine import memory, parallel, processes, speed
 from . import build
+from .decoder import Decoder, decodes
 
 # Caches of attention and Mamba. RWKV's `state` mixes the rows of a batch (transformers 5.23).
 CACHES = ("past_key_values", "cache_params")
+CANDIDATES, FEW = 128, 32  # most probable tokens that are sorted before a whole vocabulary is
 
 
 def truncated_probabilities(
-    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, candidates: int = 128
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, candidates: int = CANDIDATES
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities in descending order and their token ids, both (B, K), after temperature, top-k and top-p.
 
@@ -44,6 +46,48 @@ def truncated_probabilities(
     return kept * (mass_before < top_p * total), tokens
 
 
+def drawn(
+    logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_k: int, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (B,) by inverse CDF at the uniform numbers (B,), most probable tokens first, from logits (B, V); and
+    whether every row has a distribution.
+
+    The same tokens, up to rounding, as from `truncated_probabilities`, which sorts more than most rows need: a row
+    whose nucleus ends among its FEW most probable tokens, or without truncation one whose draw falls among them, needs
+    these only.
+    """
+    size = logits.shape[-1]
+    limit = top_k if 0 < top_k < size else size
+    # Differences in float32, where the smallest temperatures would be 0.
+    scaled = (logits - logits.amax(-1, keepdim=True)).float() / max(temperature, 1e-30)
+    kept, ids = torch.softmax(scaled, dim=-1).topk(limit if limit <= CANDIDATES else min(FEW, size), dim=-1)
+    kept = to_float64(kept)
+    ids, uniform = ids.to(kept.device), uniform.to(kept.device)
+    cumulated = kept.cumsum(-1)
+    mass = cumulated[:, -1:]
+    if limit <= CANDIDATES:
+        total, covered = mass, mass[:, 0] > 0
+    else:
+        total = torch.ones_like(mass)
+        covered = (uniform < mass[:, 0] if top_p == 1 else mass[:, 0] >= top_p) & (limit == size)
+    if top_p < 1:
+        cumulated = (kept * (cumulated - kept < top_p * total)).cumsum(-1)
+        total = cumulated[:, -1:]
+    tokens = _at(cumulated, ids, uniform * total[:, 0])
+    if not bool(covered.all()):
+        rest = (~covered).nonzero()[:, 0]
+        probabilities, ids = truncated_probabilities(logits[rest.to(logits.device)], temperature, top_k, top_p)
+        cumulated = probabilities.cumsum(-1)
+        tokens[rest] = _at(cumulated, ids, uniform[rest] * cumulated[:, -1])
+    return tokens.to(logits.device), mass.isfinite().all()
+
+
+def _at(cumulated: torch.Tensor, ids: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
+    """Ids (B,) at the first place where cumulated probabilities (B, K) exceed the thresholds (B,)."""
+    place = torch.searchsorted(cumulated, thresholds[:, None], right=True).clamp(max=ids.shape[-1] - 1)
+    return ids.gather(-1, place)[:, 0]
+
+
 def _inputs(model: PreTrainedModel) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
 
@@ -65,6 +109,37 @@ def _pads(model: PreTrainedModel) -> bool:
     return torch.allclose(own, counted, equal_nan=True)
 
 
+class _Forward:
+    """Logits (B, V) of the next token by the model's own forward, for any causal model of transformers.
+
+    tokens, mask: prompts (B, T), padded on the left, and where they are no padding; without `pads` (see `_pads`) all
+    have one length. With a cache (CACHES) a step reads one token, otherwise the full text.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor, pads: bool):
+        accepted = _inputs(model)
+        options = {"logits_to_keep": 1, "use_cache": not accepted.isdisjoint(CACHES)}
+        self.model, self.pads, self.mask, self.text = model, pads, mask, tokens
+        self.options = {name: value for name, value in options.items() if name in accepted}
+        self.logits = self._read(tokens)
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits after one more token (B, 1) of each sequence."""
+        self.mask = torch.cat([self.mask, torch.ones_like(tokens)], dim=1)
+        if self.options.keys().isdisjoint(CACHES):
+            tokens = self.text = torch.cat([self.text, tokens], dim=1)
+        return self._read(tokens)
+
+    def _read(self, tokens: torch.Tensor) -> torch.Tensor:
+        options = self.options
+        if self.pads:
+            positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+            options = options | {"attention_mask": self.mask, "position_ids": positions[:, -tokens.shape[1] :]}
+        output = self.model(input_ids=tokens, **options)
+        self.options |= {name: output[name] for name in CACHES if name in output}
+        return output.logits[:, -1]
+
+
 @torch.no_grad()
 def _sample_batch(
     model: PreTrainedModel,
@@ -81,47 +156,39 @@ def _sample_batch(
     """
     count, new_tokens = draws.shape
     longest = max(len(prompt) for prompt in prompts)
-    tokens = torch.zeros(count, longest, dtype=torch.long)
-    mask = torch.zeros(count, longest + new_tokens, dtype=torch.long)
+    tokens, mask = torch.zeros(2, count, longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
     tokens, mask = tokens.to(model.device), mask.to(model.device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    uniform = torch.from_numpy(draws)
-    sampled = np.full((count, new_tokens), -1 if stop_token is None else stop_token)
-    running = torch.ones(count, dtype=torch.bool, device=model.device)
-    broken = torch.zeros((), dtype=torch.bool, device=model.device)
+    fast = decodes(model)
+    reader = Decoder(model, tokens, mask, new_tokens) if fast else _Forward(model, tokens, mask, pads)
+    uniform, logits = torch.from_numpy(draws), reader.logits
+    sampled = torch.full((count, new_tokens), -1 if stop_token is None else stop_token)
+    rows = torch.arange(count)  # that the reader goes on with
+    running = torch.ones(count, dtype=torch.bool)  # that have not stopped
+    finite = torch.ones((), dtype=torch.bool)
     suppressed = torch.tensor(suppress_tokens, dtype=torch.long, device=model.device)
-    accepted = _inputs(model)
-    options = {"logits_to_keep": 1, "use_cache": not accepted.isdisjoint(CACHES)}
-    options = {name: value for name, value in options.items() if name in accepted}
-    seen = 0
     for step in range(new_tokens):
-        if pads:
-            options |= {
-                "attention_mask": mask[:, : longest + step],
-                "position_ids": positions[:, seen : longest + step],
-            }
-        output = model(input_ids=tokens, **options)
-        logits = output.logits[:, -1].index_fill(-1, suppressed, -torch.inf)
-        probabilities, ids = truncated_probabilities(logits, *decoding)
-        cumulated = probabilities.cumsum(-1)
-        broken |= ~cumulated[:, -1].isfinite().all().to(broken.device)
-        threshold = uniform[:, step : step + 1].to(cumulated.device) * cumulated[:, -1:]
-        place = torch.searchsorted(cumulated, threshold, right=True).clamp(max=ids.shape[-1] - 1)
-        chosen = ids.gather(-1, place).to(model.device)  # (B, 1)
-        sampled[:, step] = chosen[:, 0].cpu()
-        kept = {name: output[name] for name in CACHES if name in output}
-        if kept:
-            options, seen, tokens = options | kept, longest + step, chosen
-        else:  # no cache: reads the full text again
-            tokens = torch.cat([tokens, chosen], dim=1)
+        if len(suppressed):
+            logits = logits.index_fill(-1, suppressed, -torch.inf)
+        chosen, known = drawn(logits, uniform[rows, step], *decoding)
+        finite &= known.cpu()
+        sampled[rows, step] = chosen.cpu()
+        if step + 1 == new_tokens:
+            break
         if stop_token is not None:
-            running &= chosen[:, 0] != stop_token
+            running[rows] &= sampled[rows, step] != stop_token
             if not parallel.any_process(model, running.any()):
                 break
-    if parallel.any_process(model, broken):
+            if fast and 4 * int(running.sum()) <= 3 * len(rows):
+                going = running[rows].nonzero()[:, 0]
+                rows = rows[going]
+                going = going.to(model.device)
+                chosen = chosen[going]
+                reader.keep(going)
+        logits = reader(chosen[:, None])
+    if parallel.any_process(model, ~finite):
         raise build.not_finite(model, "sampling")
     sequences = sampled.tolist()
     if stop_token is not None:
@@ -166,7 +233,8 @@ def sample(
 
     A batch holds `batch_size` sequences, or as many as fit into memory (`fitting_batch`). If an accelerator still runs
     out of memory, this batch and later ones are halved. Several processes (`parallel`) share the prompts, and all get
-    all continuations; those that shard the model do not change batches, since they must keep step.
+    all continuations; those that shard the model do not change batches, since they must keep step. Models of Llama's
+    kind are decoded by `decoder`, and rows that have stopped leave their batch there.
 
     ValueError for invalid decoding parameters, prompts that the model cannot read, and predictions that are not finite.
     """
@@ -194,7 +262,7 @@ def sample(
             raise ValueError(f"{description}: {reason}.")
     if not prompts:
         return []
-    pads = _pads(model)
+    pads = decodes(model) or _pads(model)
     if not parallel.sharded(model):
         batch_size = fitting_batch(model, min(batch_size, len(prompts)), needed, pads)
     elif not pads:
