@@ -52,7 +52,7 @@ def test_auc_interval_solves_its_equation_and_covers():
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_permutation_p_is_exact_without_an_effect(seeds):
     rng = np.random.default_rng(seeds)
-    ps = np.array([detection.separation(drawn(rng, seeds), "ratio")[1] for _ in range(200)])
+    ps = np.array([detection.separation(drawn(rng, seeds), "ratio")[1] for _ in range(80)])
     for level in (0.125, 0.25, 0.5):
         rate_at_most(ps <= level, level)
     assert ps.min() >= 2.0**-seeds - 1e-12
@@ -70,7 +70,7 @@ def test_detection_counts_corrects_and_separates():
 def test_a_family_of_independent_metrics_raises_a_false_alarm_below_the_stated_rate():
     rng = np.random.default_rng(6)
     anywhere = []
-    for _ in range(60):
+    for _ in range(20):
         tables = [drawn(rng, 4, generations=4) for _ in range(5)]
         table = tables[0].drop(columns="ratio").assign(**{str(i): each["ratio"] for i, each in enumerate(tables)})
         runs = early_warning.alarms(table, list(map(str, range(5))), 0.2 / 5)["alarm"].to_numpy().reshape(5, -1)

@@ -57,7 +57,7 @@ def test_changes_count_and_not_levels():
 def test_without_an_effect_alarms_come_at_the_stated_rate_in_control_and_treatment(seeds):
     rng = np.random.default_rng(seeds)
     rises = {"recursive": [], "fresh": []}
-    for _ in range(200):
+    for _ in range(80):
         table = series({name: rng.normal(size=(seeds, 3)) for name in rises})
         for name, runs in early_warning.icarus(table, "ratio", level=0.8).groupby("condition"):
             rises[name].append(runs["rise"].mean())
@@ -98,7 +98,7 @@ def test_without_an_effect_a_run_raises_an_alarm_at_the_stated_rate(seeds):
 def test_alarms_count_over_the_generations_as_their_level_says():
     rng = np.random.default_rng(0)
     found = {"recursive": [], "fresh": []}
-    for _ in range(150):
+    for _ in range(60):
         changes = {name: rng.normal(size=(4, 6)) * (np.arange(6) > 0) for name in found}
         for name, alarm in early_warning.alarms(series(changes), ["ratio"], rate=0.3).groupby("condition")["alarm"]:
             found[name].append(np.isfinite(alarm).mean())
@@ -131,7 +131,7 @@ def test_alarms_are_two_sided_and_say_which_side():
 def test_the_sign_test_of_leads_without_a_lead_errs_at_its_level():
     rng = np.random.default_rng(5)
     ps = []
-    for _ in range(100):
+    for _ in range(50):
         tables = [series(walks(rng, 6)) for _ in range(2)]
         table = tables[0].assign(outcome=tables[1]["ratio"])
         ps.append(lead_summary(table, ["ratio"], "outcome", rate=0.5).p[0])
@@ -171,7 +171,7 @@ def test_a_metric_that_counts_raises_false_alarms_no_more_often_than_stated(mean
     """With three control seeds a band rests on two runs, which often tie where a metric counts: it has no width."""
     rng = np.random.default_rng(int(10 * mean))
     alarms = []
-    for _ in range(150):
+    for _ in range(60):
         counts = {name: rng.poisson(mean, size=(3, 6)).astype(float) for name in ("recursive", "fresh")}
         table = series({name: runs * (np.arange(6) > 0) for name, runs in counts.items()})
         alarms.append(np.isfinite(early_warning.alarms(table, ["ratio"])["alarm"]).any())

@@ -497,7 +497,7 @@ ANALYSES = [
 ]
 
 
-@fuzzed(40)
+@fuzzed(15)
 @given(tables())
 def test_any_table_of_runs_is_analysed_or_refused_in_one_sentence(table):
     for analyse in ANALYSES:

@@ -338,6 +338,6 @@ def coverage(texts: int, draws: int) -> dict[str, tuple[np.ndarray, float]]:
 
 
 def test_intervals_cover_what_more_draws_would_give():
-    for name, (held, ratio) in coverage(texts=40, draws=60).items():
+    for name, (held, ratio) in coverage(texts=30, draws=40).items():
         rate_at_least(held, 0.92)
-        assert 0.65 < ratio < 2, name  # about 1 to 1.4; the spread of 60 draws is known to 45 %, 4.9 standard errors
+        assert 0.6 < ratio < 2.2, name  # about 1 to 1.4; the spread of 40 draws is known to 55 %, 4.9 standard errors

@@ -21,7 +21,7 @@ def tail_metrics(texts, tail_mass=0.1) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def stories():
-    return generate_stories(20_000, seed=1)
+    return generate_stories(10_000, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_other_slots_do_not_depend_on_the_place(readings):
 
 def test_parsing_returns_the_fillers_that_were_drawn():
     rng = np.random.default_rng(0)
-    for _ in range(3_000):
+    for _ in range(1_000):
         fillers = [int(rng.integers(len(slot.fillers))) for slot in SLOTS]
         wordings = [int(rng.integers(len(sentence))) for sentence in storyworld._SENTENCES]
         story = storyworld._tell(fillers, wordings)
@@ -160,11 +160,11 @@ def test_negative_arguments_are_refused(count, seed):
 
 
 def test_true_stories_score_as_true(stories):
-    samples = [tail_metrics(stories[start : start + 500]) for start in range(0, 20_000, 500)]
+    samples = [tail_metrics(stories[start : start + 500]) for start in range(0, 10_000, 500)]
     mean = {key: np.mean([sample[key] for sample in samples]) for key in samples[0]}
-    error = {key: standard_errors(40) * stats.sem([sample[key] for sample in samples]) for key in samples[0]}
-    assert abs(mean["tail_mass_ratio"] - 1) < error["tail_mass_ratio"] < 0.06
-    assert abs(mean["tail_coverage"] - 1) < error["tail_coverage"] < 0.03
+    error = {key: standard_errors(20) * stats.sem([sample[key] for sample in samples]) for key in samples[0]}
+    assert abs(mean["tail_mass_ratio"] - 1) < error["tail_mass_ratio"] < 0.1
+    assert abs(mean["tail_coverage"] - 1) < error["tail_coverage"] < 0.05
     assert mean["slots_read"] == 1
     # Miller-Madow: the plug-in entropy is low by (K - 1) / 2N up to O(1 / N^2).
     entropy = np.mean([slot.entropy - (len(slot.fillers) - 1) / 1000 for slot in SLOTS])
