@@ -1,4 +1,4 @@
-"""`make bench`: cost and error of curvature and SIGMA beside their peers, printed and kept in results/work/bench.json.
+"""`make bench`: cost and error of curvature, sampling and SIGMA beside their peers, and of stages beside their floor, printed and kept in results/work/bench.json.
 
 Each part is a module whose `main` returns what the file is to hold; single numbers are printed.
 """
@@ -11,7 +11,9 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 
 import bench_curvature
+import bench_sampling
 import bench_sigma
+import bench_stages
 import torch
 from spectral_collapse.record import paths, provenance
 
@@ -33,7 +35,7 @@ def machine() -> dict[str, str | int]:
 def main() -> None:
     """Runs the parts; what one measured is kept before the next begins, and keys of others stay as they are."""
     path = paths.results_root() / "bench.json"
-    for part in (bench_curvature, bench_sigma):
+    for part in (bench_stages, bench_sampling, bench_curvature, bench_sigma):
         measured = {"machine": machine()} | part.main()
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         provenance.write_text(path, json.dumps(kept | measured, indent=1) + "\n")
