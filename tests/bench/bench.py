@@ -1,6 +1,7 @@
-"""`make bench`: cost and error of curvature, sampling and SIGMA beside their peers, and of stages beside their floor, printed and kept in results/work/bench.json.
+"""`make bench`: curvature, sampling and SIGMA beside their peers, stages beside their floor.
 
-Each part is a module whose `main` returns what the file is to hold; single numbers are printed.
+Printed and kept in results/work/bench.json. Each part is a module whose `main` returns what the file is to hold; single
+numbers are printed.
 """
 
 import json
