@@ -16,7 +16,8 @@ from .runs import View
 
 sentence_encoder = functools.cache(encoder.Encoder)  # loaded once, when something has to be embedded
 
-REFERENCE_BLOCKS = 200  # of storyworld: with all prompts, more than twice the encoder's dimension
+# Of storyworld, each the first words of a story: with all prompts, more than twice the encoder's dimension.
+REFERENCE_BLOCKS, REFERENCE_WORDS = 200, 12
 REFERENCE_BANKS = ("finance", "stories", "technology")
 
 
@@ -47,7 +48,8 @@ def live_space(run: View) -> sigma.LiveSpace:
 def _live_space(embed: encoder.Encoder) -> sigma.LiveSpace:
     prompts = [prompt["text"] for bank in REFERENCE_BANKS for prompt in prompt_bank(bank)]
     stories = storyworld.generate_stories(REFERENCE_BLOCKS, stable_seed("storyworld", "encoder"))
-    return sigma.live_space(shared_embeddings(embed, (*prompts, *stories)))
+    openings = (" ".join(story.split()[:REFERENCE_WORDS]) for story in stories)
+    return sigma.live_space(shared_embeddings(embed, (*prompts, *openings)))
 
 
 def embedded(run: View, texts: list[str]) -> np.ndarray:
