@@ -86,7 +86,8 @@ def test_drift_is_the_difference_of_the_tracks_with_a_band(run):
 def test_every_prompt_has_the_same_number_of_blocks_or_none(run, monkeypatch):
     lines, found = measure.read_responses(run(), 1), encoded.read_embeddings(run(), 1)
     assert run().params.response_blocks == 2
-    long = [index for index, line in enumerate(lines) if len(text_metrics.split_blocks(line["response"], 12)) >= 2]
+    words = run().params.response_block_words
+    long = [index for index, line in enumerate(lines) if len(text_metrics.split_blocks(line["response"], words)) >= 2]
     assert found.prompts.tolist() == np.repeat(long, 2).tolist() and found.blocks.tolist() == [0, 1] * len(long)
     assert encoded.embeddings(run(), 1)["short_responses"] == len(lines) - len(long)
     result = encoded.sigma(run(), 1)
@@ -126,8 +127,8 @@ def test_responses_are_drawn_until_they_have_all_blocks(run, monkeypatch):
     measure.responses.compute(runs.View(run(), ""), 1)
     assert drawn == [(200, 200)] * measure.ROUNDS
     lines = measure.read_responses(run(), 1)
-    words = [len(text_metrics.split_blocks(line["response"], 12)) for line in lines]
-    assert np.mean(np.array(words) >= 2) > 0.95  # exclusions are rare
+    blocks = [len(text_metrics.split_blocks(line["response"], run().params.response_block_words)) for line in lines]
+    assert np.mean(np.array(blocks) >= 2) > 0.95  # exclusions are rare
 
 
 def test_drifts_of_older_records_are_put_right():
