@@ -37,9 +37,8 @@ import pandas as pd
 from IPython.display import display
 from spectral_collapse.analysis import claims as judged
 from spectral_collapse.analysis import design, report, rescue, series
-from spectral_collapse.paper import claims, figures, findings, results
+from spectral_collapse.paper import figures, findings, results
 from spectral_collapse.paper import output as paper
-from spectral_collapse.paper import rescue as rescue_report
 from spectral_collapse.record import evidence, paths, schema
 
 print("Not judged here:", *design.limits(settings), sep="\n- ")
@@ -214,7 +213,7 @@ output.figure("rescue", figures.rescue(found))
 
 # %%
 separation = pd.concat([rescue.separation(table, found, reported, condition) for condition in treated])
-output.table("rescue", rescue_report.separation_table(separation))
+output.table("rescue", results.separation(separation))
 separation.style.format(precision=3).hide()
 
 # %% [markdown]
@@ -227,7 +226,7 @@ separation.style.format(precision=3).hide()
 
 # %%
 verdicts = judged.verdicts(judged.gather(analysis))
-output.table("claims", claims.table(verdicts))
+output.table("claims", results.claims(verdicts))
 verdicts[["claim", "verdict"]].style.hide()
 
 # %% [markdown]
@@ -241,8 +240,8 @@ output.table("spectrum_baseline", paper.spectrum_baseline(spectra))
 output.values(
     findings.values(analysis)
     | findings.sigma_values(report.checkpoints(series.results(settings, "sigma")), analysis)
-    | rescue_report.values(rescue.reversibility_counts(found))
-    | claims.values(verdicts)
+    | findings.rescue_values(rescue.reversibility_counts(found))
+    | findings.claims_values(verdicts)
     | paper.context(settings, series.results(settings, "training"))
 )
 

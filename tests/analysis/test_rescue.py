@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from spectral_collapse.analysis import rescue
-from spectral_collapse.paper import rescue as report
+from spectral_collapse.paper import findings
 
 
 def series(treated: list[float], seeds: int = 5, slope: float = 0.0) -> pd.DataFrame:
@@ -74,7 +74,7 @@ def test_a_condition_without_a_control_of_its_weights_is_not_judged(directions):
     rescued = after([10.0, 10.1, 13.0]).replace({"condition": {"recursive": "recursive_carry"}})
     found = rescue.reversibility(table, rescued)
     assert found["reversible"].isna().all() and found["after"].notna().all()
-    assert report.values(rescue.reversibility_counts(found)) == {"rescue.unjudged.recursive_carry": "15"}
+    assert findings.rescue_values(rescue.reversibility_counts(found)) == {"rescue.unjudged.recursive_carry": "15"}
     assert rescue.separation(table, found, ["follows"], "recursive_carry")["auc"].isna().all()
 
 
@@ -103,7 +103,7 @@ def test_conditions_are_counted_apart():
         ],
         columns=["condition", "seed", "generation", "reversible"],
     )
-    values = report.values(rescue.reversibility_counts(found))
+    values = findings.rescue_values(rescue.reversibility_counts(found))
     assert (values["rescue.reversible.recursive"], values["rescue.reversible.recursive_carry"]) == ("6", "2")
     assert (values["rescue.lost.recursive"], values["rescue.lost.recursive_carry"]) == ("0", "2")
     assert "rescue.turning.recursive" not in values

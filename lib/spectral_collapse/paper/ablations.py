@@ -6,9 +6,8 @@ from typing import Any
 import pandas as pd
 
 from ..analysis.ablations import Study
-from ..estimate import Estimate
 from .formatting import escape, format_interval
-from .tables import Number, Raw, frame_of, label
+from .tables import Number, Raw, frame_of, interval, label, paragraph, values_of
 
 TABULATED = ("log_perplexity", "log_spectral_ratio", "track_two_drift")  # as many as fit on the page
 
@@ -25,20 +24,13 @@ def described(changes: dict[str, Any]) -> str:
 
 def effects_table(studies: Iterable[Study], metrics: Sequence[str] = TABULATED) -> pd.DataFrame:
     """Factor, level and what it changes: difference from the reference level by metric, and d_z of the first metric."""
-    rows = []
+    difference, d_z, rows = interval("difference"), interval("d_z", "d_low", "d_high"), []
     for study in studies:
-        cells = study.effects.set_index(["level", "metric"])
-        for level, at_level in cells[cells.index.isin(metrics, "metric")].groupby("level", sort=False):
-            at_level = at_level.droplevel("level")
-            numbers = [
-                Number(format_interval(Estimate(*at_level.loc[metric, ["difference", "low", "high"]])))
-                if metric in at_level.index
-                else Number("--")
-                for metric in metrics
-            ]
-            d = Number(format_interval(Estimate(*at_level.loc[metrics[0], ["d_z", "d_low", "d_high"]])))
+        for level, at_level in study.effects.groupby("level", sort=False):
+            cells = {row.metric: row for row in at_level.itertuples()}
+            numbers = [difference(cells[metric]) if metric in cells else Number("--") for metric in metrics]
             names = [name.replace("_", " ") for name in (study.factor.name, level)]
-            rows.append([*names, described(study.factor.changes[level]), *numbers, d])
+            rows.append([*names, described(study.factor.changes[level]), *numbers, d_z(cells[metrics[0]])])
     return frame_of(rows, ["Factor", "Level", "Changes", *map(label, metrics), Raw(rf"$d_z$, {label(metrics[0])}")])
 
 
@@ -47,7 +39,7 @@ def hypotheses_table(studies: Iterable[Study]) -> pd.DataFrame:
     rows = [
         [
             study.factor.name.replace("_", " "),
-            Raw(rf"\parbox[t]{{95mm}}{{\raggedright {escape(study.factor.hypothesis)}\strut}}"),
+            paragraph(escape(study.factor.hypothesis), 95),
             Number(format_interval(study.estimate)),
             study.verdict,
         ]
@@ -59,15 +51,13 @@ def hypotheses_table(studies: Iterable[Study]) -> pd.DataFrame:
 def values(studies: Collection[Study]) -> dict[str, str]:
     """ablation.<factor>.{verdict,estimate}; ablation.<factor>.<level>.<metric>, the difference from the reference;
     counts ablations.{factors,cells,seeds,generations,supported,contradicted,inconclusive}; {} without studies."""
+    if not studies:
+        return {}
     text = {}
     for study in studies:
         own = f"ablation.{study.factor.name}"
         text |= {f"{own}.verdict": study.verdict, f"{own}.estimate": format_interval(study.estimate)}
-        for row in study.effects.itertuples():
-            difference = Estimate(row.difference, row.low, row.high)
-            text[f"{own}.{row.level}.{row.metric}"] = format_interval(difference)
-    if not studies:
-        return text
+        text |= values_of(study.effects, {own + ".{level}.{metric}": interval("difference")})
     verdicts = [study.verdict for study in studies]
     return text | {
         "ablations.factors": str(len(studies)),

@@ -1,14 +1,16 @@
 """The values of the paper that say what the statistics of the runs found, as LaTeX for running text."""
 
-from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from ..analysis.claims import VERDICTS
 from ..analysis.early_warning import RATE
 from ..analysis.report import Analysis
 from ..analysis.statistics import MARGIN
 from .formatting import escape, format_generations, format_interval, format_number, format_p, format_percent
-from .tables import label
+from .tables import filled, interval, label, number, p_value, values_of
 
 NOT_EQUAL = "not shown to be equal"
 UNMATCHED = "not tested, for want of a control with as many updates"
@@ -33,117 +35,149 @@ def values(analysis: Analysis) -> dict[str, str]:
 
     Keys that need an absent control or treatment are absent too.
     """
-    return dict(
-        pair
-        for part in (_setup, _means, _anova, _comparisons, _slopes, _correlations, _alarms, _leads, _lags)
-        for pair in part(analysis)
-    )
+    return {
+        **_setup(analysis),
+        **_means(analysis),
+        **values_of(
+            analysis.anova,
+            {
+                "anova.{metric}.{effect}.F": number("F"),
+                "anova.{metric}.{effect}.p": p_value("p"),
+                "anova.{metric}.{effect}.eta": number("eta"),
+            },
+        ),
+        **values_of(analysis.effect_sizes, {"d.{metric}.{condition}": interval("d_z")}),
+        **values_of(
+            analysis.paired,
+            {
+                "diff.{metric}.{condition}": lambda row: interval("difference")(row) if _compared(row) else None,
+                "word.{metric}.{condition}": lambda row: row.verdict if _compared(row) else UNMATCHED,
+            },
+        ),
+        **values_of(analysis.equivalence, {"equal.{metric}.{condition}": _equal}),
+        **values_of(analysis.slopes, {"slope.{metric}.{condition}": interval("slope", "slope_low", "slope_high")}),
+        **values_of(
+            analysis.correlations,
+            {"rho.{metric_a}.{metric_b}": interval("rho"), "rho.{metric_b}.{metric_a}": interval("rho")},
+        ),
+        **_alarms(analysis),
+        **_leads(analysis),
+        **values_of(
+            analysis.best_lags,
+            {
+                "lag.{leading}.{following}.best": number("lag", format_generations),
+                "lag.{leading}.{following}.rho": interval("rho"),
+            },
+        ),
+    }
 
 
-Pairs = Iterator[tuple[str, str]]
-
-
-def _setup(analysis: Analysis) -> Pairs:
+def _setup(analysis: Analysis) -> dict[str, str]:
     table, design = analysis.table, analysis.design
-    yield "seeds", str(design["seeds"])
-    yield "generations", str(table["generation"].max())
-    yield "model", escape(table["model"].iloc[0])
-    yield "margin", format_percent(MARGIN)
-    yield "detectable.d", format_number(design["detectable"])
-    yield "detectable.tests", str(design["tests"])
-    yield "detectable.single", format_number(design["single"])
+    return {
+        "seeds": str(design["seeds"]),
+        "generations": str(table["generation"].max()),
+        "model": escape(table["model"].iloc[0]),
+        "margin": format_percent(MARGIN),
+        "detectable.d": format_number(design["detectable"]),
+        "detectable.tests": str(design["tests"]),
+        "detectable.single": format_number(design["single"]),
+    }
 
 
-def _means(analysis: Analysis) -> Pairs:
+def _means(analysis: Analysis) -> dict[str, str]:
+    text = {}
     for (metric, condition), means in analysis.means.groupby(["metric", "condition"], sort=False):
         for name, place in (("first", 0), ("last", -1)):
-            yield f"{metric}.{condition}.{name}", format_interval(means[["mean", "low", "high"]].iloc[place])
-        yield f"{metric}.{condition}.peak_generation", str(means["generation"].iloc[means["mean"].argmax()])
+            text[f"{metric}.{condition}.{name}"] = format_interval(means[["mean", "low", "high"]].iloc[place])
+        text[f"{metric}.{condition}.peak_generation"] = str(means["generation"].iloc[means["mean"].argmax()])
+    return text
 
 
-def _anova(analysis: Analysis) -> Pairs:
-    for row in analysis.anova.itertuples():
-        key = f"anova.{row.metric}.{row.effect}"
-        yield f"{key}.F", format_number(row.F)
-        yield f"{key}.p", format_p(row.p)
-        yield f"{key}.eta", format_number(row.eta)
+def _compared(row: Any) -> bool:
+    return isinstance(row.verdict, str)
 
 
-def _comparisons(analysis: Analysis) -> Pairs:
-    for row in analysis.effect_sizes.itertuples():
-        yield f"d.{row.metric}.{row.condition}", format_interval((row.d_z, row.low, row.high))
-    for row in analysis.paired.itertuples():
-        compared = isinstance(row.verdict, str)
-        if compared:
-            yield f"diff.{row.metric}.{row.condition}", format_interval((row.difference, row.low, row.high))
-        yield f"word.{row.metric}.{row.condition}", row.verdict if compared else UNMATCHED
-    for row in analysis.equivalence.itertuples():
-        word = f"equal within {format_percent(MARGIN)}" if row.equivalent else NOT_EQUAL
-        yield f"equal.{row.metric}.{row.condition}", UNMATCHED if np.isnan(row.p) else word
+def _equal(row: Any) -> str:
+    if np.isnan(row.p):
+        return UNMATCHED
+    return f"equal within {format_percent(MARGIN)}" if row.equivalent else NOT_EQUAL
 
 
-def _slopes(analysis: Analysis) -> Pairs:
-    for row in analysis.slopes.itertuples():
-        yield f"slope.{row.metric}.{row.condition}", format_interval((row.slope, row.slope_low, row.slope_high))
-
-
-def _correlations(analysis: Analysis) -> Pairs:
-    for row in analysis.correlations.itertuples():
-        rho = format_interval((row.rho, row.low, row.high))
-        yield f"rho.{row.metric_a}.{row.metric_b}", rho
-        yield f"rho.{row.metric_b}.{row.metric_a}", rho
-
-
-def _alarms(analysis: Analysis) -> Pairs:
+def _alarms(analysis: Analysis) -> dict[str, str]:
     if analysis.detection.empty:
-        return
+        return {}
     tried = analysis.detection[~analysis.detection["outcome"]]
     everywhere = (tried["detected"] == tried["runs"]) & (tried["runs"] > 0)
     judged = tried["control_runs"].sum()
-    yield "alarm.rate", format_percent(RATE)
-    yield "alarm.metrics", str(len(tried))
-    yield "alarm.runs", str(analysis.design["judged"])
-    yield "alarm.detecting", str(everywhere.sum())
-    yield "alarm.false.share", format_percent(tried["false_alarms"].sum() / judged if judged else np.nan)
-    for row in analysis.detection.itertuples():
-        yield f"alarm.{row.metric}.detected", f"{row.detected} of {row.runs}"
-        yield f"alarm.{row.metric}.false", f"{row.false_alarms} of {row.control_runs}"
-        yield f"alarm.{row.metric}.auc", format_interval((row.auc, row.auc_low, row.auc_high))
-        yield f"alarm.{row.metric}.p", format_p(row.p)
+    return {
+        "alarm.rate": format_percent(RATE),
+        "alarm.metrics": str(len(tried)),
+        "alarm.runs": str(analysis.design["judged"]),
+        "alarm.detecting": str(everywhere.sum()),
+        "alarm.false.share": format_percent(tried["false_alarms"].sum() / judged if judged else np.nan),
+        **values_of(
+            analysis.detection,
+            {
+                "alarm.{metric}.detected": filled("{detected} of {runs}"),
+                "alarm.{metric}.false": filled("{false_alarms} of {control_runs}"),
+                "alarm.{metric}.auc": interval("auc", "auc_low", "auc_high"),
+                "alarm.{metric}.p": p_value("p"),
+            },
+        ),
+    }
 
 
-def _leads(analysis: Analysis) -> Pairs:
-    design = analysis.design
+def _leads(analysis: Analysis) -> dict[str, str]:
+    design, text = analysis.design, {}
     if design["judged"]:
-        yield "lead.least.p", format_p(design["least_p"])
-        yield "lead.least.p_holm", format_p(design["least_p_holm"])
+        text |= {f"lead.least.{name}": format_p(design[f"least_{name}"]) for name in ("p", "p_holm")}
         if design["least_p_holm"] >= 0.05:
-            yield "lead.impossible", "yes"
+            text["lead.impossible"] = "yes"
     if analysis.leads.empty:
-        return
+        return text
     for outcome, leads in analysis.leads.groupby("outcome", sort=False):
         first = leads.loc[(leads["earlier"] == design["judged"]) & (design["judged"] > 0), "metric"]
-        yield f"lead.{outcome}.always", ", ".join(map(label, first)) or "none"
-    for row in analysis.leads.itertuples():
-        key = f"lead.{row.metric}.{row.outcome}"
-        if row.both:
-            yield f"{key}.median", format_generations(row.median)
-        yield f"{key}.bounds", f"[{format_generations(row.low)}, {format_generations(row.high)}]"
-        for name in ("both", "earlier", "later"):
-            yield f"{key}.{name}", str(getattr(row, name))
-        yield f"word.{key}", row.verdict
-
-
-def _lags(analysis: Analysis) -> Pairs:
-    for row in analysis.best_lags.itertuples():
-        key = f"lag.{row.leading}.{row.following}"
-        yield f"{key}.best", format_generations(row.lag)
-        yield f"{key}.rho", format_interval((row.rho, row.low, row.high))
+        text[f"lead.{outcome}.always"] = ", ".join(map(label, first)) or "none"
+    key = "lead.{metric}.{outcome}"
+    return text | values_of(
+        analysis.leads,
+        {
+            f"{key}.median": lambda row: format_generations(row.median) if row.both else None,
+            f"{key}.bounds": lambda row: f"[{format_generations(row.low)}, {format_generations(row.high)}]",
+            **{f"{key}.{count}": number(count, str) for count in ("both", "earlier", "later")},
+            f"word.{key}": lambda row: row.verdict,
+        },
+    )
 
 
 def sigma_values(checkpoints: dict[str, int | str], analysis: Analysis) -> dict[str, str]:
     """sigma.<name> of `report.checkpoints`; moved.<track>.<condition>, "2 of 3" runs whose last drift has p < 0.05, for
     tracks with bands."""
     tested = analysis.drifts[analysis.drifts["tested"] > 0]
-    moved = {f"moved.{row.track}.{row.condition}": f"{row.moved} of {row.tested}" for row in tested.itertuples()}
+    moved = values_of(tested, {"moved.{track}.{condition}": filled("{moved} of {tested}")})
     return {f"sigma.{name}": str(value) for name, value in checkpoints.items()} | moved
+
+
+def rescue_values(counts: pd.DataFrame) -> dict[str, str]:
+    """`rescue.reversibility_counts`. Of every condition C with judged models: rescue.models.C, rescue.reversible.C,
+    rescue.runs.C, rescue.lost.C, and rescue.turning.C if runs are lost. Of one without: rescue.unjudged.C, its models.
+    """
+    names = {"models": "judged", "reversible": "reversible", "runs": "runs", "lost": "lost"}
+    entries = {f"rescue.{name}.{{Index}}": number(count, str) for name, count in names.items()}
+    entries["rescue.turning.{Index}"] = lambda row: f"{row.turning:g}" if np.isfinite(row.turning) else None
+    unjudged = values_of(counts[counts["judged"] == 0], {"rescue.unjudged.{Index}": number("rescued", str)})
+    return unjudged | values_of(counts[counts["judged"] > 0], entries)
+
+
+def claims_values(verdicts: pd.DataFrame) -> dict[str, str]:
+    """claim.<id>, its verdict; where there is an estimate claim.<id>.estimate and .compared; claims.all and
+    claims.<verdict>, counts, blanks as underscores."""
+    counts = {name.replace(" ", "_"): (verdicts["verdict"] == name).sum() for name in VERDICTS}
+    estimated = {"claim.{id}.estimate": interval("value"), "claim.{id}.compared": number("compared", escape)}
+    return {
+        **values_of(verdicts, {"claim.{id}": number("verdict", str)}),
+        **values_of(verdicts[verdicts["kind"] != ""], estimated),
+        "claims.all": str(len(verdicts)),
+        **{f"claims.{name}": str(count) for name, count in counts.items()},
+    }

@@ -3,27 +3,23 @@
 import pandas as pd
 
 from ..analysis import mechanism, mediation
-from ..estimate import Estimate
 from ..mechanism.outputs import BINS, RARE_SHARE
 from ..mechanism.tracking import FACTOR, FATES
 from ..record.schema import Params
-from .formatting import format_interval, format_number, format_p, format_percent
-from .tables import Number, Raw, frame_of, label
+from .formatting import format_interval, format_percent
+from .tables import Raw, filled, frame_of, interval, label, metric, number, p_value, table_of, values_of
 
 
 def differences_table(differences: pd.DataFrame) -> pd.DataFrame:
     """`mechanism.differences`, a row a quantity."""
-    rows = [
-        [
-            label(row.quantity),
-            Number(format_number(row.recursive)),
-            Number(format_number(row.fresh)),
-            Number(format_interval(Estimate(row.difference, row.low, row.high))),
-            Number(format_p(row.p_holm)),
-        ]
-        for row in differences.itertuples()
-    ]
-    return frame_of(rows, ["Quantity", "Recursive", "Fresh", "Difference", Raw("$p$ (Holm)")])
+    columns = {
+        "Quantity": metric("quantity"),
+        "Recursive": number("recursive"),
+        "Fresh": number("fresh"),
+        "Difference": interval("difference"),
+        Raw("$p$ (Holm)"): p_value("p_holm"),
+    }
+    return table_of(differences, columns)
 
 
 def mediation_table(mediated: pd.DataFrame) -> pd.DataFrame:
@@ -35,18 +31,14 @@ def mediation_table(mediated: pd.DataFrame) -> pd.DataFrame:
         headings += [label(outcome), "accounts for" + " " * place]
         for row in found.itertuples():
             cells = rows.setdefault(row.quantity, [label(row.quantity)])
-            cells += [Number(format_interval(Estimate(row.share, row.low, row.high))), row.verdict]
+            cells += [interval("share")(row), row.verdict]
     return frame_of(list(rows.values()), headings)
 
 
 def fates_table(counts: pd.DataFrame) -> pd.DataFrame:
     """`mechanism.fate_counts`, a row a condition."""
-    names = [*FATES, "all"]
-    rows = [
-        [row.Index, *(Number(str(getattr(row, name))) for name in names), Number(format_number(row.factor))]
-        for row in counts.itertuples()
-    ]
-    return frame_of(rows, ["Condition", *names, "median factor"])
+    numbers = {name: number(name, str) for name in (*FATES, "all")}
+    return table_of(counts, {"Condition": "Index", **numbers, "median factor": number("factor")})
 
 
 def values(
@@ -74,31 +66,25 @@ def values(
         "mechanism.factor": f"{FACTOR:g}",
         "mechanism.quantities": str(len(mechanism.QUANTITIES)),
     }
-    for row in mechanism.means(quantities).itertuples():
-        key = f"mechanism.{row.quantity}.{row.condition}.{row.at}"
-        text[key] = format_interval(Estimate(row.mean, row.low, row.high))
-    text |= {f"word.mechanism.{row.quantity}": row.word for row in differences.itertuples()}
+    text |= values_of(mechanism.means(quantities), {"mechanism.{quantity}.{condition}.{at}": interval("mean")})
+    text |= values_of(differences, {"word.mechanism.{quantity}": lambda row: row.word})
     words = {"most": mediation.MOST, "minor": mediation.MINOR, "open": mediation.OPEN}
     for outcome, found in mediated.groupby("outcome"):
-        total = Estimate(*found[["total", "total_low", "total_high"]].iloc[0])
-        text[f"mechanism.total.{outcome}"] = format_interval(total)
+        text[f"mechanism.total.{outcome}"] = format_interval(found[["total", "total_low", "total_high"]].iloc[0])
         text |= {f"mechanism.{key}.{outcome}": str((found["verdict"] == word).sum()) for key, word in words.items()}
         if (found["verdict"] == mediation.NO_EFFECT).any():
             text[f"mechanism.none.{outcome}"] = mediation.NO_EFFECT
-    for condition, found in counts.iterrows():
-        text |= {f"mechanism.fate.{fate}.{condition}": f"{found[fate]:.0f} of {found['all']:.0f}" for fate in FATES}
+    text |= values_of(counts, {f"mechanism.fate.{fate}.{{Index}}": filled(f"{{{fate}}} of {{all}}") for fate in FATES})
     merging = mechanism.merging(study.outliers)
     text["mechanism.merging"] = format_interval(merging)
     apart = {1: "higher", -1: "lower", 0: mechanism.SAME}
     text["word.mechanism.merging"] = apart[int(merging.low > 0) - int(merging.high < 0)]
-    for row in mechanism.conditions(study).itertuples():
-        text |= {
-            "mechanism.noise.start": format_number(row.noise_start),
-            f"mechanism.noise.{row.Index}": format_number(row.noise),
-            "mechanism.aligned.chance": format_number(row.chance),
-            f"mechanism.aligned.{row.Index}": format_number(row.aligned),
-            f"mechanism.barrier.{row.Index}": format_number(row.barrier),
-            f"mechanism.step_barrier.{row.Index}": format_number(row.step_barrier),
-            f"mechanism.rises.{row.Index}": f"{row.rises} of {row.runs}",
-        }
-    return text
+    return text | values_of(
+        mechanism.conditions(study),
+        {
+            "mechanism.noise.start": number("noise_start"),
+            "mechanism.aligned.chance": number("chance"),
+            **{f"mechanism.{name}.{{Index}}": number(name) for name in ("noise", "aligned", "barrier", "step_barrier")},
+            "mechanism.rises.{Index}": filled("{rises} of {runs}"),
+        },
+    )

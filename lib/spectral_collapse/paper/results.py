@@ -1,17 +1,20 @@
 """Tables of a profile's runs: each formats a frame of its `Analysis`."""
 
 import math
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..analysis.report import Analysis
 from ..analysis.statistics import CONTROL
-from .formatting import format_generations, format_interval, format_number, format_p
-from .tables import Number, Raw, frame_of, label
+from .formatting import escape, format_generations, format_number, format_p
+from .tables import Number, Raw, filled, frame_of, interval, label, metric, number, p_value, paragraph, table_of
 
-P_HOLM, P_FLIP = Raw(r"$p_{\mathrm{Holm}}$"), Raw(r"$p_{\mathrm{flip}}$")
+P, P_HOLM, P_FLIP = Raw("$p$"), Raw(r"$p_{\mathrm{Holm}}$"), Raw(r"$p_{\mathrm{flip}}$")
+CELL = {"Metric": metric(), "Condition": "condition"}
 
 
 def _rows(frame: pd.DataFrame, metrics: Sequence[str] | None) -> pd.DataFrame:
@@ -19,10 +22,6 @@ def _rows(frame: pd.DataFrame, metrics: Sequence[str] | None) -> pd.DataFrame:
     if metrics is None or frame.empty:
         return frame
     return pd.concat([frame.iloc[:0], *(frame[frame["metric"] == name] for name in metrics)])
-
-
-def _interval(*values: float) -> Number:
-    return Number(format_interval(values))
 
 
 def _plus_minus(mean: float, half: float) -> Number:
@@ -41,8 +40,8 @@ def last_generation(analysis: Analysis) -> pd.DataFrame:
     last = analysis.means[analysis.means["generation"] == analysis.means["generation"].max()]
     conditions = list(last["condition"].unique())
     rows = [
-        [label(metric), *(_plus_minus(row.mean, (row.high - row.low) / 2) for row in cells.itertuples())]
-        for metric, cells in last.groupby("metric", sort=False)
+        [label(name), *(_plus_minus(row.mean, (row.high - row.low) / 2) for row in cells.itertuples())]
+        for name, cells in last.groupby("metric", sort=False)
     ]
     return frame_of(rows, ["Metric", *conditions])
 
@@ -54,8 +53,8 @@ def anova(analysis: Analysis, metrics: Sequence[str] | None = None) -> pd.DataFr
     all metrics share.
     """
     rows, headings = [], []
-    for metric, effects in _rows(analysis.anova, metrics).groupby("metric", sort=False):
-        rows.append([label(metric)])
+    for name, effects in _rows(analysis.anova, metrics).groupby("metric", sort=False):
+        rows.append([label(name)])
         headings = ["Metric"]
         for short, effect in zip(("c", "g", "cg"), effects.itertuples(), strict=True):
             degrees = f"({effect.df1:.0f}, {effect.df2:.0f})" if effect.df1 == effect.df1 else ""
@@ -67,113 +66,104 @@ def anova(analysis: Analysis, metrics: Sequence[str] | None = None) -> pd.DataFr
 
 
 def posthoc(analysis: Analysis, metrics: Sequence[str] | None = None) -> pd.DataFrame:
-    """Metric and condition: paired tests against the matched control at the last generation; dashes without one."""
-    rows = [
-        [
-            label(row.metric),
-            row.condition,
-            _interval(row.difference, row.low, row.high),
-            row.t,
-            *(Number(format_p(p)) for p in (row.p_holm, row.p_permutation)),
-        ]
-        for row in _rows(analysis.paired, metrics).itertuples()
-    ]
-    statistic = Raw(rf"$t({analysis.design['seeds'] - 1})$")
-    return frame_of(rows, ["Metric", "Condition", f"Difference from {CONTROL}", statistic, P_HOLM, P_FLIP])
+    """Paired tests against the matched control at the last generation; dashes without one."""
+    columns = {
+        f"Difference from {CONTROL}": interval("difference"),
+        Raw(rf"$t({analysis.design['seeds'] - 1})$"): "t",
+        P_HOLM: p_value("p_holm"),
+        P_FLIP: p_value("p_permutation"),
+    }
+    return table_of(_rows(analysis.paired, metrics), CELL | columns)
 
 
 def effect_sizes(analysis: Analysis, metrics: Sequence[str] | None = None) -> pd.DataFrame:
-    """Metric and condition: Cohen's d against the matched control at the last generation, d_z with its interval."""
-    rows = [
-        [label(row.metric), row.condition, _interval(row.d_z, row.low, row.high), row.g_z, row.d_av]
-        for row in _rows(analysis.effect_sizes, metrics).itertuples()
-    ]
-    headings = [Raw(rf"${letter}_{{\mathrm{{{kind}}}}}$") for letter, kind in (("d", "z"), ("g", "z"), ("d", "av"))]
-    return frame_of(rows, ["Metric", "Condition", *headings])
+    """Cohen's d against the matched control at the last generation, d_z with its interval."""
+    sizes = interval("d_z"), "g_z", "d_av"
+    letters = (("d", "z"), ("g", "z"), ("d", "av"))
+    headings = [Raw(rf"${letter}_{{\mathrm{{{kind}}}}}$") for letter, kind in letters]
+    return table_of(_rows(analysis.effect_sizes, metrics), CELL | dict(zip(headings, sizes, strict=True)))
 
 
 def equivalence(analysis: Analysis, metrics: Sequence[str] | None = None) -> pd.DataFrame:
-    """Metric and condition: two one-sided tests at the last generation, of metrics that have a margin."""
-    rows = [
-        [
-            label(row.metric),
-            row.condition,
-            _interval(row.difference, row.low, row.high),
-            Number(rf"$\pm$ {format_number(row.margin)}"),
-            Number(format_p(row.p_holm)),
-            "not tested" if np.isnan(row.p) else "yes" if row.equivalent else "not shown",
-        ]
-        for row in _rows(analysis.equivalence, metrics).itertuples()
-    ]
-    return frame_of(rows, ["Metric", "Condition", f"Less {CONTROL}", "Margin", P_HOLM, "Equal"])
+    """Two one-sided tests at the last generation, of metrics that have a margin."""
+    columns = {
+        f"Less {CONTROL}": interval("difference"),
+        "Margin": number("margin", lambda margin: rf"$\pm$ {format_number(margin)}"),
+        P_HOLM: p_value("p_holm"),
+        "Equal": lambda row: "not tested" if np.isnan(row.p) else "yes" if row.equivalent else "not shown",
+    }
+    return table_of(_rows(analysis.equivalence, metrics), CELL | columns)
 
 
 def slope_tests(analysis: Analysis, metrics: Sequence[str] | None = None) -> pd.DataFrame:
-    """Metric and condition: slope over generations, its paired difference from the control's, the mixed model's p."""
-    rows = []
-    for row in _rows(analysis.slopes, metrics).itertuples():
-        slope = _interval(row.slope, row.slope_low, row.slope_high)
-        ps = (Number(format_p(p)) for p in (row.p_holm, row.p_permutation, row.p_mixed))
-        compared = [_interval(row.difference, row.low, row.high), *ps] if not row.is_control else [Number("--")] * 4
-        rows.append([label(row.metric), row.condition, slope, *compared])
-    headings = ["Slope per generation", f"Less {CONTROL}", P_HOLM, P_FLIP, Raw(r"$p_{\mathrm{mixed}}$")]
-    return frame_of(rows, ["Metric", "Condition", *headings])
+    """Slope over generations, its paired difference from the control's, the mixed model's p."""
+    compared = {
+        f"Less {CONTROL}": interval("difference"),
+        P_HOLM: p_value("p_holm"),
+        P_FLIP: p_value("p_permutation"),
+        Raw(r"$p_{\mathrm{mixed}}$"): p_value("p_mixed"),
+    }
+    slope = {"Slope per generation": interval("slope", "slope_low", "slope_high")}
+    found = _rows(analysis.slopes, metrics)
+    shown = table_of(found, CELL | slope | compared)
+    if len(found):
+        shown.loc[found["is_control"].to_numpy(), list(compared)] = Number("--")
+    return shown
 
 
-def _ends(low: float, high: float) -> str:
+def _ends(row: Any, name: str) -> str:
     """The interval of a probability, to two decimals."""
+    low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
     return f"[{low:.2f}, {high:.2f}]" if np.isfinite(low) else "[--, --]"
 
 
 def early_warnings(analysis: Analysis) -> pd.DataFrame:
     """Metric by metric, outcomes first: runs with an alarm, treated and control, uncorrected and at the family's rate;
     AUC."""
-    rows = []
-    for row in analysis.detection.sort_values("outcome", ascending=False, kind="stable").itertuples():
-        auc = f"{row.auc:.2f} {_ends(row.auc_low, row.auc_high)}" if np.isfinite(row.auc) else "--"
-        cells = [
-            f"{row.detected} of {row.runs} {_ends(row.detected_low, row.detected_high)}",
-            f"{row.false_alarms} of {row.control_runs} {_ends(row.false_alarms_low, row.false_alarms_high)}",
-            f"{row.detected_family} of {row.runs}",
-            auc,
-            *map(format_p, (row.p, row.p_holm)),
-        ]
-        rows.append([label(row.metric), *map(Number, cells)])
-    return frame_of(rows, ["Metric", "Detected", "False alarms", "Family-wise", "AUC", Raw("$p$"), P_HOLM])
+
+    def auc(row: Any) -> Number:
+        return Number(f"{row.auc:.2f} {_ends(row, 'auc')}" if np.isfinite(row.auc) else "--")
+
+    columns = {
+        "Metric": metric(),
+        "Detected": lambda row: Number(f"{row.detected} of {row.runs} {_ends(row, 'detected')}"),
+        "False alarms": lambda row: Number(f"{row.false_alarms} of {row.control_runs} {_ends(row, 'false_alarms')}"),
+        "Family-wise": filled("{detected_family} of {runs}"),
+        "AUC": auc,
+        P: p_value("p"),
+        P_HOLM: p_value("p_holm"),
+    }
+    return table_of(analysis.detection.sort_values("outcome", ascending=False, kind="stable"), columns)
 
 
 def leads(analysis: Analysis) -> pd.DataFrame:
     """Metric by metric, for every outcome: runs in which both / the metric alone / the outcome alone / neither fired,
     lead in generations with its bounds, sign test."""
-    rows = []
-    for row in analysis.leads.itertuples():
-        median, low, high = map(format_generations, (row.median, row.low, row.high))
-        cells = [
-            f"{row.both} / {row.metric_only} / {row.outcome_only} / {row.neither}",
-            median,
-            f"[{low}, {high}]",
-            f"{row.earlier} : {row.later}",
-            *map(format_p, (row.p, row.p_holm)),
-        ]
-        rows.append([label(row.outcome), label(row.metric), *map(Number, cells)])
-    headings = ["Outcome", "Metric", "Fired", "Median", "Bounds", "Earlier : later"]
-    return frame_of(rows, [*headings, Raw("$p$"), P_HOLM])
+    columns = {
+        "Outcome": metric("outcome"),
+        "Metric": metric(),
+        "Fired": filled("{both} / {metric_only} / {outcome_only} / {neither}"),
+        "Median": number("median", format_generations),
+        "Bounds": lambda row: Number(f"[{format_generations(row.low)}, {format_generations(row.high)}]"),
+        "Earlier : later": filled("{earlier} : {later}"),
+        P: p_value("p"),
+        P_HOLM: p_value("p_holm"),
+    }
+    return table_of(analysis.leads, columns)
 
 
 def icarus(analysis: Analysis) -> pd.DataFrame:
-    """Metric and condition: runs that could be judged, and how many rise, fall, and do both."""
-    rows = []
-    for row in analysis.icarus.itertuples():
-        name = f"{row.condition} (false alarms)" if row.condition == CONTROL else row.condition
-        counts = (Number(str(count)) for count in (row.runs, row.rise, row.fall, row.icarus))
-        rows.append([label(row.metric), name, *counts])
-    return frame_of(rows, ["Metric", "Condition", "Runs", "Rise", "Fall", "Both"])
+    """Runs that could be judged, and how many rise, fall, and do both."""
+    marked = analysis.icarus.replace({"condition": {CONTROL: f"{CONTROL} (false alarms)"}})
+    counts = {name.capitalize(): number(name, str) for name in ("runs", "rise", "fall")}
+    return table_of(marked, CELL | counts | {"Both": number("icarus", str)})
 
 
 def correlations(analysis: Analysis, against: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
     """Metrics by a few others (`against`): mean Spearman ρ within treated runs with its interval."""
+    rho = interval("rho")
     cells = {
-        pair: _interval(row.rho, row.low, row.high)
+        pair: rho(row)
         for row in analysis.correlations.itertuples()
         for pair in [(row.metric_a, row.metric_b), (row.metric_b, row.metric_a)]
     }
@@ -184,25 +174,57 @@ def correlations(analysis: Analysis, against: Sequence[str], metrics: Sequence[s
 def sigma_drifts(analysis: Analysis) -> pd.DataFrame:
     """Condition and track at the last generation: mean drift over runs with its t interval, least and greatest run,
     median standard error of a run, and in how many runs the drift is not 0."""
-    rows = []
-    for row in analysis.drifts.itertuples():
-        numbers = (Number(format_number(x)) for x in (row.least, row.greatest, row.error))
-        moved = Number(f"{row.moved} of {row.runs}" if row.tested else "--")
-        mean = _interval(row.mean, row.low, row.high)
-        rows.append([row.condition, label(f"{row.track}_drift"), mean, *numbers, moved])
-    return frame_of(rows, ["Condition", "Track", "Mean over runs", "Least", "Greatest", "s.e.", Raw("$p<0.05$")])
+    columns = {
+        "Condition": "condition",
+        "Track": lambda row: label(f"{row.track}_drift"),
+        "Mean over runs": interval("mean"),
+        "Least": number("least"),
+        "Greatest": number("greatest"),
+        "s.e.": number("error"),
+        Raw("$p<0.05$"): lambda row: Number(f"{row.moved} of {row.runs}" if row.tested else "--"),
+    }
+    return table_of(analysis.drifts, columns)
 
 
 def forecasts(analysis: Analysis) -> pd.DataFrame:
-    """Metric and condition: rate, fixed point and skill of the tracks' linear dynamics."""
-    rows = [
-        [
-            label(row.metric),
-            row.condition,
-            Number(format_number(row.rate)),
-            Number(f"{row.with_limit} of {row.runs}"),
-            *(Number(format_number(x)) for x in (row.fixed_point, row.model_rmse, row.naive_rmse, row.skill)),
-        ]
-        for row in analysis.forecasts.itertuples()
-    ]
-    return frame_of(rows, ["Metric", "Condition", "Rate", "With a limit", "Limit", "RMSE", "RMSE, naive", "Skill"])
+    """Rate, fixed point and skill of the tracks' linear dynamics."""
+    columns = {
+        "Rate": number("rate"),
+        "With a limit": filled("{with_limit} of {runs}"),
+        "Limit": number("fixed_point"),
+        "RMSE": number("model_rmse"),
+        "RMSE, naive": number("naive_rmse"),
+        "Skill": number("skill"),
+    }
+    return table_of(analysis.forecasts, CELL | columns)
+
+
+def separation(separated: pd.DataFrame) -> pd.DataFrame:
+    """`rescue.separation`, of one condition or several."""
+    columns = {
+        "Condition": "condition",
+        "Metric": metric(),
+        "Said to": lambda row: "rises" if row.direction > 0 else "falls",
+        "AUC": number("auc"),
+        Raw("Threshold (change)"): number("threshold"),
+        "Models": filled("{models} of {runs} runs"),
+    }
+    return table_of(separated, columns)
+
+
+def claims(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Every claim (`claims.verdicts`) with its source, the figure printed there, our estimate with its interval, what
+    was compared and what kind of interval that is, and the verdict."""
+    estimate = interval("value")
+    columns = {
+        "Claim": lambda row: paragraph(escape(row.claim), 72),
+        "Source": lambda row: paragraph(escape(row.source), 34),
+        # A minus sign, not a hyphen, before a number.
+        "Figure there": lambda row: paragraph(re.sub(r"(?<![\w.])-(?=\d)", "$-$", escape(row.figure)), 29),
+        "Here": lambda row: estimate(row) if row.kind else Number("--"),
+        "Compared; kind of interval": lambda row: paragraph(
+            escape(f"{row.compared}; {row.kind}" if row.kind else row.reason), 42
+        ),
+        "Verdict": lambda row: Raw(row.verdict),
+    }
+    return table_of(verdicts, columns)

@@ -9,11 +9,10 @@ from ..analysis.public_records import RUNS
 from ..analysis.statistics import CONTROL, TREATMENT
 from ..analysis.studies import common_sign
 from ..analysis.theory import EXAMPLES
-from ..estimate import Estimate
 from ..experiment.sigma_coverage import FREEDOM
 from ..record.schema import Params
-from .formatting import bracket_of, escape, format_interval, format_percent, interval_of, number_of, pair_of
-from .tables import Number, Raw, frame_of, label
+from .formatting import bracket_of, escape, format_percent, interval_of, number_of, pair_of
+from .tables import Number, Raw, filled, frame_of, interval, label, number, table_of, values_of
 
 PRETRAINED_METRICS = (
     *("held_out_perplexity", "distinct_2", "distinct_4", "rare_token_coverage", "predictive_entropy"),
@@ -33,15 +32,18 @@ CORRECTIONS = {"none": "plug-in", "wishart": "Wishart", "leverage": "leverage"}
 
 def public_records_table(spectra: pd.DataFrame) -> pd.DataFrame:
     """Spectra of SmolLM2 (`public_records.spectra`): the published width and ratio, and what the nodes determine."""
-    headings = ["Run", "Generation", Raw(r"$\lambda_{\max}$"), "Width", "Its bracket", "Ratio", Raw(r"$\sigma$"),
-                Raw(r"$\log(\lambda_{\max}/\sigma)$")]  # fmt: skip
-    rows = []
-    for row in spectra[spectra["run"].isin(RUNS)].sort_values(["run", "generation"]).itertuples():
-        bracket = f"{number_of(row.iqr_low)} to {number_of(row.iqr_high)}"
-        figures = row.lambda_max, row.published_iqr, row.published_ratio, row.sigma, row.log_ratio
-        largest, width, ratio, sigma, log = (Number(number_of(figure)) for figure in figures)
-        rows.append([RUNS[row.run], row.generation, largest, width, Number(bracket), ratio, sigma, log])
-    return frame_of(rows, headings)
+    own = spectra[spectra["run"].isin(RUNS)].sort_values(["run", "generation"])
+    columns = {
+        "Run": lambda row: RUNS[row.run],
+        "Generation": "generation",
+        Raw(r"$\lambda_{\max}$"): number("lambda_max"),
+        "Width": number("published_iqr"),
+        "Its bracket": lambda row: Number(f"{number_of(row.iqr_low)} to {number_of(row.iqr_high)}"),
+        "Ratio": number("published_ratio"),
+        Raw(r"$\sigma$"): number("sigma"),
+        Raw(r"$\log(\lambda_{\max}/\sigma)$"): number("log_ratio"),
+    }
+    return table_of(own, columns)
 
 
 def public_records_values(findings: Mapping[str, float]) -> dict[str, str]:
@@ -95,14 +97,17 @@ def batch_sizes_values(batches: pd.DataFrame, coverage: pd.DataFrame, study: Map
     batches of `estimators.batch_coverage`; sizes.<model>.{batch,expected}.<blocks>, mean σ_bulk over batches of so many
     blocks."""
     text = {"sizes.pool": str(study["pool"]), "sizes.tokens": str(study["block_tokens"])}
-    for (model, quantity), row in coverage.iterrows():
-        text[f"sizes.{model}.{quantity}.batch"] = f"{row['batch']:.0f} of {row['batches']:.0f}"
-        text[f"sizes.{model}.{quantity}.expected"] = f"{row['expected']:.0f} of {row['defined']:.0f}"
-    for (model, blocks), (batch, expected) in estimators.mean_widths(batches).iterrows():
-        text[f"sizes.{model}.batch.{blocks}"] = number_of(batch)
-        text[f"sizes.{model}.expected.{blocks}"] = number_of(expected)
-        text[f"sizes.{model}.parameters"] = f"{study[f'{model}_parameters']:,}"
-    return text
+    covered = {
+        "sizes.{model}.{quantity}.batch": filled("{batch} of {batches}"),
+        "sizes.{model}.{quantity}.expected": filled("{expected} of {defined}"),
+    }
+    widths = {
+        "sizes.{model}.batch.{blocks}": number("bulk_sigma"),
+        "sizes.{model}.expected.{blocks}": number("population_bulk_sigma"),
+        "sizes.{model}.parameters": lambda row: f"{study[f'{row.model}_parameters']:,}",
+    }
+    text |= values_of(coverage.reset_index(), covered)
+    return text | values_of(estimators.mean_widths(batches).reset_index(), widths)
 
 
 def power_iteration_values(errors: Mapping[str, pd.DataFrame]) -> dict[str, str]:
@@ -223,13 +228,9 @@ def coverage_values(covered: pd.DataFrame) -> dict[str, str]:
     return {f"coverage.{at}.{end}": format_percent(share) for (at, end), share in ranges.stack().items()}
 
 
-def _drift(row: tuple) -> str:
-    return format_interval(Estimate(row.drift, row.low, row.high))
-
-
 def injection_values(last: pd.DataFrame, params: Params) -> dict[str, str]:
     """injection.<track>.<condition>, of `sigma_settings.last_drifts`; injection.{temperature,seeds,generations}."""
-    return {f"injection.{row.track}.{row.condition}": _drift(row) for row in last.itertuples()} | {
+    return values_of(last, {"injection.{track}.{condition}": interval("drift")}) | {
         "injection.temperature": f"{params.temperature:g}",
         "injection.seeds": str(len(params.seeds)),
         "injection.generations": str(params.generations),
@@ -238,17 +239,17 @@ def injection_values(last: pd.DataFrame, params: Params) -> dict[str, str]:
 
 def settings_table(by_bank: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Prompt bank and setting: number of runs, and the last drift of every track, of `sigma_settings.compared`."""
-    rows = []
+    drift, rows = interval("drift"), []
     for bank, found in by_bank.items():
         for setting, own in found.dropna(subset="condition").groupby("setting"):
-            rows.append([bank, setting, int(own["runs"].iloc[0]), *(Number(_drift(row)) for row in own.itertuples())])
+            rows.append([bank, setting, int(own["runs"].iloc[0]), *map(drift, own.itertuples())])
     tracks = next(iter(by_bank.values()))["track"].unique()
     return frame_of(rows, ["Prompts", "Setting", "Runs", *(label(f"{track}_drift") for track in tracks)])
 
 
 def settings_values(found: pd.DataFrame) -> dict[str, str]:
     """settings.<track>.{S1,S2,difference} of `sigma_settings.compared`; settings.{seeds,generations}."""
-    text = {f"settings.{row.track}.{row.setting}": _drift(row) for row in found.itertuples()}
+    text = values_of(found, {"settings.{track}.{setting}": interval("drift")})
     runs, generations = (str(int(found[name].max())) for name in ("runs", "generation"))
     return text | {"settings.seeds": runs, "settings.generations": generations}
 

@@ -1,7 +1,7 @@
 """Tables and values as LaTeX: cells, the tabular, the file of values; and two tables that come with the project."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..analysis import metrics
 from ..record import paths, provenance
-from .formatting import escape, format_number, format_percent
+from .formatting import escape, format_interval, format_number, format_p, format_percent
 
 
 class Raw(str):
@@ -22,6 +22,11 @@ class Raw(str):
 
 class Number(Raw):
     """A formatted number: LaTeX already, and set to the right of its column."""
+
+
+def paragraph(text: str, width: int) -> Raw:
+    """LaTeX in lines of so many millimetres."""
+    return Raw(rf"\parbox[t]{{{width}mm}}{{\raggedright {text}\strut}}")
 
 
 def label(metric: str) -> Raw:
@@ -65,17 +70,12 @@ def _cell(value: Any) -> str:
     return format_number(value) if pd.api.types.is_float(value) else escape(str(value))
 
 
-def write_table(frame: pd.DataFrame, path: Path, columns: Mapping[str, str] | None = None) -> None:
-    """Writes a complete booktabs tabular, without float or caption.
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Writes a complete booktabs tabular, without float or caption, headed by the names of the columns.
 
-    `columns` chooses and orders columns and gives their headings, {column: heading}; by default all, under
-    their own names. The first column and every column of text are set left, numbers and `Number`s right.
+    The first column and every column of text are set left, numbers and `Number`s right.
     """
-    columns = columns or {name: name for name in frame.columns}
-    for name in columns:
-        if name not in frame.columns:
-            raise ValueError(f"The table has no column {name!r}; it has {', '.join(frame.columns)}.")
-    cells = [list(frame[name]) for name in columns]
+    cells = [list(frame[heading]) for heading in frame.columns]
     is_text = [any(isinstance(x, str) and not isinstance(x, Number) for x in column) for column in cells]
     alignment = "l" + "".join("l" if text else "r" for text in is_text[1:])
 
@@ -83,7 +83,7 @@ def write_table(frame: pd.DataFrame, path: Path, columns: Mapping[str, str] | No
         return " & ".join(map(_cell, row)) + r" \\"
 
     rows = [line(row) for row in zip(*cells, strict=True)]
-    body = [r"\toprule", line(list(columns.values())), r"\midrule", *rows, r"\bottomrule"]
+    body = [r"\toprule", line(list(frame.columns)), r"\midrule", *rows, r"\bottomrule"]
     text = "\n".join([rf"\begin{{tabular}}{{{alignment}}}", *body, r"\end{tabular}"])
     provenance.write_text(path, text + "\n")
 
@@ -93,19 +93,56 @@ def frame_of(rows: Sequence[Sequence[Any]], headings: Sequence[str]) -> pd.DataF
     return pd.DataFrame(rows, columns=pd.Index(headings, dtype=object), dtype=object)
 
 
+# ---- what a row of a frame shows, in a cell of a table or in a value
+
+Cell = Callable[[Any], Any]
+
+
+def metric(column: str = "metric") -> Cell:
+    """The `label` of the metric that a column names."""
+    return lambda row: label(getattr(row, column))
+
+
+def number(column: str, show: Callable[[Any], str] = format_number) -> Cell:
+    """The number of a column."""
+    return lambda row: Number(show(getattr(row, column)))
+
+
+def p_value(column: str) -> Cell:
+    """The p-value of a column."""
+    return number(column, format_p)
+
+
+def interval(value: str, low: str = "low", high: str = "high") -> Cell:
+    """The estimate of three columns."""
+    return lambda row: Number(format_interval([getattr(row, column) for column in (value, low, high)]))
+
+
+def filled(template: str) -> Cell:
+    """A template with names of columns in braces, such as `{detected} of {runs}`."""
+    return lambda row: Number(template.format_map(row._asdict()))
+
+
+def table_of(frame: pd.DataFrame, columns: Mapping[str, str | Cell]) -> pd.DataFrame:
+    """Display cells of a frame, row by row: headings to a column's name or a `Cell`."""
+    rows = [
+        [getattr(row, cell) if isinstance(cell, str) else cell(row) for cell in columns.values()]
+        for row in frame.itertuples()
+    ]
+    return frame_of(rows, list(columns))
+
+
+def values_of(frame: pd.DataFrame, entries: Mapping[str, Cell]) -> dict[str, str]:
+    """Values of a frame, row by row: keys with names of columns in braces to `Cell`s; without those that give None."""
+    found = {key.format_map(row._asdict()): cell(row) for row in frame.itertuples() for key, cell in entries.items()}
+    return {key: text for key, text in found.items() if text is not None}
+
+
 def estimators(summary: pd.DataFrame) -> pd.DataFrame:
     """`estimators.summary`, a row a quantity: variation over probes and batches, and ratios to the most steps."""
-    steps = [name for name in summary.columns if name.startswith("at_")]
-    rows = [
-        [
-            label(row.Index),
-            *(Number(format_percent(getattr(row, name))) for name in ("cv_probes", "cv_batches")),
-            *(Number(format_number(getattr(row, name))) for name in steps),
-        ]
-        for row in summary.itertuples()
-    ]
-    headings = [f"{name.removeprefix('at_')} steps" for name in steps]
-    return frame_of(rows, ["Quantity", "CV, probes", "CV, batches", *headings])
+    variation = {"CV, probes": number("cv_probes", format_percent), "CV, batches": number("cv_batches", format_percent)}
+    steps = {f"{at.removeprefix('at_')} steps": number(at) for at in summary.columns if at.startswith("at_")}
+    return table_of(summary, {"Quantity": metric("Index"), **variation, **steps})
 
 
 def published_hessian(folder: Path = paths.PUBLISHED) -> pd.DataFrame:
