@@ -55,7 +55,8 @@ def test_two_runs_tell_apart_what_one_cannot():
 def test_runs_of_unequal_length_span_the_sum_of_their_spaces():
     operator = Rotated(SPECTRUM)
     operator.torch_dtype, operator.shape = torch.float64, (operator.n, operator.n)
-    runs = list(probe_runs(operator, 9, 3, seed=0, storage=Storage("cpu", torch.float64), later_steps=3))
+    storage = Storage("cpu", torch.float64)
+    runs = [*probe_runs(operator, 9, 1, seed=0, storage=storage), *probe_runs(operator, 3, 3, 0, storage, done=1)]
     assert [len(run.nodes) for run, _ in runs] == [9, 3, 3]
     spaces = []
     for probe, steps in enumerate((9, 3, 3)):

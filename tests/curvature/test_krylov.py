@@ -358,15 +358,3 @@ def test_smoothed_density_integrates_to_one():
     assert trapezoid(density, grid) == pytest.approx(1, abs=1e-6)
     mean = np.mean([run.weights @ run.nodes for run in runs])
     assert trapezoid(density * grid, grid) == pytest.approx(mean, abs=1e-6)
-
-
-def test_later_probes_may_stop_earlier():
-    operator = Rotated(np.random.default_rng(8).normal(size=60))
-    whole = list(probe_runs(operator, 12, 3, seed=1))
-    some = list(probe_runs(operator, 12, 3, seed=1, later_steps=3))
-    assert [len(run.nodes) for run, _ in some] == [12, 3, 3]
-    for (long, _), (short, _) in zip(whole, some, strict=True):
-        kept = long.truncated(len(short.nodes))
-        np.testing.assert_allclose(short.nodes, kept.nodes, rtol=1e-6)
-        # The second moment needs two steps.
-        assert short.weights @ short.nodes**2 == pytest.approx(long.weights @ long.nodes**2, rel=1e-5)

@@ -154,7 +154,7 @@ def signature_of(operator, steps: int, probes: int, seed: int, storage="full") -
     for run, basis in probe_runs(operator, steps, probes, seed, storage):
         runs.append(run)
         if hasattr(operator, "block_forms"):
-            influences.append(influences_of_blocks(operator, run, basis))
+            influences += influences_of_blocks(operator, run, basis)
     return curvature.signature_of_runs(runs, operator.shape[0], influences, basis="float32" if storage else "none")
 
 

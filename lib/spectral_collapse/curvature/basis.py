@@ -46,6 +46,7 @@ class Basis:
 
     def __init__(self, steps: int, start: torch.Tensor, storage: Storage):
         self.k, self.device, self.dtype = 0, start.device, start.dtype
+        self.length = math.sqrt(dot(start, start))
         self.newest: list[torch.Tensor] = []
         self.next: torch.Tensor | None = None  # q_{k+1} of a run that has ended
         self.rows = torch.empty(steps, len(start), dtype=storage.dtype, device=storage.device)
@@ -68,14 +69,19 @@ class Basis:
         """Entries of q_1 … q_{k+1} in full precision, (k + 1, …)."""
         return torch.cat([self.rows[: self.k, part].to(self.device), self.next[None, part]])
 
+    def components(self, vector: torch.Tensor, count: int | None = None) -> torch.Tensor:
+        """Qᵀ x for the first `count` vectors, all if None; (count,), float64."""
+        count = self.k if count is None else count
+        found = to_float64(torch.zeros(count, device=self.device))
+        for part, rows in self._columns(count):
+            found += to_float64(rows @ vector[part])
+        return found / self.scale
+
     def remove_from(self, vector: torch.Tensor) -> float:
         """x ← x − Q Qᵀ x in place by one Gram–Schmidt pass, classical except for `newest`; returns the length
         removed."""
         older = self.k - len(self.newest)
-        coefficients = to_float64(torch.zeros(older, device=self.device))
-        for part, rows in self._columns(older):
-            coefficients += to_float64(rows @ vector[part])
-        coefficients /= self.scale
+        coefficients = self.components(vector, older)
         removed = [coefficients.norm().item()]
         coefficients = (coefficients / self.scale).to(self.dtype).to(self.device)
         for part, rows in self._columns(older):

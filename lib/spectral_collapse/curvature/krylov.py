@@ -161,28 +161,25 @@ def lanczos(matvec: Matvec, start: torch.Tensor, steps: int, *, storage: Kept = 
     return drive(matvec, recurrence(start, min(steps, len(start)), storage))[0]
 
 
+def probe_of(operator, seed: int, index: int) -> torch.Tensor:
+    """The Rademacher probe of an index (n,), on the operator's device and in its type."""
+    probe = rademacher(operator.shape[0], seed, "probe", index, device=operator.device)
+    return probe.to(getattr(operator, "torch_dtype", probe.dtype))
+
+
 def probe_runs(
-    operator,
-    steps: int,
-    probes: int,
-    seed: int,
-    storage: Kept = "full",
-    done: int = 0,
-    later_steps: int | None = None,
+    operator, steps: int, probes: int, seed: int, storage: Kept = "full", done: int = 0
 ) -> Iterator[tuple[Quadrature, Basis | None]]:
     """Lanczos runs from independent Rademacher probes, one after another, each with its basis.
 
-    Leaves out the first `done`. Probes after the first take `later_steps` steps, if given. On an accelerator all runs
-    go in step and their bases are kept together.
+    Leaves out the first `done`. On an accelerator all runs go in step and their bases are kept together.
     """
     at_least(1, steps=steps, probes=probes)
-    n = operator.shape[0]
+    steps = min(steps, operator.shape[0])
     runs = []
     for probe in range(done, probes):
-        start = rademacher(n, seed, "probe", probe, device=operator.device)
-        start = start.to(getattr(operator, "torch_dtype", start.dtype))
-        number = steps if probe == 0 or later_steps is None else later_steps
-        runs.append(recurrence(start, min(number, n), _at_hand(start) if storage == "full" else storage))
+        start = probe_of(operator, seed, probe)
+        runs.append(recurrence(start, steps, _at_hand(start) if storage == "full" else storage))
     if torch.device(operator.device).type != "cpu":
         yield from _drive_together(operator.matmat, runs)
         return

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +170,14 @@ class Nodes:
         order = np.argsort(-np.abs(nodes))
         return cls(nodes[order], weights[order], residuals[order])
 
+    def with_bulk(self, run: Quadrature, shares: np.ndarray) -> "Nodes":
+        """Of a probe v: these outliers with its shares (k,) in them, (uᵀv)²/vᵀv, before the nodes of a run from the
+        rest of v."""
+        order = np.argsort(-np.abs(run.nodes))
+        parts = [(self.nodes[: len(shares)], run.nodes), (shares, (1 - shares.sum()) * run.weights)]
+        parts.append((self.residuals[: len(shares)], run.residuals))
+        return Nodes(*(np.append(known, found[order]) for known, found in parts))
+
     def __repr__(self) -> str:
         return f"Nodes({len(self.nodes)} from {self.nodes.min():.4g} to {self.nodes.max():.4g})"
 
@@ -216,7 +224,9 @@ class _Moment:
 
     @property
     def probe_error(self) -> float:
-        """√(Σ (x_i − x̄)² / (P(P − 1))) of what the probes give."""
+        """√(Σ (x_i − x̄)² / (P(P − 1))) of what the probes give; NaN for one probe."""
+        if len(self.by_probe) < 2:
+            return math.nan
         return float(self.by_probe.std(ddof=1) / math.sqrt(len(self.by_probe)))
 
 
@@ -226,7 +236,8 @@ class _Moments:
     def __init__(self, runs: list[Quadrature], ranked: list[Nodes], influences: list[dict[str, np.ndarray]] | None):
         self.ranked = ranked
         # Of the second moment ‖Hv‖²/vᵀv = α₁² + β₁² one node has the first term only; two have it all.
-        self.lacking = np.array([run.betas[0] ** 2 if len(run.betas) == 1 else 0.0 for run in runs])
+        short = [run.betas[0] ** 2 if len(run.betas) == 1 else 0.0 for run in runs]
+        self.lacking = np.array([square * nodes.weights[-1] for square, nodes in zip(short, ranked, strict=True)])
         self.by_block = {}
         if influences:
             self.by_block = {name: np.mean([part[name] for part in influences], axis=0) for name in influences[0]}
@@ -254,11 +265,14 @@ def signature_of_runs(
     n: int,
     influences: list[dict[str, np.ndarray]] | None = None,
     *,
+    later: Sequence[tuple[Quadrature, np.ndarray]] = (),
     joint: tuple[np.ndarray, np.ndarray] | None = None,
     basis: str = "float32",
 ) -> Signature:
     """Signature of an n × n matrix from two or more Lanczos runs, and each block's influences in each run.
 
+    later: short runs from further probes v without their components along the outliers u of the only entry of `runs`,
+    and the shares (uᵀv)²/n of these. They add to the moments, exact after one step, and to no other quantity.
     λ_max and λ_min are the outermost Ritz values of all runs, none of which lies beyond the spectrum. If `joint` (of
     `joint_ritz`) is given, they and the leading eigenvalues are those of all runs together. Outliers: the largest
     |eigenvalues|, at most ten, that have converged to 1 % in every run. With Σ over the other nodes of a run,
@@ -266,21 +280,24 @@ def signature_of_runs(
     every eigenvector u, leaving out the outliers' nodes subtracts them exactly in expectation and removes their
     variance (deflation). Spectral ratio: λ_max / σ_bulk. The second moment of a probe is ‖Hv‖²/n, exact after one step.
     Outlier separation: smallest |λ| of an outlier less the largest of any other node, in units of σ_bulk. Effective
-    rank: (tr H)²/tr H². Spectral entropy: −Σ p log p of p = |λ|/Σ|λ|; its interval excludes the quadrature's error.
+    rank: (tr H)²/tr H². Spectral entropy: −Σ p log p of p = |λ|/Σ|λ|; its interval excludes the quadrature's error, and
+    one run gives none.
     A bulk width that is rounding or negative, and a log ratio without a positive eigenvalue, are NaN, with a sentence
     in `notes`. ValueError for fewer than two probes, and for a matrix of zeros.
     Source: Ubaru, Chen & Saad 2017 (SLQ); Hutchinson 1989.
     """
-    if len(runs) < 2:
+    if len(runs) + len(later) < 2:
         raise ValueError(ONE_PROBE)
     ranked = [Nodes.of(run, n, basis != "none") for run in runs]
+    full = len(ranked)
+    ranked += [ranked[0].with_bulk(run, shares) for run, shares in later]
     leading, leading_residuals = joint or (ranked[0].nodes, ranked[0].residuals)
     values = np.concatenate([*(run.nodes for run in runs), leading])
     residuals = np.concatenate([*(run.residuals for run in runs), leading_residuals])
     top, bottom = values.argmax(), values.argmin()
     # The same number in every run, so that all runs measure the same bulk.
-    count = min(nodes.outliers(n) for nodes in ranked)
-    moments = _Moments(runs, ranked, influences)
+    count = min(nodes.outliers(n) for nodes in ranked[:full])
+    moments = _Moments([*runs, *(run for run, _ in later)], ranked, influences)
 
     mean, second = moments.average(np.positive, "mean_eigenvalue"), moments.average(np.square, "second")
     deflated = {"leave_out": count, "scale": n / (n - count)}
@@ -288,7 +305,7 @@ def signature_of_runs(
     width = _variance(center, moments.average(np.square, "bulk_second", **deflated))
     if not second.value > 0:
         raise ValueError("all eigenvalues are zero: to second order the loss does not depend on these parameters.")
-    notes, undefined = [], _Moment(math.nan, np.full(len(runs), math.nan), None)
+    notes, undefined = [], _Moment(math.nan, np.full(len(ranked), math.nan), None)
     lambda_max, residual = float(values[top]), float(residuals[top])
     largest = moments.known(lambda_max, "lambda_max")
     sigma = log_ratio = undefined
@@ -307,7 +324,8 @@ def signature_of_runs(
         bound = -math.log1p(-residual / lambda_max) if residual < lambda_max else math.inf
     m, s = mean.value, second.value
     rank = _Moment.of(n * m**2 / s, (2 * n * m / s, mean), (-n * m**2 / s**2, second))
-    mass, logs = moments.average(np.abs), moments.average(lambda x: np.abs(x) * np.log(np.abs(x) + 1e-300))
+    long = _Moments(runs, ranked[:full], None)
+    mass, logs = long.average(np.abs), long.average(lambda x: np.abs(x) * np.log(np.abs(x) + 1e-300))
     entropy = _Moment.of(
         math.log(n * mass.value) - logs.value / mass.value,
         (1 / mass.value + logs.value / mass.value**2, mass),
@@ -316,14 +334,14 @@ def signature_of_runs(
 
     head = ranked[0]
     smallest = abs(head.nodes[count - 1]) if count else math.nan
-    edge = max(abs(q.nodes[count]) if len(q.nodes) > count else 0.0 for q in ranked)
+    edge = max(abs(q.nodes[count]) if len(q.nodes) > count else 0.0 for q in ranked[:full])
     points = np.array([-smallest, smallest, 0.0]) if count else np.zeros(3)
     rules = [run.nodes for run in runs], [run.weights for run in runs]
     below, above = cumulated_bounds(*rules, points)
     low, high = quantile_bracket(*rules, 0.25), quantile_bracket(*rules, 0.75)
     return Signature(
         parameters=n,
-        probes=len(runs),
+        probes=len(ranked),
         steps=max(len(run.nodes) for run in runs),
         blocks=len(largest.by_block) if largest.by_block is not None else 0,
         basis=basis,

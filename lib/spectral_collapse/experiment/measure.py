@@ -136,6 +136,7 @@ def _spectrum_options(run: View) -> dict[str, Any]:
     return {
         "steps": params.lanczos_steps,
         "probes": params.lanczos_probes,
+        "later_steps": 1,  # which the moments need, and nothing else is taken from later probes
         # The same probes for every generation and condition of a seed.
         "seed": stable_seed(run.seed, "curvature"),
         "memory_budget": int(params.curvature_memory_gb * 2**30),

@@ -196,7 +196,7 @@ class Curvature(_Group):
     """Spectra of the Hessian, and the study of their estimators."""
 
     curvature_blocks: int = Field(ge=1, description="frozen held-out blocks of the loss whose Hessian is taken")
-    lanczos_steps: int = Field(ge=4, description="Hessian-vector products of a probe")
+    lanczos_steps: int = Field(ge=4, description="Hessian-vector products of the first probe; others take one")
     lanczos_probes: int = Field(ge=2, description="random start vectors")
     curvature_memory_gb: float = Field(
         gt=0, description="GiB that curvature may take; it decides the precision of what is kept, hence is fixed"
