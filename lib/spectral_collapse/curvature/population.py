@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ..estimate import stable_seed
-from .basis import dot
-from .krylov import Kept, probe_runs, rademacher
+from .basis import Basis, dot
+from .krylov import Kept, probe_of, probe_runs
 from .memory import available_memory, plan
 from .operators import operator_class
 from .quadrature import Quadrature
@@ -21,7 +21,7 @@ from .signature import Estimate, Signature, _Moment, _variance
 
 # Lanczos steps for the held-out vectors. The lower bound holds for any vector; after so many steps its distance from
 # the eigenvalue is mostly the noise of the blocks.
-STEPS = 12
+STEPS = 8
 LEAST_BLOCKS = 4  # two halves with a pair of blocks each
 UNKNOWN = Estimate(math.nan, math.nan, math.nan, 0, 0)
 
@@ -108,25 +108,31 @@ class _Half:
 
 
 def _leading(run: Quadrature, count: int) -> list[int]:
-    """Indices of the largest node, the smallest, and the `count` largest in absolute value, largest first."""
-    order = np.argsort(-np.abs(run.nodes))
-    return [len(run.nodes) - 1, 0, *order[:count]]
+    """Indices of the `count` largest nodes in absolute value, largest first, and of the largest and the smallest where
+    they are not among these."""
+    order = np.argsort(-np.abs(run.nodes))[:count].tolist()
+    return order + [end for end in (len(run.nodes) - 1, 0) if end not in order]
 
 
-def _measured(operator: Any, vectors: torch.Tensor, probes: list[torch.Tensor], sums: list[torch.Tensor]) -> _Half:
-    """Forms of every block of `operator` with vectors (2 + k, n) of the other half: top, bottom, leading."""
-    outermost, leading = vectors[:2], vectors[2:]
-    k, blocks = len(leading), operator.blocks
-    left = [vector[None] for vector in outermost]
-    left += [torch.cat([leading, operator.matvec(vector)[None] * blocks]) for vector in leading]
+def _measured(
+    operator: Any, run: Quadrature, basis: Basis, count: int, probes: list[torch.Tensor], sums: list[torch.Tensor]
+) -> _Half:
+    """Forms of every block of `operator` with leading and outermost vectors of the other half's run."""
+    chosen = _leading(run, count)
+    vectors = torch.stack([basis.combine(column) for column in run.vectors[:, chosen].T])
+    leading, blocks = vectors[:count], operator.blocks
+    left = [torch.cat([leading, operator.matvec(vector)[None] * blocks]) for vector in leading]
+    left += [vector[None] for vector in vectors[count:]]
     left += [torch.stack(pair) for pair in zip(probes, sums, strict=True)]
-    forms = operator.block_forms(left, [*outermost, *leading, *probes], squares=True)
-    ends, inside, rest = np.split(forms, [4, 4 + k * (k + 2)], axis=1)
-    inside = inside.reshape(blocks, k, k + 2)
+    forms = operator.block_forms(left, [*vectors, *probes], squares=True)
+    inside, outside, rest = np.split(forms, [count * (count + 2), -3 * len(probes)], axis=1)
+    inside = inside.reshape(blocks, count, count + 2)
+    quotients = np.append(inside.diagonal(axis1=1, axis2=2), outside[:, ::2], axis=1)
+    top, bottom = (quotients[:, chosen.index(end)] for end in (len(run.nodes) - 1, 0))
     traces, products, squares = rest.reshape(blocks, len(probes), 3).transpose(2, 1, 0)
-    shares = np.array([[dot(vector, probe) ** 2 for vector in leading] for probe in probes]).reshape(len(probes), k)
-    lengths = inside[:, :, k] - inside[:, :, k + 1]
-    return _Half(ends[:, 0], ends[:, 2], inside[:, :, :k], lengths, traces, products, squares, shares)
+    shares = np.array([[dot(vector, probe) ** 2 for vector in leading] for probe in probes]).reshape(len(probes), count)
+    lengths = inside[:, :, count] - inside[:, :, count + 1]
+    return _Half(top, bottom, inside[:, :, :count], lengths, traces, products, squares, shares)
 
 
 def _over_halves(by_half: Sequence[np.ndarray], probes: int) -> _Moment:
@@ -265,19 +271,15 @@ def population_of_operators(
         return _unknown(batch, blocks, f"the expected loss needs {LEAST_BLOCKS} blocks or more")
     if None in storages:
         return _unknown(batch, blocks, "held-out eigenvectors need a Lanczos basis, which the memory does not hold")
-    vectors = []
+    runs = []
     for half, (operator, storage) in enumerate(zip(operators, storages, strict=True)):
-        ((run, basis),) = probe_runs(operator, STEPS, 1, stable_seed(seed, "held out", half), storage)
-        chosen = run.vectors[:, _leading(run, len(batch.outliers))]
-        vectors.append(torch.stack([basis.combine(column) for column in chosen.T]))
-    count = min(map(len, vectors)) - 2
-    probes = [
-        rademacher(n, seed, "probe", index, device=one.device).to(one.torch_dtype) for index in range(batch.probes)
-    ]
+        runs += probe_runs(operator, STEPS, 1, stable_seed(seed, "held out", half), storage)
+    count = min(len(batch.outliers), *(basis.k for _, basis in runs))
+    probes = [probe_of(one, seed, index) for index in range(batch.probes)]
     sums = [one.matvec(probe) * one.blocks + two.matvec(probe) * two.blocks for probe in probes]
     halves = [
-        _measured(one, vectors[1][: 2 + count], probes, sums),
-        _measured(two, vectors[0][: 2 + count], probes, sums),
+        _measured(one, *runs[1], count, probes, sums),
+        _measured(two, *runs[0], count, probes, sums),
     ]
     return _of_halves(halves, np.array([dot(total, total) for total in sums]), n, batch)
 
@@ -300,7 +302,7 @@ def population_signature(
     σ_bulk leaves out as many leading vectors as the batch has outliers, found in the same way. Errors over blocks are
     the jackknife's at fixed vectors u; errors over probes are between probes. Blocks count as independent draws: what
     neighbours share because they share a text counts as part of the expected loss.
-    Options must be those of the `spectral_signature`. Costs 30 + 4 m + 4 k gradients of the batch for m probes and k
+    Options must be those of the `spectral_signature`. Costs 20 + 4 m + 4 k gradients of the batch for m probes and k
     outliers, if its graphs fit into memory.
     """
     operators, storages = [], []
