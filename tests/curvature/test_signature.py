@@ -121,6 +121,23 @@ def test_short_later_probes_have_their_moments_and_leave_the_eigenvalues_to_the_
     assert short.lambda_max == pytest.approx(eigenvalues[-1], abs=short.lambda_max_residual + 1e-9)
 
 
+def test_later_probes_need_a_basis_of_any_type_and_resume_as_one(gpt2, tmp_path):
+    model, tokens = gpt2[0], gpt2[1][:4]
+    operator = HessianOperator(model, tokens)
+    one, working = operator.block_bytes(), WORKING_VECTORS * operator.n * 8
+    options = {"steps": 16, "later_steps": 1, "probes": 3}
+    full = spectral_signature(model, tokens, **options)
+    half = spectral_signature(model, tokens, memory_budget=working + 4 * one + 18 * operator.n * 2, **options)
+    none = spectral_signature(model, tokens, memory_budget=working + one, **options)
+    assert (full.basis, half.basis, none.basis) == ("float64", "float16", "none")
+    assert half.bulk_sigma.value == pytest.approx(full.bulk_sigma.value, rel=2e-2)
+    assert (len(half.nodes), len(none.nodes)) == (1, 3)
+    kept = {"state": tmp_path / "state.json", "identity": "a"}
+    first, again = (spectral_signature(model, tokens, **options, **kept) for _ in range(2))
+    assert again.bulk_sigma == first.bulk_sigma and again.nodes == first.nodes
+    assert first.bulk_sigma.value == pytest.approx(full.bulk_sigma.value, rel=1e-9)
+
+
 def outliers_of(run, basis) -> torch.Tensor:
     """Ritz vectors of the outliers in columns."""
     count = Nodes.of(run, len(basis.next)).outliers(len(basis.next))
