@@ -107,6 +107,7 @@ rule baseline:
     log:
         MODEL / "baseline" / "seed_{seed}" / "01_baseline.ipynb",
     threads: P.threads
+    priority: 1  # before the studies, which nothing waits for and which fill the last job's idle core
     resources:
         mem_mb=8000,
         runtime=240,
@@ -187,6 +188,7 @@ rule treatment:
     log:
         MODEL / "{condition}" / "seed_{seed}" / "02_treatment.ipynb",
     threads: P.threads
+    priority: 1
     resources:
         mem_mb=8000,
         runtime=720,
@@ -215,7 +217,7 @@ rule sigma:
     log:
         MODEL / "sigma" / "seed_{seed}" / "04_sigma.ipynb",
     threads: P.threads
-    priority: 1  # as soon as a seed's runs are there, so that the last one does not run alone
+    priority: 2  # as soon as a seed's runs are there, so that the last one does not run alone
     resources:
         mem_mb=8000,
         runtime=240,
