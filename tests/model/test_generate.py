@@ -65,6 +65,26 @@ def test_number_of_candidates_does_not_matter(decoding):
 # ---- drawing
 
 
+@pytest.mark.parametrize("decoding", [*DECODINGS, {"temperature": 0.9, "top_k": 200, "top_p": 0.9}])
+def test_draws_from_few_tokens_are_those_from_the_whole_vocabulary(decoding):
+    """Rows from peaked to flat, whose draws fall among the FEW first tokens and beyond, in one call."""
+    generator = torch.Generator().manual_seed(4)
+    scale = torch.tensor([8.0, 3.0, 1.5, 0.5, 0.01]).repeat_interleave(400)[:, None]
+    logits = scale * torch.randn(2000, 500, generator=generator)
+    uniform = torch.rand(2000, dtype=torch.float64, generator=generator)
+    tokens, known = module.drawn(logits, uniform, *decoding.values())
+    probabilities, ids = truncated_probabilities(logits, *decoding.values(), candidates=500)
+    edges = probabilities.cumsum(-1)
+    thresholds = uniform[:, None] * edges[:, -1:]
+    expected = ids.gather(1, torch.searchsorted(edges, thresholds, right=True).clamp(max=ids.shape[1] - 1))[:, 0]
+    share = probabilities.cumsum(-1) if decoding["top_k"] == 0 else edges / edges[:, -1:]
+    settled = ((edges - thresholds).abs() > 1e-5).all(1)
+    if decoding["top_p"] < 1:
+        settled &= ((share - decoding["top_p"]).abs() > 1e-5).all(1)
+    assert bool(known) and settled.float().mean() > 0.9
+    assert torch.equal(tokens[settled], expected[settled])
+
+
 def test_draws_follow_the_distribution_of_the_model(tiny_model):
     """Pairs of successive tokens, 12 × 12 cells, against p(a | prompt) p(b | prompt, a)."""
     model, prompt, count = tiny_model("llama", vocabulary=12), [3, 5, 2], 20_000
