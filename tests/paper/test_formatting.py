@@ -33,3 +33,9 @@ def test_format_p():
 
 def test_format_generations():
     assert [formatting.format_generations(x) for x in (2.0, -1.5, np.inf, np.nan)] == ["2", "$-1.5$", r"$\infty$", "--"]
+
+
+def test_a_result_without_an_error_stands_alone():
+    result = {"entropy": 6.94, "entropy_standard_error": None, "width": 0.0277, "width_standard_error": 0.0034}
+    assert formatting.pair_of(result, "entropy", "standard_error") == "6.94"
+    assert formatting.pair_of(result, "width", "standard_error") == r"0.0277 $\pm$ 0.00340"

@@ -91,8 +91,9 @@ def number_of(value: float | None) -> str:
 
 
 def pair_of(result: dict, name: str, error: str) -> str:
-    """A result and the error that stands beside it, as `name_error`."""
-    return rf"{number_of(result[name])} $\pm$ {number_of(result[f'{name}_{error}'])}"
+    """A result and the error that stands beside it, as `name_error`; the result alone where there is no error."""
+    value, spread = number_of(result[name]), number_of(result[f"{name}_{error}"])
+    return value if spread == "--" else rf"{value} $\pm$ {spread}"
 
 
 def bracket_of(result: dict, name: str) -> str:
