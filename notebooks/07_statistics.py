@@ -36,12 +36,12 @@ settings = params.collect(globals())
 import pandas as pd
 from IPython.display import display
 from spectral_collapse.analysis import claims as judged
-from spectral_collapse.analysis import design, report, rescue, series
+from spectral_collapse.analysis import design, primary, report, rescue, series, warning
 from spectral_collapse.paper import figures, findings, results
 from spectral_collapse.paper import output as paper
 from spectral_collapse.record import evidence, paths, schema
 
-print("Not judged here:", *design.limits(settings), sep="\n- ")
+print(design.describe(settings))
 drifts = series.drifts(settings)
 analysis = report.analyse(series.table(settings), drifts)
 table, metrics = analysis.table, analysis.metrics
@@ -184,6 +184,31 @@ leads = analysis.leads[analysis.leads["outcome"] == "held_out_perplexity"].drop(
 leads[leads["metric"].isin(signals)].style.format(precision=2).hide()  # corrected over all metrics, as in the table
 
 # %% [markdown]
+# How far a metric stands out does not depend on the number of control runs: d′ is the distance between the treated and
+# the control runs' mean changes in standard deviations of the control's. And a warning has its price: the time of one
+# check, in forward passes over the held-out text.
+
+# %%
+curve = warning.detection_curve(table, analysis.outcomes[:1] + analysis.candidates)
+prices = warning.costs(settings)
+if len(analysis.leads):
+    warned = warning.warnings(analysis, curve, prices)
+    output.figure("warnings", figures.warnings(analysis, warned))
+    output.table("warnings", results.warnings(figures.shown_warnings(warned)))
+curve[curve["metric"] == "held_out_perplexity"].style.format(precision=2).hide()
+
+# %% [markdown]
+# ## The primary hypotheses
+#
+# What the profile said beforehand that its runs are to decide, at most four, with Holm's correction over them. All else
+# in this notebook is exploratory. A profile that names none is a demonstration.
+
+# %%
+decided = primary.verdicts(settings, table, analysis.alarms)
+output.table("primary", results.primary(decided, primary.capabilities(settings)))
+decided.style.format(precision=3).hide()
+
+# %% [markdown]
 # ## Which signals move together?
 #
 # Spearman's rho over the generations of each recursive run, averaged over runs. Everything that drifts in one
@@ -242,6 +267,8 @@ output.values(
     | findings.sigma_values(report.checkpoints(series.results(settings, "sigma")), analysis)
     | findings.rescue_values(rescue.reversibility_counts(found))
     | findings.claims_values(verdicts)
+    | findings.primary_values(decided)
+    | {"finding": findings.finding(analysis)}
     | paper.context(settings, series.results(settings, "training"))
 )
 

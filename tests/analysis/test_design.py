@@ -1,48 +1,15 @@
-"""What a design can show: detectable effects and least p against peers, closed forms and simulation."""
+"""What a profile's design can show is known, and refused, before anything runs."""
 
-import math
-
-import numpy as np
 import pytest
-from margins import rate_is
-from run_tables import METRIC, make_table
-from scipy import stats
-from spectral_collapse.analysis import design, statistics
+from spectral_collapse.analysis import design
 from spectral_collapse.record import params
-from statsmodels.stats.power import TTestPower
-
-
-@pytest.mark.parametrize(("n", "tests"), [(2, 1), (2, 28), (3, 1), (3, 5), (5, 1), (5, 4), (10, 28)])
-def test_detectable_effect_reaches_its_power_at_the_corrected_level(n, tests):
-    rng = np.random.default_rng(2)
-    effect = design.detectable_effect(n, tests)
-    draws = rng.normal(effect, 1, (20_000, n))
-    rate_is(stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05 / tests, 0.8)
-
-
-def test_detectable_effect_against_published_powers_and_for_one_seed():
-    """2.63 and not 1.68 where five tests are corrected by Holm's method; statsmodels agrees where it converges."""
-    for n, tests, expected in ((3, 1, 3.264), (5, 1, 1.682), (5, 5, 2.629)):
-        assert design.detectable_effect(n, tests) == pytest.approx(expected, abs=1e-3)
-        assert TTestPower().solve_power(nobs=n, alpha=0.05 / tests, power=0.8) == pytest.approx(expected, abs=1e-3)
-    with pytest.raises(ValueError, match="at least two"):
-        design.detectable_effect(1)
-
-
-def test_the_least_p_of_a_test_is_what_the_clearest_data_give():
-    for n in (3, 5, 8):
-        clear = make_table(np.array([10 + np.arange(n) ** 0.5, np.arange(n) ** 0.3])[:, :, None])
-        assert statistics.paired_tests(clear, METRIC).p_permutation[0] == design.least_p("sign-flip", n)
-        assert stats.binomtest(n, n, alternative="greater").pvalue == pytest.approx(design.least_p("sign", n))
-    with pytest.raises(ValueError, match="no test 'runs'"):
-        design.least_p("runs", 3)
 
 
 def test_limits_of_a_design_are_known_before_it_runs():
     smoke = params.load("smoke")
     assert any("no alarm, lead or rescue" in line for line in design.limits(smoke))
     many = smoke.model_copy(update={"seeds": list(range(12)), "generations": 3})
-    assert design.limits(many)[-1].endswith("after Holm's correction over more than 204 metrics.")
+    assert design.limits(many)[-2].endswith("after Holm's correction over more than 204 metrics.")
     both = smoke.model_copy(update={"conditions": ["recursive", "fresh", "recursive_restart"]})
     assert any(line.startswith("recursive_restart: no control") for line in design.limits(both))
     with pytest.raises(ValueError, match=r"seeds: .* at least two, and there is 1"):
@@ -51,10 +18,25 @@ def test_limits_of_a_design_are_known_before_it_runs():
         design.limits(smoke.model_copy(update={"conditions": ["recursive", "static"]}))
 
 
-def test_the_range_of_runs_covers_their_median_as_stated():
-    rng = np.random.default_rng(0)
-    for runs in (2, 3, 5, 6):
-        draws = rng.exponential(size=(20_000, runs))
-        held = (draws.min(1) <= math.log(2)) & (math.log(2) <= draws.max(1))
-        rate_is(held, design.range_coverage(runs))
-    assert design.range_coverage(3) == 0.75 and design.range_coverage(5) < 0.95
+def test_a_design_says_what_it_can_find_and_one_that_cannot_answer_is_refused():
+    smoke = params.load("smoke")
+    ten = smoke.model_copy(update={"seeds": list(range(10)), "primary": ["entropy_warns", "ratio_falls"]})
+    text = design.describe(ten)
+    assert "An alarm takes" in text and "Anchor entropy warns before perplexity: p ≥ 0.002, after Holm 0.0039" in text
+    assert "demonstration" not in text and "demonstration" in design.describe(smoke)
+    five = ten.model_copy(update={"seeds": [1, 2, 3, 4, 5]})
+    with pytest.raises(
+        ValueError, match=r"primary: with 5 seeds no outcome of 'entropy_warns' .* take 7 seeds or more"
+    ):
+        design.describe(five)
+    with pytest.raises(
+        ValueError, match="unknown primary hypothesis 'entropy_warn'; the nearest valid name is 'entropy"
+    ):
+        design.limits(ten.model_copy(update={"primary": ["entropy_warn"]}))
+
+
+def test_the_command_prints_the_design_or_the_reason(capsys):
+    assert design.main(["default"]) == 0
+    assert "63 models" in capsys.readouterr().out
+    assert design.main(["defalt"]) == 1
+    assert "the nearest is 'default'" in capsys.readouterr().out

@@ -14,7 +14,7 @@ import yaml
 from ..estimate import Estimate
 from ..record import paths
 from . import ablations, early_warning, mechanism, studies
-from .design import range_coverage
+from .power import range_coverage
 from .report import Analysis
 from .statistics import CONTROL, TREATMENT, matched_controls, verdict
 
@@ -153,7 +153,7 @@ def share(evidence: Evidence, metric: str, of: str, conditions: Sequence[str]) -
 def lead(evidence: Evidence, metric: str, outcome: str, conditions: Sequence[str]) -> Quantity:
     """Generations by which the metric's alarm precedes the outcome's (`early_warning.leads`): the median of the runs in
     which both fire, and the range of what the leads of all runs may be, censored ones at their bounds, with its
-    coverage (`design.range_coverage`)."""
+    coverage (`power.range_coverage`)."""
     condition, control = evidence.pair(conditions, CONTROL)
     for name in (metric, outcome):
         evidence.values(name, condition, 0)

@@ -78,6 +78,19 @@ def level_of(rate: float, generations: int) -> float:
     return (1 - rate) ** (1 / generations)
 
 
+def excursion(controls: int, generations: int, rate: float = RATE) -> float:
+    """How far a run must lie from the mean of so many control runs to raise an alarm, in their standard deviations:
+    t_{n−1} √(1 + 1/n) at `level_of(rate, generations)`; infinite for fewer than two.
+
+    >>> [round(excursion(n, 8), 2) for n in (2, 4, 9)]
+    [121.99, 7.65, 3.86]
+    """
+    if controls < 2:
+        return math.inf
+    share = 0.5 + level_of(rate, generations) / 2
+    return float(stats.t.ppf(share, controls - 1)) * math.sqrt(1 + 1 / controls)
+
+
 def alarms(table: pd.DataFrame, metrics: Sequence[str], rate: float = RATE) -> pd.DataFrame:
     """First generation at which each run leaves its control's band, on either side, at `level_of(rate, G)`.
 

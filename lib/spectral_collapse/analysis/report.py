@@ -9,7 +9,7 @@ import pandas as pd
 from ..curvature import published_ratio
 from ..estimate import Estimate
 from ..sigma import AIM
-from . import anova, correlation, design, detection, early_warning, forecast, metrics, series, slopes, statistics
+from . import anova, correlation, detection, early_warning, forecast, metrics, power, series, slopes, statistics
 from .statistics import CONTROL, TREATMENT
 
 RATIOS = ("log_spectral_ratio", "log_published_ratio")  # whose rise and fall is counted
@@ -127,12 +127,12 @@ def _design(table: pd.DataFrame, judged: int, tried: int) -> dict[str, float]:
     seeds = table["seed"].nunique()
     controls = statistics.matched_controls(table) if CONTROL in set(table["condition"]) else {}
     tests = max(1, sum(own not in (None, name) for name, own in controls.items()))
-    least = design.least_p("sign", judged) if judged else np.nan
+    least = power.least_p("sign", judged) if judged else np.nan
     return {
         "seeds": seeds,
         "tests": tests,
-        "detectable": design.detectable_effect(seeds, tests),
-        "single": design.detectable_effect(seeds),
+        "detectable": power.detectable_effect(seeds, tests),
+        "single": power.detectable_effect(seeds),
         "judged": judged,
         "least_p": least,
         "least_p_holm": min(1.0, least * tried),

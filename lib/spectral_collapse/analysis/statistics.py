@@ -199,7 +199,7 @@ def _compared(
     return pd.DataFrame(rows, columns=["condition", *columns])
 
 
-def _holm(p: pd.Series) -> np.ndarray:
+def holm(p: pd.Series) -> np.ndarray:
     """Holm's adjustment over the tests that were made, NaN for the others."""
     return pingouin.multicomp(p.to_numpy(float), method="holm")[1] if p.notna().any() else p.to_numpy(float)
 
@@ -220,7 +220,7 @@ def paired_tests(table: pd.DataFrame, metric: str, generation: int | None = None
     Columns: condition; difference, condition − control, mean over seeds with its 95 % t interval low, high; t, df, p of
     the paired t-test; p_holm, adjusted over the conditions; p_permutation, two-sided over all 2ⁿ sign flips of the
     differences (NaN beyond 20 seeds). The last needs no normality, only symmetry, but cannot fall below
-    `design.least_p("sign-flip", n)`: 0.25 with three seeds. All NaN for a condition without a control of its own
+    `power.least_p("sign-flip", n)`: 0.25 with three seeds. All NaN for a condition without a control of its own
     weights (`matched_controls`).
 
     Where no seed differs t is NaN and p is 1; where all differ by the same amount t is infinite and p is 0.
@@ -235,7 +235,7 @@ def paired_tests(table: pd.DataFrame, metric: str, generation: int | None = None
 
     names = ["difference", "low", "high", "t", "df", "p", "p_holm", "p_permutation"]
     result = _compared(table, metric, generation, names, figures)
-    return result.assign(p_holm=_holm(result["p"]))
+    return result.assign(p_holm=holm(result["p"]))
 
 
 def margin_of(table: pd.DataFrame, metric: str, share: float = MARGIN) -> float:
@@ -279,7 +279,7 @@ def equivalence(
 
     result = _compared(table, metric, generation, ["difference", "low", "high", "p"], figures)
     result.insert(4, "margin", margin)
-    result["p_holm"] = _holm(result["p"])
+    result["p_holm"] = holm(result["p"])
     return result.assign(equivalent=result["p_holm"] < 1 - level)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from ..analysis.claims import VERDICTS
 from ..analysis.early_warning import RATE
 from ..analysis.report import Analysis
-from ..analysis.statistics import MARGIN
+from ..analysis.statistics import MARGIN, TREATMENT
 from .formatting import escape, format_generations, format_interval, format_number, format_p, format_percent
 from .tables import filled, interval, label, number, p_value, values_of
 
@@ -157,6 +157,56 @@ def sigma_values(checkpoints: dict[str, int | str], analysis: Analysis) -> dict[
     tested = analysis.drifts[analysis.drifts["tested"] > 0]
     moved = values_of(tested, {"moved.{track}.{condition}": filled("{moved} of {tested}")})
     return {f"sigma.{name}": str(value) for name, value in checkpoints.items()} | moved
+
+
+def primary_values(verdicts: pd.DataFrame) -> dict[str, str]:
+    """Of `primary.verdicts`: primary.count, and of each hypothesis H primary.H.{verdict,estimate,held,failed,p};
+    `demonstration` where there is none."""
+    if verdicts.empty:
+        return {"demonstration": "yes"}
+    entries = {
+        "primary.{hypothesis}.verdict": number("verdict", str),
+        "primary.{hypothesis}.estimate": interval("value"),
+        "primary.{hypothesis}.held": number("held", str),
+        "primary.{hypothesis}.failed": number("failed", str),
+        "primary.{hypothesis}.p": p_value("p_holm"),
+    }
+    return {"primary.count": str(len(verdicts)), **values_of(verdicts, entries)}
+
+
+# How the finding names its metrics, in its order.
+NAMED = {
+    "held_out_perplexity": "held-out perplexity",
+    "predictive_entropy": "anchor entropy",
+    "distinct_2": "the share of distinct word pairs",
+    "track_two_drift": "SIGMA's Track II",
+    "log_spectral_ratio": "the converged log spectral ratio",
+    "log_published_ratio": "the published one",
+}
+
+
+def finding(analysis: Analysis) -> str:
+    """The early warnings in one sentence: in how many treated runs each metric of `NAMED` raised an alarm, and when.
+
+    Without bands it says why there is none.
+    """
+    alarms = analysis.alarms
+    alarms = alarms[(alarms["condition"] == TREATMENT) & alarms["alarm"].notna()] if len(alarms) else alarms
+    parts = []
+    for name, words in NAMED.items():
+        runs = alarms.loc[alarms["metric"] == name, "alarm"] if len(alarms) else []
+        if len(runs):
+            raised = runs[np.isfinite(runs)]
+            count = f"all {len(runs)}" if len(raised) == len(runs) else f"{len(raised)} of {len(runs)}"
+            when = f"{count} (median generation {raised.median():g})" if len(raised) else "none"
+            parts.append((words, when))
+    if not parts:
+        return "over so few runs no metric can raise an alarm"
+    (first, when), *others = parts
+    start = (
+        f"{first} raised an alarm in {when.replace(' (', ' recursive runs (') if '(' in when else 'no recursive run'}"
+    )
+    return ", ".join([start, *(f"{words} in {when}" for words, when in others)])
 
 
 def rescue_values(counts: pd.DataFrame) -> dict[str, str]:

@@ -136,6 +136,41 @@ def early_warnings(analysis: Analysis) -> pd.DataFrame:
     return table_of(analysis.detection.sort_values("outcome", ascending=False, kind="stable"), columns)
 
 
+def primary(verdicts: pd.DataFrame, capable: pd.DataFrame) -> pd.DataFrame:
+    """The primary hypotheses (`primary.verdicts`) beside what the design can find of each (`primary.capabilities`)."""
+    found = verdicts.merge(capable[["hypothesis", "test", "least_p_holm", "detectable"]], on="hypothesis")
+    columns = {
+        "Hypothesis": lambda row: paragraph(escape(row.statement), 50),
+        "Test": "test",
+        "Least $p$": p_value("least_p_holm"),
+        "Finds": lambda row: escape(row.detectable),
+        "Runs for : against": filled("{held} : {failed}"),
+        "Estimate": interval("value"),
+        "p_holm": p_value("p_holm"),
+        "Verdict": "verdict",
+    }
+    columns = {
+        Raw(name) if "$" in name else P_HOLM if name == "p_holm" else name: cell for name, cell in columns.items()
+    }
+    return table_of(found, columns)
+
+
+def warnings(found: pd.DataFrame) -> pd.DataFrame:
+    """Of each metric the price of a check, its lead, its alarms, and how far it stands out at generation 1, of
+    `warning.warnings`."""
+    columns = {
+        "Metric": metric(),
+        "Seconds": number("seconds"),
+        "Passes": number("passes"),
+        "Median lead": lambda row: Number(format_generations(row.median) if row.both else "--"),
+        "Earlier : later": filled("{earlier} : {later}"),
+        "Alarms": filled("{detected} of {runs}"),
+        "False alarms": filled("{false_alarms} of {control_runs}"),
+        Raw(r"$d'$ at generation 1"): interval("first", "first_low", "first_high"),
+    }
+    return table_of(found, columns)
+
+
 def leads(analysis: Analysis) -> pd.DataFrame:
     """Metric by metric, for every outcome: runs in which both / the metric alone / the outcome alone / neither fired,
     lead in generations with its bounds, sign test."""

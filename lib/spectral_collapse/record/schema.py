@@ -20,7 +20,7 @@ PLACES = (
     *("device", "micro_batch", "gradient_checkpointing", "checkpoint_steps"),
 )
 # What is run, and when it stops; no result depends on them.
-DESIGN = ("seeds", "conditions", "generations", "perplexity_bound", "layerwise_spectra")
+DESIGN = ("seeds", "conditions", "generations", "primary", "perplexity_bound", "layerwise_spectra")
 # Names that select a run; they belong to an execution of a notebook, not to the profile.
 SELECTORS = ("profile", "seed", "condition")
 
@@ -58,6 +58,12 @@ class Design(_Group):
     real_fraction: float = Field(ge=0, le=1, description="share of real blocks in the `mixed` condition")
     shift_generation: int | None = Field(
         default=None, ge=1, description="first generation that is trained on another domain; null: none"
+    )
+    primary: list[str] = Field(
+        default=[],
+        max_length=4,
+        description="hypotheses that the runs decide (`analysis.primary`), with Holm's correction over them; none: the "
+        "runs are a demonstration",
     )
 
 
@@ -255,7 +261,7 @@ class Params(*reversed(GROUPS)):  # pydantic takes the fields of the last base f
         for key in ("data_path", "held_out_path", "checkpoint"):
             if (value := getattr(self, key)) is not None and not _may_be_path(value):
                 refuse(key, f"{paths.shown(value)} is no path: it holds a NUL, or ~ and an unknown user.")
-        for key in ("seeds", "conditions"):
+        for key in ("seeds", "conditions", "primary"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 refuse(key, "the same entry stands twice.")
         if self.corpus == "storyworld" and (self.data_path or self.held_out_path):

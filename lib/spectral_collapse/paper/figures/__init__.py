@@ -10,3 +10,5 @@ from .spectra import batch_sizes, density, distribution, estimators, layers, pub
 from .style import colour, save
 from .theory import detectability, recursion
 from .tracks import sigma_buckets, sigma_overlay, sigma_published, sigma_tracks
+from .warning import shown as shown_warnings
+from .warning import warnings
