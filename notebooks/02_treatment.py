@@ -99,3 +99,11 @@ rescued = [rescue.rescue(run, g)["held_out_perplexity"] for g in range(1, settin
 before = table.set_index("generation")["held_out_perplexity"]
 columns = {"generation": before.index[1:], "before": before[1:].array, "after": rescued}
 pd.DataFrame(columns).style.format(precision=3).hide()
+
+# %% [markdown]
+# How much real text does it take? Where the profile names doses (`rescue_doses`), the last generation is trained on so
+# many generations' worth of it, and its matched control too.
+
+# %%
+if settings.rescue_doses:
+    display(pd.DataFrame(dict(rescue.doses(run, settings.generations))).style.format(precision=3).hide())

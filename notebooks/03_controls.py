@@ -38,11 +38,13 @@ settings = params.collect(globals())
 # %%
 import pandas as pd
 from IPython.display import display
+from spectral_collapse.analysis import statistics
+from spectral_collapse.experiment import rescue
 from spectral_collapse.notebook import trajectory
 from spectral_collapse.paper import figures
 
 history = trajectory.trajectory(settings, condition, seed)
-table = history.table
+run, table = history.run, history.table
 
 # %% tags=["nbval-check-output"]
 print("generations:", len(history.generations))
@@ -67,3 +69,11 @@ if layers := history.layers():
 # %%
 columns = ["generation", "held_out_perplexity", "distinct_2", "lambda_max", "log_spectral_ratio"]
 pd.DataFrame(table[columns]).style.format(precision=3).hide()
+
+# %% [markdown]
+# The doses of real text that a rescue of the treated model takes (notebook 2), given to this one as well: what they do
+# to a model that has not declined.
+
+# %%
+if settings.rescue_doses and run.source == statistics.CONTROL:
+    display(pd.DataFrame(dict(rescue.doses(run, settings.generations))).style.format(precision=3).hide())

@@ -242,6 +242,18 @@ output.table("rescue", results.separation(separation))
 separation.style.format(precision=3).hide()
 
 # %% [markdown]
+# Not whether, but how much: the share of the gap to the matched control that is closed after 1, 4, 16 times the steps
+# of real text, where the control has had the same.
+
+# %%
+closed = pd.DataFrame()
+if settings.rescue_doses:
+    last = [settings.generations]
+    dosed = [name for name in settings.conditions if schema.split_condition(name, "")[0] in ("recursive", "fresh")]
+    closed = rescue.recovered(table, series.results(settings, "doses", dosed, generations=last))
+    output.figure("doses", figures.doses(closed))
+
+# %% [markdown]
 # ## Claim by claim
 #
 # Every checkable claim of the two studies and the validation plan, from `results/published/claims.yaml`, with the
@@ -266,6 +278,7 @@ output.values(
     findings.values(analysis)
     | findings.sigma_values(report.checkpoints(series.results(settings, "sigma")), analysis)
     | findings.rescue_values(rescue.reversibility_counts(found))
+    | findings.dose_values(closed)
     | findings.claims_values(verdicts)
     | findings.primary_values(decided)
     | {"finding": findings.finding(analysis)}

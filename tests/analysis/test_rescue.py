@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from spectral_collapse.analysis import rescue
-from spectral_collapse.paper import findings
+from spectral_collapse.paper import figures, findings
 
 
 def series(treated: list[float], seeds: int = 5, slope: float = 0.0) -> pd.DataFrame:
@@ -114,3 +114,23 @@ def test_a_run_that_recovers_later_is_not_past_its_turning_point():
     table = series([10.0, 11.0, 12.0, 14.0])
     found = rescue.reversibility(table, after([13.0, 10.0, 13.0]))
     assert set(rescue.turning_point(found).values()) == {3.0}
+
+
+def test_the_share_recovered_is_that_of_the_gap_to_the_control_after_the_same_dose():
+    perplexity = {"recursive": 8.0, "fresh": 4.0, "recursive_carry": 9.0}
+    rows = [(c, s, g, p if g else 3.0) for c, p in perplexity.items() for s in (1, 2) for g in (0, 2)]
+    table = pd.DataFrame(rows, columns=["condition", "seed", "generation", "held_out_perplexity"])
+    table["weights"] = np.where(table["condition"] == "recursive_carry", "carry", "restart")
+    after = {"recursive": [8.0, 4.0, 3.0], "fresh": [4.0, 4.0, 3.0], "recursive_carry": [5.0, 4.0, 3.0]}
+    results = [
+        (condition, seed, 2, {"doses": [1, 4, 16], "steps": [10, 40, 160], "held_out_perplexity": values})
+        for condition, values in after.items()
+        for seed in (1, 2)
+    ]
+    found = rescue.recovered(table, results)
+    assert set(found["condition"]) == {"recursive"}  # the other has no control of its weights
+    shares = found[found["seed"] == 1].set_index("dose")["share"]
+    assert shares.tolist() == pytest.approx([0.0, 1.0, 1.0]) and found["steps"].max() == 160
+    assert len(figures.doses(found).axes[0].lines) > 0
+    assert findings.dose_values(found)["dose.recursive.4"].startswith("1.00")
+    assert findings.dose_values(pd.DataFrame()) == {}

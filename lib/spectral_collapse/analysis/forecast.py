@@ -41,7 +41,9 @@ def forecasts(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     (`forecast_errors`). All NaN for runs of fewer than five generations.
     """
     rows = []
-    for (condition, seed), run in table.sort_values("generation", kind="stable").groupby(["condition", "seed"], sort=False):
+    for (condition, seed), run in table.sort_values("generation", kind="stable").groupby(
+        ["condition", "seed"], sort=False
+    ):
         values = run[metric].to_numpy(float)
         numbers = [np.nan] * 4
         if len(values) >= 5:

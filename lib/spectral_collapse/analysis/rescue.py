@@ -42,6 +42,30 @@ def reversibility(table: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["condition", "seed", "generation", "before", "after", "high", "reversible"])
 
 
+def recovered(table: pd.DataFrame, results: Iterable[tuple[str, int, int, dict]]) -> pd.DataFrame:
+    """Share of the gap to the matched control that real text closes, by dose: columns condition, seed, dose, steps,
+    share.
+
+    `results`: those of the stage `doses`, of treated runs and of their matched controls, which take the same doses:
+    share = 1 − (log P_treated − log P_control after the dose)/(the same before it), P held-out perplexity. 0: nothing
+    is recovered; 1: all of it. NaN where there is no gap. Without results of a control its conditions are left out.
+    """
+    controls = matched_controls(table)
+    last = table[table["generation"] == table["generation"].max()].set_index(["condition", "seed"])[OUTCOME]
+    after = {(condition, seed): result for condition, seed, _, result in results}
+    rows = []
+    for (condition, seed), result in after.items():
+        control = controls[condition]
+        if control in (None, condition) or (control, seed) not in after:
+            continue
+        before = math.log(last[condition, seed] / last[control, seed])
+        for place, dose in enumerate(result["doses"]):
+            ends = [one[OUTCOME][place] for one in (result, after[control, seed])]
+            share = 1 - math.log(ends[0] / ends[1]) / before if before > 0 else math.nan
+            rows.append((condition, seed, dose, result["steps"][place], share))
+    return pd.DataFrame(rows, columns=["condition", "seed", "dose", "steps", "share"])
+
+
 def turning_point(found: pd.DataFrame) -> dict[int, float]:
     """Seed to the generation from which on its run is irreversible, inf where it is reversible at the last.
 

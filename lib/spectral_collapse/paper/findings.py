@@ -9,6 +9,7 @@ from ..analysis.claims import VERDICTS
 from ..analysis.early_warning import RATE
 from ..analysis.report import Analysis
 from ..analysis.statistics import MARGIN, TREATMENT
+from ..estimate import Estimate
 from .formatting import escape, format_generations, format_interval, format_number, format_p, format_percent
 from .tables import filled, interval, label, number, p_value, values_of
 
@@ -218,6 +219,16 @@ def rescue_values(counts: pd.DataFrame) -> dict[str, str]:
     entries["rescue.turning.{Index}"] = lambda row: f"{row.turning:g}" if np.isfinite(row.turning) else None
     unjudged = values_of(counts[counts["judged"] == 0], {"rescue.unjudged.{Index}": number("rescued", str)})
     return unjudged | values_of(counts[counts["judged"] > 0], entries)
+
+
+def dose_values(closed: pd.DataFrame) -> dict[str, str]:
+    """dose.C.D, mean share of the gap that the dose D closed in condition C, with its t interval over seeds
+    (`rescue.recovered`); dose.least and dose.most."""
+    if closed.empty:
+        return {}
+    groups = closed.dropna(subset="share").groupby(["condition", "dose"])["share"]
+    found = {f"dose.{condition}.{dose}": format_interval(Estimate.mean(runs)) for (condition, dose), runs in groups}
+    return found | {"dose.least": str(closed["dose"].min()), "dose.most": str(closed["dose"].max())}
 
 
 def claims_values(verdicts: pd.DataFrame) -> dict[str, str]:

@@ -59,6 +59,11 @@ class Design(_Group):
     shift_generation: int | None = Field(
         default=None, ge=1, description="first generation that is trained on another domain; null: none"
     )
+    rescue_doses: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[],
+        description="steps of real text, as multiples of a generation's, after which a rescue of the last generation "
+        "is measured; none: one generation's alone, of every generation",
+    )
     primary: list[str] = Field(
         default=[],
         max_length=4,

@@ -5,7 +5,7 @@ from .ablations import ablation, ablation_effects
 from .evidence import alarms, correlations, lagged_correlations
 from .mechanism import landscape, mechanism_layers, mechanism_parts, outlier_tracks
 from .public_records import public_records
-from .runs import rescue, series, training_curves
+from .runs import doses, rescue, series, training_curves
 from .spectra import batch_sizes, density, distribution, estimators, layers, published_estimator
 from .style import colour, save
 from .theory import detectability, recursion

@@ -70,6 +70,31 @@ def rescue(found: pd.DataFrame) -> Figure:
 
 
 @drawn
+def doses(found: pd.DataFrame) -> Figure:
+    """Share of the gap to the matched control that real text closes (`rescue.recovered`), against its dose: a line a
+    condition, its mean with the 95 % t interval over seeds."""
+    figure, axes = plt.subplots(figsize=(WIDTH * 0.55, 2.4), layout="constrained")
+    for place, condition in enumerate(conditions_of(found)):
+        runs = found[found["condition"] == condition].pivot(index="dose", columns="seed", values="share")
+        rows = [Estimate.mean(row[np.isfinite(row)]) for row in runs.to_numpy()]
+        middle, low, high = np.array(rows).T
+        style = {
+            "fmt": "os"[place % 2] + linestyle(condition),
+            "color": colour(condition),
+            "markersize": 4,
+            "capsize": 2,
+        }
+        x = runs.index * 1.04**place  # bars side by side
+        axes.errorbar(x, middle, np.nan_to_num([middle - low, high - middle]), label=condition, **style)
+    axes.axhline(1, color="0.6", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(found["dose"].unique()), map(str, sorted(found["dose"].unique())))
+    axes.set(xlabel="steps of real text, in generations", ylabel="share of the gap closed")
+    axes.legend(fontsize=7)
+    return figure
+
+
+@drawn
 def training_curves(curves: Sequence[tuple[str, int, int, dict]]) -> Figure:
     """Loss of every run over the steps of its generations, the base model first; (condition, seed, generation,
     training result) each. Real-text conditions and synthetic ones differ in what is fitted, not in the recipe."""
