@@ -65,7 +65,8 @@ print("cells:", len(table), " runs:", len(table.groupby(["condition", "seed"])),
 
 # %%
 headline = ["log_spectral_ratio", "track_two_drift", "held_out_perplexity", "tail_coverage"]
-output.figure("headline_series", figures.series(table, headline, columns=2))
+shown = table[table["condition"].isin(["recursive", "fresh", "mixed"])]
+output.figure("headline_series", figures.series(shown, headline, columns=2))
 
 # %%
 curvature = ["lambda_max", "lambda_min", "bulk_sigma", "log_spectral_ratio", "spectral_variance", "effective_rank"]

@@ -66,8 +66,8 @@ def describe(settings: Params) -> str:
         )
     for row in primary.capabilities(settings).itertuples():
         lines.append(
-            f"{row.statement}: p ≥ {row.least_p:.2g}, after Holm {row.least_p_holm:.2g}; finds {row.detectable} "
-            "with a power of 80 %."
+            f"{row.statement[0].upper()}{row.statement[1:]}: p ≥ {row.least_p:.2g}, after Holm {row.least_p_holm:.2g}; "
+            f"finds {row.detectable} with a power of 80 %."
         )
     return "\n".join([*lines, *problems])
 

@@ -102,14 +102,14 @@ class Moves:
 
 HYPOTHESES: dict[str, Warns | Moves] = {
     "ratio_warns": Warns(
-        "The converged log ratio warns at least two generations before perplexity",
+        "the converged log ratio warns at least two generations before perplexity",
         "log_spectral_ratio", ("held_out_perplexity",), lead=2,
     ),
     "track_two_warns": Warns(
         "Track II warns before the surface proxies", "track_two_drift", ("hashed_ngram_hhi", "response_distinct_2")
     ),
-    "entropy_warns": Warns("Anchor entropy warns before perplexity", "predictive_entropy", ("held_out_perplexity",)),
-    "ratio_falls": Moves("Recursion lowers the converged log ratio", "log_spectral_ratio", -1),
+    "entropy_warns": Warns("anchor entropy warns before perplexity", "predictive_entropy", ("held_out_perplexity",)),
+    "ratio_falls": Moves("recursion lowers the converged log ratio", "log_spectral_ratio", -1),
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from ..analysis.early_warning import RATE
 from ..analysis.report import Analysis
 from ..analysis.statistics import MARGIN, TREATMENT
 from ..estimate import Estimate
+from . import sentences
 from .formatting import escape, format_generations, format_interval, format_number, format_p, format_percent
 from .tables import filled, interval, label, number, p_value, values_of
 
@@ -24,8 +25,9 @@ def values(analysis: Analysis) -> dict[str, str]:
     tests, and of a single one); M.C.{first,last}, means at both ends, and M.C.peak_generation, where the mean is
     greatest, the earlier at a tie; anova.M.{condition,generation,interaction}.{F,p,eta} with Greenhouse–Geisser p.
 
-    Against the matched control at the last generation d.M.C, diff.M.C, equal.M.C, and word.M.C, `higher` or `lower`
-    where Holm's p is below 0.05; slope.M.C; rho.A.B over the generations of treated runs.
+    Against the matched control at the last generation d.M.C, diff.M.C, equal.M.C, word.M.C (`higher` or `lower` where
+    Holm's p is below 0.05) and says.M.C (`sentences.predicate`); slope.M.C; rho.A.B over the generations of treated
+    runs.
 
     alarm.rate, alarm.metrics (tried), alarm.runs (judged, of the treatment), alarm.detecting (metrics with an alarm in
     every judged treated run), alarm.false.share (of all control runs and metrics); alarm.M.{detected,false,auc,p}.
@@ -61,6 +63,7 @@ def values(analysis: Analysis) -> dict[str, str]:
             analysis.correlations,
             {"rho.{metric_a}.{metric_b}": interval("rho"), "rho.{metric_b}.{metric_a}": interval("rho")},
         ),
+        **sentences.predicates(analysis),
         **_alarms(analysis),
         **_leads(analysis),
         **values_of(
@@ -139,7 +142,7 @@ def _leads(analysis: Analysis) -> dict[str, str]:
         return text
     for outcome, leads in analysis.leads.groupby("outcome", sort=False):
         first = leads.loc[(leads["earlier"] == design["judged"]) & (design["judged"] > 0), "metric"]
-        text[f"lead.{outcome}.always"] = ", ".join(map(label, first)) or "none"
+        text[f"lead.{outcome}.always"] = sentences.listed(list(map(label, first)))
     key = "lead.{metric}.{outcome}"
     return text | values_of(
         analysis.leads,
@@ -172,7 +175,8 @@ def primary_values(verdicts: pd.DataFrame) -> dict[str, str]:
         "primary.{hypothesis}.failed": number("failed", str),
         "primary.{hypothesis}.p": p_value("p_holm"),
     }
-    return {"primary.count": str(len(verdicts)), **values_of(verdicts, entries)}
+    counted = {"primary.count": str(len(verdicts)), "primary.decided": sentences.decided(verdicts)}
+    return counted | values_of(verdicts, entries)
 
 
 # How the finding names its metrics, in its order.

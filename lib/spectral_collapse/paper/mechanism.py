@@ -6,6 +6,7 @@ from ..analysis import mechanism, mediation
 from ..mechanism.outputs import BINS, RARE_SHARE
 from ..mechanism.tracking import FACTOR, FATES
 from ..record.schema import Params
+from . import sentences
 from .formatting import format_interval, format_percent
 from .tables import Raw, filled, frame_of, interval, label, metric, number, p_value, table_of, values_of
 
@@ -67,7 +68,9 @@ def values(
         "mechanism.quantities": str(len(mechanism.QUANTITIES)),
     }
     text |= values_of(mechanism.means(quantities), {"mechanism.{quantity}.{condition}.{at}": interval("mean")})
-    text |= values_of(differences, {"word.mechanism.{quantity}": lambda row: row.word})
+    text |= values_of(
+        differences, {"word.mechanism.{quantity}": lambda row: sentences.surviving(row.word != mechanism.SAME)}
+    )
     words = {"most": mediation.MOST, "minor": mediation.MINOR, "open": mediation.OPEN}
     for outcome, found in mediated.groupby("outcome"):
         text[f"mechanism.total.{outcome}"] = format_interval(found[["total", "total_low", "total_high"]].iloc[0])
@@ -77,8 +80,7 @@ def values(
     text |= values_of(counts, {f"mechanism.fate.{fate}.{{Index}}": filled(f"{{{fate}}} of {{all}}") for fate in FATES})
     merging = mechanism.merging(study.outliers)
     text["mechanism.merging"] = format_interval(merging)
-    apart = {1: "higher", -1: "lower", 0: mechanism.SAME}
-    text["word.mechanism.merging"] = apart[int(merging.low > 0) - int(merging.high < 0)]
+    text["word.mechanism.merging"] = sentences.surviving(merging.low > 0 or merging.high < 0)
     return text | values_of(
         mechanism.conditions(study),
         {

@@ -10,11 +10,12 @@ import pandas as pd
 
 from ..analysis.report import Analysis
 from ..analysis.statistics import CONTROL
+from .figures.style import named
 from .formatting import escape, format_generations, format_number, format_p
 from .tables import Number, Raw, filled, frame_of, interval, label, metric, number, p_value, paragraph, table_of
 
 P, P_HOLM, P_FLIP = Raw("$p$"), Raw(r"$p_{\mathrm{Holm}}$"), Raw(r"$p_{\mathrm{flip}}$")
-CELL = {"Metric": metric(), "Condition": "condition"}
+CELL = {"Metric": metric(), "Condition": lambda row: named(row.condition)}
 
 
 def _rows(frame: pd.DataFrame, metrics: Sequence[str] | None) -> pd.DataFrame:
@@ -43,7 +44,7 @@ def last_generation(analysis: Analysis) -> pd.DataFrame:
         [label(name), *(_plus_minus(row.mean, (row.high - row.low) / 2) for row in cells.itertuples())]
         for name, cells in last.groupby("metric", sort=False)
     ]
-    return frame_of(rows, ["Metric", *conditions])
+    return frame_of(rows, ["Metric", *map(named, conditions)])
 
 
 def anova(analysis: Analysis, metrics: Sequence[str] | None = None) -> pd.DataFrame:
@@ -140,7 +141,7 @@ def primary(verdicts: pd.DataFrame, capable: pd.DataFrame) -> pd.DataFrame:
     """The primary hypotheses (`primary.verdicts`) beside what the design can find of each (`primary.capabilities`)."""
     found = verdicts.merge(capable[["hypothesis", "test", "least_p_holm", "detectable"]], on="hypothesis")
     columns = {
-        "Hypothesis": lambda row: paragraph(escape(row.statement), 50),
+        "Hypothesis": lambda row: paragraph(escape(row.statement[0].upper() + row.statement[1:]), 50),
         "Test": "test",
         "Least $p$": p_value("least_p_holm"),
         "Finds": lambda row: escape(row.detectable),
@@ -210,7 +211,7 @@ def sigma_drifts(analysis: Analysis) -> pd.DataFrame:
     """Condition and track at the last generation: mean drift over runs with its t interval, least and greatest run,
     median standard error of a run, and in how many runs the drift is not 0."""
     columns = {
-        "Condition": "condition",
+        "Condition": lambda row: named(row.condition),
         "Track": lambda row: label(f"{row.track}_drift"),
         "Mean over runs": interval("mean"),
         "Least": number("least"),
@@ -237,7 +238,7 @@ def forecasts(analysis: Analysis) -> pd.DataFrame:
 def separation(separated: pd.DataFrame) -> pd.DataFrame:
     """`rescue.separation`, of one condition or several."""
     columns = {
-        "Condition": "condition",
+        "Condition": lambda row: named(row.condition),
         "Metric": metric(),
         "Said to": lambda row: "rises" if row.direction > 0 else "falls",
         "AUC": number("auc"),

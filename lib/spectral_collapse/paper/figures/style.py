@@ -25,6 +25,7 @@ COLOURS = {
     "accumulate": "#E69F00",
     "baseline": "#000000",
 }
+MARKERS = {"recursive": "o", "fresh": "s", "static": "^", "mixed": "D", "accumulate": "v"}  # told apart in grey too
 STYLE = {
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -51,6 +52,18 @@ def colour(condition: str) -> str:
 def linestyle(condition: str) -> str:
     """Line of a condition: dotted where its name says that weights restart, dashed where it says that they carry."""
     return {"restart": ":", "carry": "--"}.get(split_condition(condition, "")[1], "-")
+
+
+def marker(condition: str) -> dict[str, str]:
+    """Marks of a condition: its shape says where the text comes from, hollow that weights are carried by name."""
+    source, weights = split_condition(condition, "")
+    return {"marker": MARKERS[source], "markerfacecolor": "white" if weights == "carry" else colour(condition)}
+
+
+def named(condition: str) -> str:
+    """A condition for readers: `recursive_carry` is "recursive, carried"."""
+    source, weights = split_condition(condition, "")
+    return source + {"carry": ", carried", "restart": ", restarted"}.get(weights, "")
 
 
 def in_lines(label: str) -> str:
