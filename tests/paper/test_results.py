@@ -102,7 +102,7 @@ def test_what_has_no_control_or_margin_is_not_compared():
     # A drift is zero at generation 0 and has no margin.
     analysis = report.analyse(table.assign(track_two_drift=table["held_out_perplexity"] * (table["generation"] > 0)))
     for build in (results.posthoc, results.equivalence, results.slope_tests):
-        row = build(analysis, ["held_out_perplexity"]).set_index("Condition").loc["recursive_carry"]
+        row = build(analysis, ["held_out_perplexity"]).set_index("Condition").loc["recursive, carried"]
         assert "--" in "".join(map(str, row)) or "not tested" in list(row)
     assert set(results.equivalence(analysis)["Metric"]) == {tables.label("held_out_perplexity")}
 
