@@ -195,6 +195,7 @@ prices = warning.costs(settings)
 if len(analysis.leads):
     warned = warning.warnings(analysis, curve, prices)
     output.figure("warnings", figures.warnings(analysis, warned))
+    output.picture("warnings", figures.warnings(analysis, warned))
     output.table("warnings", results.warnings(figures.shown_warnings(warned)))
 curve[curve["metric"] == "held_out_perplexity"].style.format(precision=2).hide()
 
@@ -298,3 +299,19 @@ print("\n".join(output.written))
 # %%
 study = series.table(params.load("tinystories"), source=evidence.PACKS)
 figures.series(study, [*headline[:3], "distinct_2", "lambda_max", "bulk_sigma"])
+
+# %% [markdown]
+# ## A warning of your own
+#
+# All trajectories of all packed studies stand in one table (`results/evidence/README.md` explains its columns), so that
+# a warning can be tried without running anything: here, whether two cheap signals together would have told recursive
+# runs from fresh ones at generation 1. Replace the sum by your own rule.
+
+# %%
+everything = pd.read_parquet(evidence.PACKS.root / "trajectories.parquet")
+everything = everything[(everything["profile"] == "tinystories") & everything["condition"].isin(["recursive", "fresh"])]
+wide = everything.pivot_table(index=["condition", "seed", "generation"], columns="metric", values="value")
+moved = wide.groupby(["condition", "seed"]).transform(lambda runs: runs - runs.iloc[0])
+scaled = moved / moved.loc["fresh"].std()
+own = scaled["held_out_perplexity"] - scaled["predictive_entropy"]
+own.unstack("generation").round(1)

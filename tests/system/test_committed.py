@@ -208,6 +208,15 @@ def test_the_paper_on_tinystories_is_typeset_from_what_is_committed(tinystories)
     assert "undefined" not in log
 
 
+def test_the_readme_says_what_the_committed_study_found():
+    """In the words of its paper; run notebook 7 with the profile and copy the value `finding` when it changes."""
+    numbers = (paths.ROOT / "paper/generated/tinystories/numbers.tex").read_text()
+    (found,) = re.findall(r"\\setval\{finding\}\{(.*)\}", numbers)
+    readme = (paths.ROOT / "README.md").read_text()
+    assert found in " ".join(readme.split())
+    assert (paths.ROOT / "paper/generated/tinystories/warnings.svg").is_file()
+
+
 def test_a_missing_record_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(PACKS, "root", tmp_path)
     with pytest.raises(

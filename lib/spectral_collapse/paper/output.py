@@ -43,6 +43,10 @@ class Output:
         if cli.notebook():
             display(figure)
 
+    def picture(self, name: str, figure: Figure) -> None:
+        """Writes <name>.svg, for pages that show no PDF, such as the README."""
+        figures.save(figure, self._path(f"{name}.svg"))
+
     def table(self, name: str, frame: pd.DataFrame) -> None:
         """Writes tables/<name>.tex."""
         tables.write_table(frame, self._path("tables", f"{name}.tex"))

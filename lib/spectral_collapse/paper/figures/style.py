@@ -85,12 +85,13 @@ def drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as PDF, without a creation date, so that equal figures are equal files."""
+    """Writes a figure as PDF or SVG, by the path's suffix, without a creation date, so that equal figures are equal
+    files."""
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of the dates inside matplotlib's own fonts
-    with plt.rc_context(STYLE):
-        provenance.write_atomically(
-            path, lambda temporary: figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
-        )
+    kind = path.suffix[1:]
+    undated = {"metadata": {{"pdf": "CreationDate", "svg": "Date"}[kind]: None}, "format": kind}
+    with plt.rc_context(STYLE | {"svg.hashsalt": path.stem}):
+        provenance.write_atomically(path, lambda temporary: figure.savefig(temporary, **undated))
 
 
 def panels_of(count: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
