@@ -1,5 +1,6 @@
 """Seeds have frozen values, since a silent change would change every text of every run; intervals, by closed forms."""
 
+import math
 import pickle
 
 import numpy as np
@@ -73,3 +74,22 @@ def test_an_estimate_is_a_row_and_keeps_its_error():
     found = Estimate.of_error(2.0, 0.5)
     assert found == pytest.approx((2, 2 - 0.5 * stats.norm.ppf(0.975), 2 + 0.5 * stats.norm.ppf(0.975)))
     assert pickle.loads(pickle.dumps(found)).standard_error == 0.5
+
+
+def test_a_change_of_independent_estimates_has_welchs_degrees_of_freedom():
+    one, other = Estimate.of_error(3.0, 0.3, 5), Estimate.of_error(1.0, 0.4, 9)
+    change = one.change_from(other, paired=False)
+    assert change.value == 2 and change.standard_error == pytest.approx(0.5)
+    assert change.df == pytest.approx(0.25**2 / (0.09**2 / 5 + 0.16**2 / 9))
+    assert math.isinf(Estimate.of_error(3.0, 0.3).change_from(Estimate.of_error(1.0, 0.4), paired=False).df)
+    assert math.isnan(one.change_from(Estimate(1.0), paired=False).standard_error)
+
+
+def test_a_paired_change_leaves_out_the_same_part_of_both():
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=30)
+    now, then = shared + 1, shared + rng.normal(0, 0.01, 30)
+    means = [Estimate.jackknife(v.mean(), (v.sum() - v) / 29) for v in (now, then)]
+    change = means[0].change_from(means[1], paired=True)
+    assert change.standard_error == pytest.approx((now - then).std(ddof=1) / math.sqrt(30))
+    assert means[0].change_from(means[1], paired=False).standard_error > 10 * change.standard_error

@@ -37,15 +37,16 @@ class _Row(NamedTuple):
 
 
 class Estimate(_Row):
-    """A value with its confidence interval, the row (value, low, high), and where they are known its standard error and
-    degrees of freedom; NaN stands for what is not known."""
+    """A value with its confidence interval, the row (value, low, high), and where they are known its standard error,
+    degrees of freedom and, of a jackknife, the values without each part; NaN stands for what is not known."""
 
     standard_error: float
     df: float
+    left_out: np.ndarray | None
 
     def __new__(cls, value: float, low=math.nan, high=math.nan, standard_error=math.nan, df=math.nan):
         self = super().__new__(cls, value, low, high)
-        self.standard_error, self.df = standard_error, df
+        self.standard_error, self.df, self.left_out = standard_error, df, None
         return self
 
     @classmethod
@@ -87,4 +88,22 @@ class Estimate(_Row):
         """
         n = len(left_out)
         error = math.sqrt((n - 1) * np.var(left_out)) if n > 1 else math.nan
-        return cls.of_error(value, error, n - 1, level)
+        found = cls.of_error(value, error, n - 1, level)
+        found.left_out = np.asarray(left_out, dtype=float)
+        return found
+
+    def change_from(self, before: "Estimate", paired: bool) -> "Estimate":
+        """This value less an earlier one. `paired`: both are jackknifed over the same parts, whose common noise drops
+        out; otherwise, or where their numbers differ, the two count as independent, with Welch's degrees of freedom.
+
+        >>> now, then = (Estimate.jackknife(v, np.array([v - 0.1, v, v + 0.1])) for v in (3.0, 2.0))
+        >>> now.change_from(then, paired=True).standard_error
+        0.0
+        """
+        parts = self.left_out, before.left_out
+        if paired and parts[0] is not None and parts[1] is not None and len(parts[0]) == len(parts[1]):
+            return Estimate.jackknife(self.value - before.value, parts[0] - parts[1])
+        variances = self.standard_error**2, before.standard_error**2
+        spread = sum(v**2 / df for v, df in zip(variances, (self.df, before.df), strict=True))
+        df = sum(variances) ** 2 / spread if spread > 0 else math.inf if spread == 0 else math.nan
+        return Estimate.of_error(self.value - before.value, math.sqrt(sum(variances)), df)

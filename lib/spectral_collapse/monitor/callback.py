@@ -1,0 +1,106 @@
+"""The monitor inside a `transformers.Trainer`."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .core import WARNING, Monitor, Report
+
+log = logging.getLogger(__name__)
+PREFIX = "collapse/"  # of its metrics in the trainer's log
+
+
+class MonitorCallback(TrainerCallback):
+    """Checks the model of a `Trainer` at the start of training, which is the reference, at every evaluation, and at the
+    end; with `every`, also after so many steps.
+
+    monitor: with `blocks` of held-out token ids. sample: model → texts, for diversity; None: none. stop: ends training
+    at an alarm. strict: lets an error of the monitor end the run; otherwise it is logged and training goes on. `report`
+    is the last report. Adapters and wrapped models are judged as they are trained, by what they predict.
+
+    Metrics (`collapse/<signal>`, `collapse/alarms`) go through the trainer's own log, hence to every tracker, where the
+    callback is attached; a callback that is only listed writes them to `trainer.state.log_history`:
+
+        MonitorCallback(Monitor(blocks=held_out, budget=0.02)).attach(trainer)
+        trainer.train()
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        *,
+        sample: Callable[[Any], list[str]] | None = None,
+        every: int | None = None,
+        stop: bool = False,
+        strict: bool = False,
+    ):
+        if every is not None and every < 1:
+            raise ValueError(f"every: checks come after one step or more, not {every}.")
+        self.monitor, self.sample, self.every = monitor, sample, every
+        self.stop, self.strict = stop, strict
+        self.report: Report | None = None
+        self._trainer: Trainer | None = None
+        self._checked = -1
+
+    def attach(self, trainer: Trainer) -> "MonitorCallback":
+        """Adds the callback to a trainer, through whose log its metrics then go."""
+        self._trainer = trainer
+        trainer.add_callback(self)
+        return self
+
+    def _check(self, state: TrainerState, control: TrainerControl, model: Any) -> None:
+        if not state.is_world_process_zero or state.global_step == self._checked:
+            return
+        self._checked = state.global_step
+        try:
+            given = [model] if self.sample is None else [model, self.sample(model)]
+            self.report = self.monitor.check(*given, step=state.global_step)
+        except Exception:
+            if self.strict:
+                raise
+            log.exception("the monitor failed at step %d; training goes on.", state.global_step)
+            return
+        self._tell(state)
+        if self.stop and self.report.status == WARNING:
+            log.warning("training is stopped: %s", self.report.line())
+            control.should_training_stop = True
+
+    def _tell(self, state: TrainerState) -> None:
+        frame = self.report.frame
+        if frame.empty:
+            return
+        last = frame[frame["check"] == frame["check"].max()]
+        metrics = {f"{PREFIX}{row.signal}": row.value for row in last.itertuples()}
+        metrics[f"{PREFIX}alarms"] = float(self.report.alarms.shape[0])
+        if self._trainer is not None:
+            self._trainer.log(metrics)
+        else:
+            state.log_history.append(metrics | {"step": state.global_step})
+        log.info("%s", self.report.line())
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        """The reference, or, of a run that resumes from the monitor's log, a check."""
+        self._check(state, control, model)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        """A check after every `every` steps."""
+        if self.every and state.global_step % self.every == 0:
+            self._check(state, control, model)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        """A check at every evaluation."""
+        self._check(state, control, model)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        """The last check."""
+        self._check(state, control, model)

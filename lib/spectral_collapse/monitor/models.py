@@ -1,0 +1,70 @@
+"""What a check reads of a model: its loss and the entropy of its predictions in one pass, its spectrum on request."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .. import curvature
+from ..estimate import Estimate
+from ..text.metrics import mean_over_texts
+
+BATCH = 16  # blocks in a pass
+PROBES, STEPS = 3, 16  # of a spectrum
+
+
+def as_blocks(blocks: Any) -> torch.Tensor:
+    """Held-out token ids (N, T) as a tensor. ValueError for anything else, and for fewer than three blocks."""
+    blocks = torch.as_tensor(blocks)
+    if blocks.ndim != 2 or blocks.dtype.is_floating_point or blocks.shape[0] < 3 or blocks.shape[1] < 2:
+        raise ValueError(
+            f"blocks: held-out token ids of shape (N, T), N ≥ 3, T ≥ 2, not {blocks.dtype} of {tuple(blocks.shape)}."
+        )
+    return blocks.long()
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """In evaluation mode, and every module back in its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@torch.no_grad()
+def of_model(model: torch.nn.Module, blocks: Any) -> dict[str, Estimate]:
+    """Mean loss and mean entropy of the next-token predictions on held-out blocks, jackknifed over the blocks.
+
+    ValueError where they are not finite.
+    """
+    blocks, losses, entropies = as_blocks(blocks), [], []
+    device = next(model.parameters()).device
+    with _evaluating(model):
+        for part in blocks.split(BATCH):
+            tokens = part.to(device)
+            scores = model(input_ids=tokens).logits[:, :-1].float().log_softmax(-1)
+            losses.append(-scores.gather(-1, tokens[:, 1:, None])[..., 0].mean(1).cpu())
+            entropies.append(-(scores.exp() * scores).sum(-1).mean(1).cpu())
+    found = {"held_out_loss": torch.cat(losses), "predictive_entropy": torch.cat(entropies)}
+    if not all(values.isfinite().all() for values in found.values()):
+        raise ValueError("the model's loss on the held-out blocks is not finite: it has diverged.")
+    return {name: mean_over_texts(values.double().numpy()) for name, values in found.items()}
+
+
+def of_spectrum(model: torch.nn.Module, blocks: Any) -> dict[str, Estimate]:
+    """Log ratio of the largest Hessian eigenvalue to the bulk's width, with its errors over probes and blocks. Nothing
+    where it is not identified."""
+    with _evaluating(model):
+        found = curvature.spectral_signature(
+            model, as_blocks(blocks), steps=STEPS, probes=PROBES, later_steps=1, seed=0
+        ).log_spectral_ratio
+    if math.isnan(found.value):
+        return {}
+    freedom = min(found.probes, found.blocks or math.inf) - 1
+    return {"log_spectral_ratio": Estimate.of_error(found.value, found.standard_error, max(1, freedom))}

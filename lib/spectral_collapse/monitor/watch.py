@@ -1,0 +1,299 @@
+"""The command: watches a folder of texts or checkpoints, or a table of metrics; and both instruments from the shell.
+
+spectral-collapse watch FOLDER [--text FILE] [--reference 3] [--rate 0.05] [--follow] [--report out.html] [--json]
+spectral-collapse signature MODEL TEXT      the Hessian spectrum of a model on a text
+spectral-collapse sigma FILE                log-determinant tracks of embeddings (.npy, .parquet, .arrow) or texts
+"""
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .. import sigma
+from .core import SOUND, UNJUDGED, WARNING, Monitor, Report
+from .decision import Rule
+from .readings import DELTA
+
+STATUS = {SOUND: 0, WARNING: 1, UNJUDGED: 2}
+BAD_INPUT = 2
+TEXTS, TABLES, ROWS = (".txt", ".jsonl", ".parquet"), (".csv", ".jsonl"), (".npy", ".parquet", ".arrow", ".feather")
+KEYS = ("text", "response", "continuation", "output", "completion")
+STEPS = ("step", "generation", "epoch", "global_step")
+BLOCK, BLOCKS = 128, 64  # of held-out text
+PAUSE = 10.0  # seconds between two looks at a folder
+
+
+def natural(path: Path) -> list[Any]:
+    """Sorts generation_2 before generation_10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name.lower())]
+
+
+# ---- texts
+
+
+def _of_frame(frame: pd.DataFrame, path: Path) -> list[str]:
+    found = [key for key in KEYS if key in frame]
+    if not found:
+        raise ValueError(
+            f"{path} has none of the columns {', '.join(KEYS)}; it has {', '.join(map(str, frame.columns))}."
+        )
+    return frame[found[0]].tolist()
+
+
+def read_texts(path: Path) -> list[str]:
+    """Texts of a file (.txt: separated by blank lines or <|endoftext|>; .jsonl and .parquet: a column `text` or the
+    like), or of all such files of a folder. ValueError where there is none, or a file is cut off."""
+    if path.is_dir():
+        files = sorted((file for file in path.iterdir() if file.suffix in TEXTS), key=natural)
+        if not files:
+            raise ValueError(f"{path} holds no file of {', '.join(TEXTS)}.")
+        return [text for file in files for text in read_texts(file)]
+    try:
+        if path.suffix == ".jsonl":
+            return _of_frame(pd.DataFrame(list(_lines(path))), path)
+        if path.suffix == ".parquet":
+            return _of_frame(pd.read_parquet(path), path)
+        whole = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): convert it first.") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from None
+    parts = whole.split("<|endoftext|>") if "<|endoftext|>" in whole else re.split(r"\n\s*\n", whole)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                raise ValueError(f"{path}, line {number} is cut off or no JSON: write the file again.") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number} is no JSON object.")
+            yield row
+
+
+# ---- what a folder holds
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_dir() and (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+
+
+def checkpoints_or_texts(folder: Path) -> tuple[str, list[Path]]:
+    """("checkpoints" or "texts", one path a generation in natural order). ValueError where there is neither."""
+    found = sorted((path for path in folder.iterdir() if _is_checkpoint(path)), key=natural)
+    if found:
+        return "checkpoints", found
+    generations = [
+        path
+        for path in folder.iterdir()
+        if path.suffix in TEXTS or (path.is_dir() and any(file.suffix in TEXTS for file in path.iterdir()))
+    ]
+    if not generations:
+        raise ValueError(f"{folder} holds neither checkpoints (folders with config.json and safetensors) nor texts.")
+    return "texts", sorted(generations, key=natural)
+
+
+def table_of(path: Path) -> pd.DataFrame | None:
+    """A table of metrics, one row a check; None where the file holds texts. ValueError for an empty one."""
+    if path.suffix == ".csv":
+        frame = pd.read_csv(path)
+    elif path.suffix == ".jsonl":
+        frame = pd.DataFrame(list(_lines(path)))
+        if any(key in frame for key in KEYS):
+            return None
+    else:
+        return None
+    if frame.empty:
+        raise ValueError(f"{path} holds no rows.")
+    return frame
+
+
+# ---- the command
+
+
+def _blocks(tokenizer: Any, path: Path) -> np.ndarray:
+    ids = tokenizer("\n\n".join(read_texts(path)), add_special_tokens=False, verbose=False).input_ids
+    count = min(BLOCKS, len(ids) // BLOCK)
+    if count < 3:
+        raise ValueError(f"{path} gives {len(ids)} tokens; three blocks of {BLOCK} are needed at least.")
+    return np.array(ids[: count * BLOCK]).reshape(count, BLOCK)
+
+
+def _load(folder: Path | str) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder of safetensors."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import
+
+    try:
+        options = {"local_files_only": True, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options), tokenizer
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be loaded as a causal language model: {error}") from None
+
+
+def _encoder(wanted: bool) -> Callable[[list[str]], Any] | None:
+    if not wanted:
+        return None
+    from ..text.encoder import Encoder  # needs torch, for which other signals need not wait
+
+    return Encoder()
+
+
+def _items(chosen: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
+    """(step, what is checked) of everything that is there, in order."""
+    path = Path(chosen.folder)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist.")
+    if path.is_file():
+        frame = table_of(path)
+        if frame is None:
+            raise ValueError(f"{path} is one file of texts: give a folder with one file or folder a generation.")
+        named = next((name for name in STEPS if name in frame), None)
+        values = frame.drop(columns=[name for name in STEPS if name in frame]).select_dtypes("number")
+        if values.empty:
+            raise ValueError(f"{path} has no column of numbers.")
+        values = values.dropna(axis=1, how="all")
+        for place, row in enumerate(values.to_dict("records")):
+            yield frame[named].iloc[place].item() if named else place, row
+        return
+    kind, found = checkpoints_or_texts(path)
+    if kind == "checkpoints" and chosen.text is None:
+        raise ValueError(f"{path} holds checkpoints, which are judged on held-out text: name one with --text FILE.")
+    for place, each in enumerate(found):
+        yield place, each
+
+
+def _monitor(chosen: argparse.Namespace, controls: list[pd.DataFrame]) -> tuple[Monitor, Callable[[Any], Any]]:
+    rule = Rule(chosen.rate, chosen.checks)
+    path = Path(chosen.folder)
+    if path.is_dir() and checkpoints_or_texts(path)[0] == "checkpoints" and chosen.text is not None:
+        _, tokenizer = _load(checkpoints_or_texts(path)[1][0])
+        blocks = _blocks(tokenizer, Path(chosen.text))
+        monitor = Monitor(blocks=blocks, rule=rule, controls=controls, log_file=chosen.log)
+        return monitor, lambda folder: _load(folder)[0]
+    monitor = Monitor(encoder=_encoder(chosen.embed), rule=rule, controls=controls, log_file=chosen.log)
+    return monitor, lambda item: read_texts(item) if isinstance(item, Path) else item
+
+
+def watch(chosen: argparse.Namespace) -> Report:
+    """Checks what is there, and with --follow what arrives; the last report."""
+    controls = [pd.read_csv(file) for file in chosen.controls]
+    monitor, read = _monitor(chosen, controls)
+    seen, report = 0, None
+    while True:
+        items = list(_items(chosen))
+        if seen == 0:
+            rows = isinstance(items[0][1], dict)
+            first = items[: chosen.reference if rows else 1]
+            if len(items) <= len(first) and not chosen.follow:
+                raise ValueError(
+                    f"{chosen.folder} holds {len(items)} generation(s): a change needs one more than the reference."
+                )
+            if monitor.referenced:  # by the log of an earlier call
+                first = items[: len(first) + monitor.checks]
+            elif rows:
+                monitor = Monitor([row for _, row in first], rule=monitor.rule, controls=controls, log_file=chosen.log)
+            else:
+                monitor.check(read(first[0][1]), step=first[0][0])
+            seen = len(first)
+        for step, item in items[seen:]:
+            report = monitor.check(read(item), step=step)
+            if not chosen.json:
+                print(report.line(), flush=True)
+        seen = len(items)
+        if chosen.report and report is not None:
+            report.save(chosen.report)
+        if not chosen.follow or (report is not None and report.status == WARNING):
+            return report or monitor.report()
+        time.sleep(PAUSE)
+
+
+def _signature(chosen: argparse.Namespace) -> dict[str, Any]:
+    from .. import curvature  # needs torch
+
+    model, tokenizer = _load(chosen.model)
+    blocks = _blocks(tokenizer, Path(chosen.text))[: chosen.blocks]
+    return curvature.as_result(curvature.spectral_signature(model, blocks, probes=3, later_steps=1))
+
+
+def _sigma(chosen: argparse.Namespace) -> dict[str, Any]:
+    path = Path(chosen.file)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist.")
+    if path.suffix in ROWS and not (path.suffix == ".parquet" and _holds_texts(path)):
+        rows = np.concatenate(list(sigma.read_embeddings(path)))
+    else:
+        rows = np.asarray(_encoder(True)(read_texts(path)))
+    n, m = rows.shape
+    gram = rows.T @ rows
+    found = {"embeddings": n, "dimension": m, "track_two": sigma.track_two(gram, n, DELTA)}
+    if n >= sigma.least_rows(m):
+        estimate = sigma.logdet_estimate(gram, n, n * 10**6, leverages=sigma.leverages(rows, gram))
+        found |= dict(
+            zip(("logdet", "low", "high"), (float(part) - m * np.log(n * 10**6) for part in estimate[:3]), strict=True)
+        )
+    return found
+
+
+def _holds_texts(path: Path) -> bool:
+    import pyarrow.parquet  # slow to import
+
+    return any(key in pyarrow.parquet.read_schema(path).names for key in KEYS)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="spectral-collapse", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    watching = commands.add_parser("watch", help="judge the generations of a folder, or the rows of a table")
+    watching.add_argument("folder", help="one file or folder of texts, or one checkpoint, a generation; or a table")
+    watching.add_argument("--text", help="held-out text, on which checkpoints are judged")
+    watching.add_argument("--embed", action="store_true", help="also the log-determinant of the texts' embeddings")
+    watching.add_argument("--reference", type=int, default=3, help="first rows of a table, the reference")
+    watching.add_argument("--rate", type=float, default=0.05, help="false alarms of the whole run")
+    watching.add_argument("--checks", type=int, help="planned checks; without it the run may go on for ever")
+    watching.add_argument("--controls", nargs="*", default=[], help="reports of control runs (.csv), two or more")
+    watching.add_argument("--follow", action="store_true", help="wait for new generations until one raises an alarm")
+    watching.add_argument("--log", help="JSONL of all checks")
+    watching.add_argument("--report", help="page or table to write: .html, .csv, .parquet, .jsonl")
+    watching.add_argument("--json", action="store_true", help="print the table as JSON")
+    spectrum = commands.add_parser("signature", help="the Hessian spectrum of a model on a text")
+    spectrum.add_argument("model", help="folder of a causal language model in safetensors")
+    spectrum.add_argument("text", help="held-out text")
+    spectrum.add_argument("--blocks", type=int, default=16, help=f"blocks of {BLOCK} tokens")
+    tracks = commands.add_parser("sigma", help="log-determinant of embeddings or texts")
+    tracks.add_argument("file", help="embeddings (.npy, .parquet, .arrow) or texts")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status: 0 sound, 1 warning, 2 cannot judge or bad input."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        if chosen.command == "watch":
+            report = watch(chosen)
+            if chosen.json:
+                print(report.frame.to_json(orient="records"))
+            else:
+                print(report)
+            return STATUS[report.status]
+        found = _signature(chosen) if chosen.command == "signature" else _sigma(chosen)
+        print(json.dumps(found, indent=1))
+        return 0
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The callback in a real Trainer: checks, logs, stops, resumes, and never harms a run."""
+
+import pytest
+import torch
+from spectral_collapse.monitor import Monitor
+from spectral_collapse.monitor.callback import MonitorCallback
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    def build(**options):
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2))
+        rows = torch.randint(0, 4, (32, 8), generator=torch.Generator().manual_seed(1))  # four tokens alone
+        data = [{"input_ids": row, "labels": row} for row in rows]
+        chosen = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 0.1, "report_to": "none"}
+        chosen |= {"use_cpu": True, "disable_tqdm": True, "logging_steps": 2, "save_strategy": "no", "seed": 1}
+        arguments = TrainingArguments(output_dir=str(tmp_path / "run"), **(chosen | options))
+        return Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=data[:8])
+
+    return build
+
+
+HELD_OUT = torch.randint(0, 32, (16, 8), generator=torch.Generator().manual_seed(2))
+
+
+def test_a_model_that_forgets_most_tokens_raises_an_alarm_in_the_trainers_log(trainer):
+    run = trainer(eval_strategy="steps", eval_steps=2, gradient_accumulation_steps=2)
+    callback = MonitorCallback(Monitor(blocks=HELD_OUT)).attach(run)
+    run.train()
+    assert callback.report.status == "warning" and "held_out_loss" in set(callback.report.alarms["signal"])
+    logged = [entry for entry in run.state.log_history if "collapse/held_out_loss" in entry]
+    assert [entry["step"] for entry in logged] == [2, 4, 6]
+    assert logged[-1]["collapse/alarms"] >= 1
+
+
+def test_listed_callbacks_write_to_the_history_and_may_check_between_evaluations(trainer):
+    run = trainer()
+    callback = MonitorCallback(Monitor(blocks=HELD_OUT), every=3)
+    run.add_callback(callback)
+    run.train()
+    assert [entry["step"] for entry in run.state.log_history if "collapse/alarms" in entry] == [3, 6]
+
+
+def test_it_stops_the_run_only_if_told_so(trainer):
+    run = trainer(max_steps=40)
+    callback = MonitorCallback(Monitor(blocks=HELD_OUT), every=2, stop=True).attach(run)
+    run.train()
+    assert run.state.global_step < 40 and callback.report.status == "warning"
+
+
+def test_an_error_inside_is_logged_and_training_goes_on_unless_strict(trainer, caplog):
+    def broken(model):
+        raise RuntimeError("no samples today")
+
+    run = trainer()
+    MonitorCallback(Monitor(blocks=HELD_OUT), sample=broken, every=2).attach(run)
+    run.train()
+    assert run.state.global_step == 6 and "training goes on" in caplog.text
+    run = trainer()
+    MonitorCallback(Monitor(blocks=HELD_OUT), sample=broken, strict=True).attach(run)
+    with pytest.raises(RuntimeError, match="no samples today"):
+        run.train()
+    with pytest.raises(ValueError, match="one step or more"):
+        MonitorCallback(Monitor(blocks=HELD_OUT), every=0)
+
+
+def test_samples_are_checked_beside_the_model_and_a_resumed_run_goes_on(trainer, tmp_path):
+    texts = iter([[f"a story of number {n} and {k}" for k in range(30)] for n in range(20)])
+    log = tmp_path / "monitor.jsonl"
+    run = trainer(save_strategy="steps", save_steps=4)
+    callback = MonitorCallback(Monitor(blocks=HELD_OUT, log_file=log), sample=lambda _: next(texts), every=2).attach(
+        run
+    )
+    run.train()
+    assert {"distinct_2", "held_out_loss"} <= set(callback.report.frame["signal"])
+    again = trainer(max_steps=8)
+    resumed = MonitorCallback(Monitor(blocks=HELD_OUT, log_file=log), sample=lambda _: next(texts), every=2).attach(
+        again
+    )
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    assert resumed.report.frame["check"].max() > callback.report.frame["check"].max()
+
+
+def test_the_weights_are_those_of_a_run_without_a_monitor(trainer):
+    plain, watched = trainer(), trainer()
+    MonitorCallback(Monitor(blocks=HELD_OUT), every=1).attach(watched)
+    plain.train(), watched.train()
+    for one, other in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -1,0 +1,149 @@
+"""The monitor on texts, embeddings, models and tables: what it sees, what it refuses, what it keeps."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from spectral_collapse.monitor import Monitor, Rule, core, models, of_embeddings, of_texts, readings
+from spectral_collapse.text import storyworld
+from transformers import LlamaConfig, LlamaForCausalLM
+from word_encoder import WordEncoder
+
+STORIES = storyworld.generate_stories(400, 1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).train()
+
+
+def poorer(stories, kept):
+    """As many stories, of which only so many differ."""
+    return (stories[:kept] * (len(stories) // kept + 1))[: len(stories)]
+
+
+def test_fresh_text_is_sound_and_repeated_text_is_not():
+    monitor = Monitor(STORIES[:100])
+    sound = monitor.check(STORIES[100:200], step=1)
+    assert sound.status == "sound" and list(sound.to_frame()["check"].unique()) == [1]
+    report = monitor.check(poorer(STORIES[200:300], 20), step=2)
+    assert report.status == "warning" and "distinct_2" in set(report.alarms["signal"])
+    assert "step 2: warning (Distinct word pairs at step 2" in report.line()
+    assert report.line() in repr(report) and "sampling error" in str(report)
+    assert monitor.check(STORIES[300:400], step=3).status == "warning"  # an alarm stays
+
+
+def test_track_two_without_a_row_is_that_of_the_other_rows():
+    rows = np.random.default_rng(0).normal(size=(30, 5))
+    found = of_embeddings(rows)["track_two"]
+    for left in (0, 17, 29):
+        kept = np.delete(rows, left, axis=0)
+        expected = np.linalg.slogdet(kept.T @ kept + readings.DELTA * np.eye(5)).logabsdet - 5 * math.log(29)
+        assert found.left_out[left] == pytest.approx(expected, rel=1e-9)
+    monitor = Monitor(STORIES[:100], encoder=WordEncoder())
+    assert "track_two" in set(monitor.check(STORIES[100:200]).frame["signal"])
+
+
+def test_a_model_is_judged_by_its_loss_and_entropy_and_left_as_it_was(model):
+    blocks = torch.randint(0, 64, (12, 10), generator=torch.Generator().manual_seed(1))
+    monitor = Monitor(model, blocks=blocks, spectrum=4)
+    frame = monitor.check(model, step=5).frame.set_index("signal")
+    assert set(frame.index) >= {"held_out_loss", "predictive_entropy"} and not frame["alarm"].any()
+    assert frame.loc["held_out_loss", "change"] == 0 and model.training
+    with torch.no_grad():
+        logits = model(input_ids=blocks, labels=blocks)
+    assert frame.loc["held_out_loss", "value"] == pytest.approx(float(logits.loss), rel=1e-5)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(50)
+    try:
+        report = monitor.check(model, step=6)
+        assert report.status == "warning" and "held_out_loss" in set(report.alarms["signal"])
+    finally:
+        with torch.no_grad():
+            model.lm_head.weight.div_(50)
+
+
+def test_rows_of_metrics_need_a_spread_or_controls():
+    rows = [{"val_loss": 2.0 + 0.01 * k, "bleu": 10.0 + k % 2} for k in range(5)]
+    monitor = Monitor(rows, rule=Rule(0.05, checks=3))
+    assert monitor.check({"val_loss": 2.02, "bleu": 10.5}).status == "sound"
+    assert monitor.check({"val_loss": 4.0, "bleu": 10.5}).alarms["signal"].tolist() == ["val_loss"]
+    assert Monitor({"val_loss": 2.0}).check({"val_loss": 9.0}).status == "cannot judge"
+    controls = []
+    for run in range(4):
+        control = Monitor({"val_loss": 2.0})
+        control.check({"val_loss": 2.0 + 0.01 * run})
+        controls.append(control.report().to_frame())
+    judged = Monitor({"val_loss": 2.0}, controls=controls)
+    assert judged.check({"val_loss": 2.3}).status == "warning" and "4 control runs" in judged.report().compared
+
+
+def test_a_log_is_taken_up_after_a_kill_with_the_same_numbers(tmp_path):
+    file = tmp_path / "log" / "run.jsonl"
+    first = Monitor(STORIES[:60], log_file=file)
+    first.check(STORIES[60:120], step=1)
+    with file.open("a") as log:
+        log.write('{"step": 2, "chec')  # the line that was being written
+    again = Monitor(STORIES[:60], log_file=file)
+    assert again.checks == 1 and again.referenced
+    file.write_text(file.read_text()[: -len('{"step": 2, "chec')])
+    whole = first.check(STORIES[120:180], step=2).frame
+    pd.testing.assert_frame_equal(again.check(STORIES[120:180], step=2).frame, whole)
+    (tmp_path / "other.jsonl").write_text(json.dumps({"a": 1}) + "\n")
+    with pytest.raises(ValueError, match="is no monitor's log"):
+        Monitor(log_file=tmp_path / "other.jsonl")
+
+
+def test_what_does_not_fit_into_the_budget_is_left_out_by_name(monkeypatch):
+    clock = iter(np.arange(0.0, 1000.0, 1.0))
+    monkeypatch.setattr(core.time, "monotonic", lambda: next(clock))
+    monitor = Monitor(STORIES[:40], budget=0.01)
+    report = monitor.check(STORIES[40:80])
+    assert report.left_out == ("text",) and report.status == "cannot judge"
+    assert "budget: text" in report.to_html()
+
+
+def test_reports_are_saved_in_four_forms_and_escape_what_models_write(tmp_path):
+    evil = ["<script>alert(1)</script> word"] * 30
+    monitor = Monitor(evil)
+    report = monitor.check(evil, step=1)
+    for suffix in ("html", "csv", "parquet", "jsonl"):
+        assert report.save(tmp_path / f"report.{suffix}").stat().st_size > 0
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page and "<script>alert" not in page
+    assert "src=" not in page.split("<body>")[1].split("plotly")[0]
+    assert pd.read_csv(tmp_path / "report.csv")["check"].tolist() == report.frame["check"].tolist()
+    with pytest.raises(ValueError, match=r"\.html, \.csv, \.parquet or \.jsonl"):
+        report.save(tmp_path / "report.pdf")
+    assert len(report.plot().axes) >= 3
+
+
+@pytest.mark.parametrize(
+    ("attempt", "sentence"),
+    [
+        (lambda: Monitor(["one"] * 3), "too few"),
+        (lambda: Monitor([1] * 30), "text 1 is int"),
+        (lambda: Monitor(["..."] * 30), "no words"),
+        (lambda: Monitor(STORIES[:30]).check(STORIES[:40]), "as many"),
+        (lambda: Monitor(STORIES[:30]).check(), "nothing to check"),
+        (lambda: Monitor({"loss": float("nan")}), "diverged"),
+        (lambda: Monitor({"loss": "high"}), "no number"),
+        (lambda: Monitor([{"loss": 1.0}] * 2), "no spread"),
+        (lambda: Monitor(object()), "held-out blocks"),
+        (lambda: Monitor(budget=2), "budget"),
+        (lambda: Monitor(controls=[pd.DataFrame()]), "one control run"),
+        (lambda: Monitor(controls=[pd.DataFrame()] * 2), "no column 'change'"),
+        (lambda: models.as_blocks([[1, 2]]), "held-out token ids"),
+        (lambda: of_embeddings(np.zeros(3)), "a matrix"),
+        (lambda: of_embeddings(np.full((30, 2), np.nan)), "not finite|NaN|finite"),
+        (lambda: of_texts(["a b c"] * 19), "too few"),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence(attempt, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        attempt()

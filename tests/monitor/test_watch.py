@@ -1,0 +1,119 @@
+"""The command on folders, tables, checkpoints and embeddings; its exit status; and one sentence for bad input."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from spectral_collapse.monitor import watch
+from spectral_collapse.text import storyworld
+
+STORIES = storyworld.generate_stories(240, 1)
+
+
+def folder_of(path, generations, suffix=".txt"):
+    path.mkdir(exist_ok=True)
+    for number, texts in enumerate(generations):
+        file = path / f"generation_{number}{suffix}"
+        if suffix == ".txt":
+            file.write_text("\n\n".join(texts))
+        elif suffix == ".jsonl":
+            file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        else:
+            pd.DataFrame({"text": texts}).to_parquet(file)
+    return path
+
+
+SOUND = [STORIES[:60], STORIES[60:120], STORIES[120:180]]
+POOR = [STORIES[:60], (STORIES[60:70] * 6)]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
+def test_texts_are_judged_generation_by_generation(tmp_path, capsys, suffix):
+    assert watch.main(["watch", str(folder_of(tmp_path / "sound", SOUND, suffix))]) == 0
+    assert "step 2: sound" in capsys.readouterr().out
+    report = tmp_path / "report.html"
+    assert watch.main(["watch", str(folder_of(tmp_path / "poor", POOR, suffix)), "--report", str(report)]) == 1
+    assert "Distinct word pairs at step 1" in capsys.readouterr().out and "<title>" in report.read_text()
+
+
+def test_folders_of_files_natural_order_and_json(tmp_path, capsys):
+    for number in (0, 2, 10):
+        folder_of(tmp_path / f"round {number}", [STORIES[:60]])
+    assert [path.name for path in watch.checkpoints_or_texts(tmp_path)[1]] == ["round 0", "round 2", "round 10"]
+    assert watch.main(["watch", str(tmp_path), "--json"]) == 0
+    assert {row["step"] for row in json.loads(capsys.readouterr().out)} == {1, 2}
+
+
+def test_tables_of_metrics_are_judged_against_their_first_rows(tmp_path, capsys):
+    losses = [2.0, 2.01, 1.99, 2.0, 3.5]
+    pd.DataFrame({"step": range(0, 500, 100), "val_loss": losses}).to_csv(tmp_path / "log.csv", index=False)
+    assert watch.main(["watch", str(tmp_path / "log.csv")]) == 1
+    assert "val loss at step 400" in capsys.readouterr().out
+    lines = "".join(json.dumps({"generation": g, "perplexity": p}) + "\n" for g, p in enumerate([9, 9.1, 8.9, 9.0]))
+    (tmp_path / "log.jsonl").write_text(lines)
+    assert watch.main(["watch", str(tmp_path / "log.jsonl"), "--rate", "0.01", "--checks", "1"]) == 0
+
+
+def test_an_interrupted_watch_goes_on_with_its_log(tmp_path):
+    folder, log = folder_of(tmp_path / "runs", SOUND[:2]), tmp_path / "log.jsonl"
+    assert watch.main(["watch", str(folder), "--log", str(log)]) == 0
+    folder_of(folder, SOUND)
+    assert watch.main(["watch", str(folder), "--log", str(log)]) == 0
+    checks = [json.loads(line).get("check") for line in log.read_text().splitlines()]
+    assert checks == [None, 1, 2]
+
+
+def test_what_arrives_is_followed_until_an_alarm(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path / "runs", SOUND[:1])
+    arriving = iter([SOUND[:2], [*SOUND[:2], STORIES[60:70] * 6]])
+    monkeypatch.setattr(watch.time, "sleep", lambda _: folder_of(folder, next(arriving)))
+    assert watch.main(["watch", str(folder), "--follow"]) == 1
+
+
+def test_texts_need_no_torch(tmp_path):
+    folder = folder_of(tmp_path / "runs", SOUND[:2])
+    program = (
+        "import sys; from spectral_collapse.monitor import watch\n"
+        f"status = watch.main(['watch', {str(folder)!r}])\n"
+        "assert status == 0 and not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_embeddings_and_their_log_determinant(tmp_path, capsys):
+    rows = np.random.default_rng(0).normal(size=(400, 6))
+    np.save(tmp_path / "rows.npy", rows)
+    assert watch.main(["sigma", str(tmp_path / "rows.npy")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["embeddings"] == 400 and found["dimension"] == 6
+    assert found["low"] < 0 < found["high"]  # log det of the identity
+
+
+@pytest.mark.parametrize(
+    ("arrange", "sentence"),
+    [
+        (lambda path: path / "absent", "does not exist"),
+        (lambda path: path, "neither checkpoints"),
+        (lambda path: folder_of(path / "one", SOUND[:1]), "holds 1 generation"),
+        (lambda path: folder_of(path / "few", [["a b c"] * 5, ["a b c"] * 5]), "too few"),
+        (lambda path: folder_of(path / "unequal", [STORIES[:60], STORIES[:40]]), "as many"),
+        (lambda path: write(path / "cut.jsonl", '{"text": "a"}\n{"te'), "line 2 is cut off"),
+        (lambda path: write(path / "empty.csv", "step,loss\n"), "no rows"),
+        (lambda path: write(path / "nan.csv", "step,loss\n1,2\n2,2.1\n3,1.9\n4,nan\n"), "diverged"),
+        (lambda path: write(path / "words.csv", "step,name\n1,a\n2,b\n"), "no column of numbers"),
+        (lambda path: write(path / "one.txt", "a\n\nb"), "give a folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_status_two(tmp_path, capsys, arrange, sentence):
+    assert watch.main(["watch", str(arrange(tmp_path))]) == 2
+    told = capsys.readouterr().err
+    assert sentence in told and told.count("\n") == 1 and "Traceback" not in told
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
