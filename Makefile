@@ -12,30 +12,32 @@ CORES ?= 2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 SNAKEMAKE := $(BIN)/python -m snakemake --workflow-profile params/cluster/default --cores $(CORES) --quiet rules host
+# Says how far the runs are, from their records.
+PROGRESS = $(BIN)/python -m spectral_collapse.record.progress $(PROFILE) $(CONFIG) --
 LATEX_PACKAGES := latexmk texlive-latex-recommended texlive-latex-extra texlive-science \
 	texlive-fonts-recommended texlive-bibtex-extra
 HAVE_LATEX := command -v latexmk >/dev/null || command -v tectonic >/dev/null
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help paper results pack estimators mechanism ablations sigma models test slow notebooks lab graph bench faults lint clean \
+.PHONY: help paper results pack estimators mechanism ablations sigma models test slow notebooks lab graph bench bench-check faults lint clean \
 	setup known latex
 
 help:  ## list the targets
 	@echo "make TARGET [PROFILE=NAME] [CONFIG=\"KEY=VALUE ...\"] [CORES=N]"
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 	@echo "Profiles: $(PROFILES)."
 
 paper: setup latex  ## run PROFILE (default: default), compute its statistics, typeset paper/PROFILE.pdf
 ifeq ($(RECOMPUTE),0)
 	@$(BIN)/python -m spectral_collapse.paper.pdf $(PROFILE)
 else
-	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results
+	@$(PROGRESS) $(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results
 	@if $(HAVE_LATEX); then $(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- all; \
 	else $(BIN)/python -m spectral_collapse.paper.pdf $(PROFILE); fi
 endif
 
 results: setup  ## the same, without the PDF
-	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results && \
+	@$(PROGRESS) $(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results && \
 		echo "The runs of $(PROFILE) and their statistics are there; make paper PROFILE=$(PROFILE) typesets them."
 
 # Records of results/work, verified, into results/evidence, and the table of all trajectories with them: commit both.
@@ -86,8 +88,12 @@ graph: setup  ## draw the workflow of PROFILE; needs Graphviz
 	@$(BIN)/python -m snakemake --cores 1 --quiet all --config profile=$(PROFILE) --rulegraph > paper/rulegraph.dot
 	@dot -Tpng -o paper/rulegraph.png paper/rulegraph.dot && echo "The graph is paper/rulegraph.png."
 
-bench: setup  ## compare curvature with PyHessian and curvlinops
-	$(BIN)/python tests/bench/bench.py
+# Writes docs/performance.md, tests/bench/ratios.json and results/work/bench.json.
+bench: setup  ## measure stages beside their floor, and everything beside its peers; ten minutes
+	@PYTHONPATH=tests/helpers $(BIN)/python tests/bench/bench.py
+
+bench-check: setup  ## compare the ratios of the benchmarks with the committed ones
+	@PYTHONPATH=tests/helpers $(BIN)/python tests/bench/bench.py --check
 
 # docs/records.md has the table of its results.
 faults: setup  ## kill, starve, damage and duplicate a small run; as root

@@ -264,9 +264,9 @@ def products(model: PreTrainedModel, tokens: torch.Tensor) -> tuple[dict[str, fl
         ("hessian-eigenthings", "ours"),
         ("hessian-eigenthings, Gauss–Newton", "ours, Gauss–Newton"),
     ):
-        found, mine = results[name][0], results[own][0]
+        found, mine = results[name][0], results[own][0].detach()
         found = torch.cat([part.flatten() for part in found]) if isinstance(found, (list, tuple)) else found
-        apart[name] = float((found - mine).double().norm() / mine.double().norm())
+        apart[name] = float((found.detach() - mine).double().norm() / mine.double().norm())
     return {name: ratio(times, seconds["gradient"]) for name, times in seconds.items()}, apart
 
 

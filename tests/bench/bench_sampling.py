@@ -20,11 +20,11 @@ PROMPT = 16
 
 
 def built(sizes: dict[str, int]) -> PreTrainedModel:
-    """A random model whose predictions are as sharp as a trained one's: some four nats."""
+    """A random model whose predictions are as sharp as a trained one's: some one nat of 1024 tokens, three of 49152."""
     torch.manual_seed(0)
     config = LlamaConfig(max_position_embeddings=512, tie_word_embeddings=False, **sizes)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    torch.nn.init.normal_(model.lm_head.weight, std=2.5 / sizes["hidden_size"] ** 0.5)
+    torch.nn.init.normal_(model.lm_head.weight, std=4 / sizes["hidden_size"] ** 0.5)
     return model
 
 

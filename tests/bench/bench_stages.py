@@ -189,7 +189,10 @@ def main() -> dict[str, Any]:
     """The table, all numbers behind it, and as ratios the gaps: CPU seconds over products and traffic."""
     found, note = measured()
     gap = found["seconds"] / (found["products"] + found["traffic"])
+    gap = gap.where(found["gflop"] > 0)  # nothing that torch counts: numpy
     lines = table(HEAD, *([name, *row, gap[name]] for name, row in found.iterrows()))
     # A stage of less than a second is its calls and its files.
-    ratios = {f"stage {name} over its floor": gap[name] for name in gap.index if found.loc[name, "seconds"] >= 1}
+    ratios = {
+        f"stage {name} over its floor": gap[name] for name in gap.dropna().index if found.loc[name, "seconds"] >= 1
+    }
     return {"table": [note, "", *lines], "stages": found.T.to_dict(), "ratios": ratios}

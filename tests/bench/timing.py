@@ -1,5 +1,6 @@
 """Paired timings for the benchmarks."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +39,14 @@ def paired(*calls: Callable[[], object], repetitions: int = REPETITIONS) -> list
     return [float(np.median(times)) for times in seconds.values()]
 
 
+def _shown(cell: object) -> str:
+    """Numbers to three digits, none with an exponent unless it is tiny; nothing for NaN."""
+    if not isinstance(cell, float):
+        return str(cell)
+    return "" if math.isnan(cell) else f"{cell:.0f}" if abs(cell) >= 100 else f"{cell:.3g}"
+
+
 def table(head: str, *rows: list[object]) -> list[str]:
     """Lines of a Markdown table; numbers to three digits."""
-    shown = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    shown = [[_shown(cell) for cell in row] for row in rows]
     return [head, "|---" * (head.count("|") - 1) + "|", *(f"| {' | '.join(row)} |" for row in shown)]
