@@ -38,7 +38,7 @@ TRACE_PRODUCTS = 30
 FIRST_SEED = 100
 QUANTITIES = ("first", "second", "third", "sigma")
 # Hidden size, layers, blocks of a batch, steps of training, probes of the truth, repetitions.
-MODELS = ((128, 4, 8, 300, 48, 4), (320, 6, 4, 60, 16, 2))
+MODELS = ((128, 4, 8, 300, 32, 4), (320, 6, 4, 60, 8, 2))
 VOCABULARY, BLOCK = 3072, 32
 
 # ---- models
