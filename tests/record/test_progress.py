@@ -42,12 +42,15 @@ def test_nothing_is_known_without_times(settings):
     assert found.line().startswith("0 of 5 models trained; the workflow; no time is known")
 
 
-def test_what_is_missing_takes_what_others_took(settings):
+def test_what_is_missing_takes_what_others_took(settings, monkeypatch):
+    monkeypatch.setattr(progress, "NOTEBOOK", 1.0)
+    monkeypatch.setattr(progress, "PAPER", 2.0)
     found = progress.Progress(settings, 2)
     write(settings, "baseline", 0, {"training": 30.0})
     write(settings, "recursive", 1)
     write(settings, "recursive", 2, {"text": 4.0})
-    missing = 2 * 20 + 16  # both of `fresh`, and what lacks of the second generation
+    # Both of `fresh`, what the second generation lacks, four notebooks.
+    missing = 2 * 20 + 16 + 4 * progress.NOTEBOOK + progress.PAPER
     assert left(found.line()) == pytest.approx(missing * progress.OVERHEAD / 2, abs=1)
     assert found.line().startswith(f"2 of 5 models trained, {100 * 54 / (54 + missing):.0f} %")
     assert "by the records that are there" in found.first()
@@ -59,8 +62,9 @@ def test_the_run_shows_its_own_pace(settings):
     slow = {stage: 10 * seconds for stage, seconds in SECONDS.items()}
     write(settings, "baseline", 0, slow)
     write(settings, "recursive", 1, slow)
-    clock[0] = 400.0  # for 400 recorded seconds: one core worked, or two at half their speed
-    assert re.search("about 10 min left", found.line())  # 600 recorded seconds are missing
+    clock[0] = 400.0  # for 400 seconds of work: one core worked, or two at half their speed
+    missing = 3 * 200 + 4 * progress.NOTEBOOK + progress.PAPER
+    assert f"about {progress.span(missing)} left" in found.line()
 
 
 def test_committed_times_are_the_first_estimate(settings):
@@ -80,7 +84,8 @@ def test_running_notebooks_are_named(settings):
     notebook, flag = folder / "02_treatment.ipynb", folder / "treatment.done"
     notebook.touch()
     os.utime(notebook, (found.started + 1, found.started + 1))
-    assert "; recursive, seed 1 (generation 1, " in found.line()
+    (folder / "generation_1" / "curvature_state.json").write_text("[]")  # no record
+    assert re.search(r"; recursive, seed 1 \(generation 1, \w+(?<!state) done\)", found.line())
     flag.touch()
     os.utime(flag, (found.started + 2, found.started + 2))
     assert "; the workflow; " in found.line()

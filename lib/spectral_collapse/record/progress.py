@@ -21,9 +21,10 @@ from .schema import Params
 
 BENCH = paths.EVIDENCE / "bench.json"
 EVERY, BETWEEN = 5.0, 60.0  # seconds between lines on a terminal, and in a file
-# Kernels, imports and waiting, until this run has shown its own: wall seconds of one core per recorded second.
-OVERHEAD = 1.3
-SETTLED = 120.0  # recorded seconds, after which it has
+NOTEBOOK, PAPER = 10.0, 60.0  # seconds of a run's kernel and imports, and of statistics, studies and typesetting
+# Wall seconds of one core per second of work, until this study has shown its own.
+OVERHEAD = 1.2
+SETTLED = 120.0  # seconds of work, after which it has
 
 Cell = tuple[str, int, int]  # condition, seed, generation
 Seconds = dict[str, float]  # by stage
@@ -104,19 +105,24 @@ class Progress:
     def __init__(self, settings: Params, cores: int, now: Callable[[], float] = time.time):
         self.cells, self.cores, self.now, self.started = cells(settings), cores, now, now()
         self.folder = paths.model_folder(params.name_of(settings), settings.model)
+        self.notebooks = len(settings.seeds) * (len(settings.conditions) + 2)  # with baseline and SIGMA
         self.other, self.origin = committed(settings)
-        self.before = self._recorded(self._found())
+        self.before = self._work(self._found())
 
     def _found(self) -> dict[Cell, Seconds]:
         """Seconds of the records that are there; a file is read again when it has changed."""
         files = self.folder.glob("*/seed_*/generation_*/*.json")
         return _by_model([_read(file, file.stat().st_mtime_ns) for file in files])
 
-    def _recorded(self, found: Mapping[Cell, Seconds]) -> float:
-        return sum(sum(found.get(cell, {}).values()) for cell in self.cells)
+    def _flags(self) -> int:
+        return len(list(self.folder.glob("*/seed_*/*.done")))
+
+    def _work(self, found: Mapping[Cell, Seconds]) -> float:
+        """Seconds of work that is done."""
+        return sum(sum(found.get(cell, {}).values()) for cell in self.cells) + NOTEBOOK * self._flags()
 
     def _left(self, found: Mapping[Cell, Seconds]) -> float | None:
-        """Recorded seconds of what is missing; None where nothing says how long it takes."""
+        """Seconds of work that is missing; None where nothing says how long it takes."""
         mean = {}
         for base in (True, False):
             own = _mean({cell: stages for cell, stages in found.items() if cell in self.cells}, base)
@@ -124,12 +130,13 @@ class Progress:
             mean[base] = own if any(self.folder.glob("sigma/seed_*/*.done")) else _mean(self.other, base) | own
         if not mean[False]:
             return None
-        return sum(
+        missing = sum(
             seconds
             for cell in self.cells
             for stage, seconds in mean[cell[2] == 0].items()
             if stage not in found.get(cell, {})
         )
+        return missing + NOTEBOOK * max(0, self.notebooks - self._flags()) + PAPER
 
     def _running(self) -> str:
         """What is computed: the newest notebooks without a flag that is newer, and the last record of each."""
@@ -141,8 +148,9 @@ class Progress:
                 continue
             place = notebook.parent.relative_to(self.folder).as_posix().replace("/seed_", ", seed ")
             text = notebook.stem.split("_", 1)[-1] if place == "." else place
-            made = list(notebook.parent.glob("generation_*/*.json"))
-            if made:
+            if made := [
+                file for file in notebook.parent.glob("generation_*/*.json") if _read(file, file.stat().st_mtime_ns)
+            ]:
                 last = max(made, key=lambda file: file.stat().st_mtime)
                 text += f" (generation {last.parent.name.rpartition('_')[2]}, {last.stem} done)"
             texts.append(text)
@@ -151,15 +159,15 @@ class Progress:
     def line(self) -> str:
         """Models trained, share of the work, what is running, time left."""
         found = self._found()
-        left, recorded = self._left(found), self._recorded(found)
+        left, work = self._left(found), self._work(found)
         text = f"{sum('training' in found.get(cell, {}) for cell in self.cells)} of {len(self.cells)} models trained"
         if left is None:
             return f"{text}; {self._running()}; no time is known before the first generation is recorded"
-        made, factor = recorded - self.before, OVERHEAD
+        made, factor = work - self.before, OVERHEAD
         if made > SETTLED:
             factor = (self.now() - self.started) * self.cores / made
-        share = f"{100 * recorded / (recorded + left):.0f} %" if recorded + left else "100 %"
-        return f"{text}, {share}; {self._running()}; about {span(left * factor / self.cores)} left"
+        share, rest = f"{100 * work / (work + left):.0f} %", span(left * factor / self.cores)
+        return f"{text}, {share}; {self._running()}; about {rest} left"
 
     def first(self) -> str:
         """The estimate before anything runs."""
@@ -167,8 +175,6 @@ class Progress:
         left = self._left(found)
         if left is None:
             return f"{len(self.cells)} models; no time is known before the first generation is recorded."
-        if not left:
-            return f"All {len(self.cells)} models are recorded; statistics and typesetting take a few minutes."
         source = "the records that are there" if found else self.origin
         return (
             f"{len(self.cells)} models: about {span(left * OVERHEAD / self.cores)} on {self.cores} cores, by {source}."
