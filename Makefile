@@ -17,6 +17,9 @@ PROGRESS = $(BIN)/python -m spectral_collapse.record.progress $(PROFILE) $(CONFI
 LATEX_PACKAGES := latexmk texlive-latex-recommended texlive-latex-extra texlive-science \
 	texlive-fonts-recommended texlive-bibtex-extra
 HAVE_LATEX := command -v latexmk >/dev/null || command -v tectonic >/dev/null
+INSTALL_LATEX := $(HAVE_LATEX) || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	echo "Installing LaTeX." && apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(LATEX_PACKAGES) >/dev/null; } || true
 export JUPYTER_PLATFORM_DIRS := 1
 
 .PHONY: help paper results pack estimators mechanism ablations sigma models test slow notebooks lab graph bench bench-check faults lint clean \
@@ -27,11 +30,14 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 	@echo "Profiles: $(PROFILES)."
 
-paper: setup latex  ## run PROFILE (default: default), compute its statistics, typeset paper/PROFILE.pdf
+# LaTeX installs while the runs go.
+paper: setup  ## run PROFILE (default: default), compute its statistics, typeset paper/PROFILE.pdf
 ifeq ($(RECOMPUTE),0)
+	@$(INSTALL_LATEX)
 	@$(BIN)/python -m spectral_collapse.paper.pdf $(PROFILE)
 else
-	@$(PROGRESS) $(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results
+	@{ $(INSTALL_LATEX); } & $(PROGRESS) $(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results; \
+	status=$$?; wait; exit $$status
 	@if $(HAVE_LATEX); then $(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- all; \
 	else $(BIN)/python -m spectral_collapse.paper.pdf $(PROFILE); fi
 endif
@@ -115,16 +121,16 @@ known:
 		{ echo "params/$$name.yaml is not there, the nearest name is $$("$(PYTHON)" -c 'import difflib, sys; \
 		print(difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1, 0)[0])' "$$name" $(PROFILES) $(GRIDS))."; exit 1; }; done
 
+# uv is faster where it is installed. Modules are compiled as they are imported, most of them never.
 .venv/ready: requirements.lock pyproject.toml | known
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 		{ echo "Python 3.11 is needed: name one with make PYTHON=/path/to/python3.11."; exit 1; }
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirements.lock
+	{ command -v uv >/dev/null && uv pip install --quiet --python $(BIN)/python -r requirements.lock; } || \
+		$(BIN)/python -m pip install --quiet --no-compile -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 # Uses the LaTeX that is installed; as root on Debian, installs it; elsewhere everything but the PDF is built.
 latex:
-	@$(HAVE_LATEX) || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-		echo "Installing LaTeX." && apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(LATEX_PACKAGES) >/dev/null; } || true
+	@$(INSTALL_LATEX)

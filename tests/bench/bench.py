@@ -23,6 +23,7 @@ import bench_stages
 import bench_text
 import torch
 from spectral_collapse.record import paths, provenance
+from timing import slower
 
 PARTS = {
     "stages": bench_stages,
@@ -33,8 +34,6 @@ PARTS = {
 }
 DOCUMENT = paths.ROOT / "docs" / "performance.md"
 RATIOS = Path(__file__).with_name("ratios.json")
-# A repeated `make bench` on a busy machine moved no ratio by more than half of this.
-TOLERANCE = 0.3
 
 
 def machine() -> dict[str, str | int]:
@@ -56,17 +55,6 @@ def with_table(text: str, name: str, lines: list[str]) -> str:
     start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     head, rest = text.split(start)
     return head + start + "\n".join(lines) + "\n" + end + rest.split(end)[1]
-
-
-def slower(now: dict[str, float], then: dict[str, float], tolerance: float = TOLERANCE) -> list[str]:
-    """A line for every ratio that has grown by more than the tolerance, or that is no longer measured."""
-    lines = []
-    for name, before in then.items():
-        if name not in now:
-            lines.append(f"{name}: {before:.2f} before, not measured now")
-        elif now[name] > (1 + tolerance) * before:
-            lines.append(f"{name}: {now[name]:.2f}, {now[name] / before:.2f} times the {before:.2f} before")
-    return lines
 
 
 def main(names: list[str], check: bool) -> int:

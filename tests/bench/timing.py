@@ -9,6 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 REPETITIONS = 5
+# A repeated `make bench` on a busy machine moved no ratio by more than half of this.
+TOLERANCE = 0.3
 
 
 def interleaved(
@@ -50,3 +52,14 @@ def table(head: str, *rows: list[object]) -> list[str]:
     """Lines of a Markdown table; numbers to three digits."""
     shown = [[_shown(cell) for cell in row] for row in rows]
     return [head, "|---" * (head.count("|") - 1) + "|", *(f"| {' | '.join(row)} |" for row in shown)]
+
+
+def slower(now: dict[str, float], then: dict[str, float], tolerance: float = TOLERANCE) -> list[str]:
+    """A line for every ratio that has grown by more than the tolerance, or that is no longer measured."""
+    lines = []
+    for name, before in then.items():
+        if name not in now:
+            lines.append(f"{name}: {before:.2f} before, not measured now")
+        elif now[name] > (1 + tolerance) * before:
+            lines.append(f"{name}: {now[name]:.2f}, {now[name] / before:.2f} times the {before:.2f} before")
+    return lines
