@@ -9,7 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 REPETITIONS = 5
-# Repeated on a busy machine, ratios to peers in sampling, encoder and SIGMA moved by 6 % at most.
+# Repeated with nine processes on two cores, ratios to peers in sampling, encoder and SIGMA moved by 6 % at most, gaps
+# of stages by 17 %.
 TOLERANCE = 0.3
 
 
