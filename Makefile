@@ -12,30 +12,38 @@ CORES ?= 2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 SNAKEMAKE := $(BIN)/python -m snakemake --workflow-profile params/cluster/default --cores $(CORES) --quiet rules host
+# Says how far the runs are, from their records.
+PROGRESS = $(BIN)/python -m spectral_collapse.record.progress $(PROFILE) $(CONFIG) --
 LATEX_PACKAGES := latexmk texlive-latex-recommended texlive-latex-extra texlive-science \
 	texlive-fonts-recommended texlive-bibtex-extra
 HAVE_LATEX := command -v latexmk >/dev/null || command -v tectonic >/dev/null
+INSTALL_LATEX := $(HAVE_LATEX) || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	echo "Installing LaTeX." && apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(LATEX_PACKAGES) >/dev/null; } || true
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help paper results pack estimators mechanism ablations sigma models test slow notebooks lab graph bench faults lint clean \
+.PHONY: help paper results pack estimators mechanism ablations sigma models test slow notebooks lab graph bench bench-check faults lint clean \
 	setup known latex
 
 help:  ## list the targets
 	@echo "make TARGET [PROFILE=NAME] [CONFIG=\"KEY=VALUE ...\"] [CORES=N]"
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 	@echo "Profiles: $(PROFILES)."
 
-paper: setup latex  ## run PROFILE (default: default), compute its statistics, typeset paper/PROFILE.pdf
+# LaTeX installs while the runs go.
+paper: setup  ## run PROFILE (default: default), compute its statistics, typeset paper/PROFILE.pdf
 ifeq ($(RECOMPUTE),0)
+	@$(INSTALL_LATEX)
 	@$(BIN)/python -m spectral_collapse.paper.pdf $(PROFILE)
 else
-	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results
+	@{ $(INSTALL_LATEX); } & $(PROGRESS) $(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results; \
+	status=$$?; wait; exit $$status
 	@if $(HAVE_LATEX); then $(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- all; \
 	else $(BIN)/python -m spectral_collapse.paper.pdf $(PROFILE); fi
 endif
 
 results: setup  ## the same, without the PDF
-	@$(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results && \
+	@$(PROGRESS) $(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results && \
 		echo "The runs of $(PROFILE) and their statistics are there; make paper PROFILE=$(PROFILE) typesets them."
 
 # Records of results/work, verified, into results/evidence, and the table of all trajectories with them: commit both.
@@ -86,8 +94,12 @@ graph: setup  ## draw the workflow of PROFILE; needs Graphviz
 	@$(BIN)/python -m snakemake --cores 1 --quiet all --config profile=$(PROFILE) --rulegraph > paper/rulegraph.dot
 	@dot -Tpng -o paper/rulegraph.png paper/rulegraph.dot && echo "The graph is paper/rulegraph.png."
 
-bench: setup  ## compare curvature with PyHessian and curvlinops
-	$(BIN)/python tests/bench/bench.py
+# Writes docs/performance.md, tests/bench/ratios.json and results/work/bench.json.
+bench: setup  ## measure stages beside their floor, and everything beside its peers; ten minutes
+	@PYTHONPATH=tests/helpers $(BIN)/python tests/bench/bench.py
+
+bench-check: setup  ## compare the ratios of the benchmarks with the committed ones
+	@PYTHONPATH=tests/helpers $(BIN)/python tests/bench/bench.py --check
 
 # docs/records.md has the table of its results.
 faults: setup  ## kill, starve, damage and duplicate a small run; as root
@@ -109,16 +121,16 @@ known:
 		{ echo "params/$$name.yaml is not there, the nearest name is $$("$(PYTHON)" -c 'import difflib, sys; \
 		print(difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1, 0)[0])' "$$name" $(PROFILES) $(GRIDS))."; exit 1; }; done
 
+# uv is faster where it is installed. Modules are compiled as they are imported, most of them never.
 .venv/ready: requirements.lock pyproject.toml | known
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 		{ echo "Python 3.11 is needed: name one with make PYTHON=/path/to/python3.11."; exit 1; }
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirements.lock
+	{ command -v uv >/dev/null && uv pip install --quiet --python $(BIN)/python -r requirements.lock; } || \
+		$(BIN)/python -m pip install --quiet --no-compile -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 # Uses the LaTeX that is installed; as root on Debian, installs it; elsewhere everything but the PDF is built.
 latex:
-	@$(HAVE_LATEX) || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-		echo "Installing LaTeX." && apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(LATEX_PACKAGES) >/dev/null; } || true
+	@$(INSTALL_LATEX)

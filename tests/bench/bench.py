@@ -1,22 +1,39 @@
-"""`make bench`: curvature, sampling and SIGMA beside their peers, stages beside their floor.
+"""`make bench`: stages beside their floor; sampling, encoder, curvature and SIGMA beside their peers.
 
-Printed and kept in results/work/bench.json. Each part is a module whose `main` returns what the file is to hold; single
-numbers are printed.
+Each part is a module whose `main` returns `table` (lines for docs/performance.md), `ratios` (each under its name;
+smaller is faster) and whatever else results/work/bench.json is to hold. `make bench-check` measures again and compares
+the ratios with those of ratios.json, never times, which are the machine's.
 """
 
 import json
 import os
 import platform
+import sys
+import time
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+# CPU seconds of one thread are what other work on the machine disturbs least.
+os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 import bench_curvature
 import bench_sampling
 import bench_sigma
 import bench_stages
+import bench_text
 import torch
 from spectral_collapse.record import paths, provenance
+from timing import slower
+
+PARTS = {
+    "stages": bench_stages,
+    "sampling": bench_sampling,
+    "encoder": bench_text,
+    "curvature": bench_curvature,
+    "sigma": bench_sigma,
+}
+DOCUMENT = paths.ROOT / "docs" / "performance.md"
+RATIOS = Path(__file__).with_name("ratios.json")
 
 
 def machine() -> dict[str, str | int]:
@@ -33,15 +50,40 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def main() -> None:
-    """Runs the parts; what one measured is kept before the next begins, and keys of others stay as they are."""
-    path = paths.results_root() / "bench.json"
-    for part in (bench_stages, bench_sampling, bench_curvature, bench_sigma):
-        measured = {"machine": machine()} | part.main()
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        provenance.write_text(path, json.dumps(kept | measured, indent=1) + "\n")
-        print("\n" + "\n".join(f"{key}: {value:.3g}" for key, value in measured.items() if isinstance(value, float)))
+def with_table(text: str, name: str, lines: list[str]) -> str:
+    """The document with these lines between its markers of that name."""
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    head, rest = text.split(start)
+    return head + start + "\n".join(lines) + "\n" + end + rest.split(end)[1]
+
+
+def main(names: list[str], check: bool) -> int:
+    """Runs the parts. Keeps tables, ratios and bench.json as each part ends; with `check` keeps nothing and compares.
+
+    Names choose parts. Returns the exit status: 1 where something has become slower.
+    """
+    torch.set_num_threads(1)
+    kept = json.loads(RATIOS.read_text(encoding="utf-8")) if RATIOS.exists() else {}
+    path, worse = paths.results_root() / "bench.json", []
+    for name in names or PARTS:
+        start = time.perf_counter()
+        found = PARTS[name].main()
+        print(f"\n{name}, {time.perf_counter() - start:.0f} s\n" + "\n".join(found["table"]), flush=True)
+        ratios = {ratio: round(float(value), 4) for ratio, value in found["ratios"].items()}
+        if check:
+            worse += slower(ratios, kept.get(name, {}))
+            continue
+        kept[name] = ratios
+        provenance.write_text(RATIOS, json.dumps(kept, indent=1) + "\n")
+        provenance.write_text(DOCUMENT, with_table(DOCUMENT.read_text(encoding="utf-8"), name, found["table"]))
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        written = before | {name: provenance.plain(found), "machine": machine()}
+        provenance.write_text(path, json.dumps(written, indent=1) + "\n")
+    if check:
+        print("\nSlower than committed:\n" + "\n".join(worse) if worse else "\nNothing is slower than committed.")
+    return int(bool(worse))
 
 
 if __name__ == "__main__":
-    main()
+    chosen = sys.argv[1:]
+    sys.exit(main([name for name in chosen if name != "--check"], "--check" in chosen))

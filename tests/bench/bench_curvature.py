@@ -1,4 +1,5 @@
-"""What Hessian products and signatures cost, their errors and their memory, beside PyHessian and curvlinops.
+"""What Hessian products, signatures and traces cost, their errors and their memory, beside PyHessian,
+hessian-eigenthings and curvlinops.
 
 Times are paired: the calls to be compared take turns in one process. PyHessian 0.1 calls torch.eig, which torch
 has removed: it is given `symmetric_eig` instead, and nothing else of it is changed.
@@ -8,35 +9,37 @@ import argparse
 import copy
 import importlib.util
 import math
-import statistics
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hessian_eigenthings
 import numpy as np
 import psutil
 import scipy.sparse.linalg
 import torch
 from pyhessian import hessian as pyhessian
 from spectra import Logits
-from spectral_collapse import curvature
 from spectral_collapse.curvature import GaussNewtonOperator, HessianOperator, mean_loss, spectral_signature
 from spectral_collapse.curvature.basis import Storage, dot
 from spectral_collapse.curvature.krylov import drive, rademacher, recurrence
 from spectral_collapse.model import build
 from spectral_collapse.text import storyworld, tokenizers
-from timing import REPETITIONS, interleaved, ratio
+from timing import interleaved, ratio, table
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-STEPS = 13  # of the first probe: the setting whose figures count, chosen on other seeds than FIRST_SEED and later
-OTHER_STEPS = (10, 12, 16)  # for comparison
+STEPS = 13  # of the first probe: chosen on other seeds than FIRST_SEED and later
 LATER_STEPS = 1  # of the second probe: it gives its moments
+PEER_STEPS = 30  # of the peers' densities
+TRACE_PRODUCTS = 30
 FIRST_SEED = 100
 QUANTITIES = ("first", "second", "third", "sigma")
+# Hidden size, layers, blocks of a batch, steps of training, probes of the truth, repetitions.
+MODELS = ((128, 4, 8, 300, 32, 4), (320, 6, 4, 60, 8, 2))
+VOCABULARY, BLOCK = 3072, 32
 
 # ---- models
 
@@ -62,18 +65,12 @@ def gpt2(vocabulary: int, hidden: int, layers: int) -> PreTrainedModel:
     return GPT2LMHeadModel(config).eval()
 
 
-def text_blocks(tokens: int, vocabulary: int | None = None) -> tuple[torch.Tensor, int]:
-    """Storyworld in blocks (N, tokens) and the number of its tokens; None: its characters."""
+def text_blocks(tokens: int, vocabulary: int) -> tuple[torch.Tensor, int]:
+    """Storyworld in blocks (N, tokens) and the number of its tokens."""
     stories = storyworld.generate_stories(3000, 0)
-    if vocabulary is None:
-        characters = sorted(set("".join(stories)))
-        ids = [characters.index(c) for c in "".join(stories[:300])]
-        size = len(characters)
-    else:
-        tokenizer = tokenizers.train_tokenizer(stories, vocabulary)
-        ids = [token for text in tokenizer(stories).input_ids for token in (0, *text)]
-        size = len(tokenizer)
-    return torch.tensor(ids[: len(ids) // tokens * tokens]).view(-1, tokens), size
+    tokenizer = tokenizers.train_tokenizer(stories, vocabulary)
+    ids = [token for text in tokenizer(stories[:1500]).input_ids for token in (0, *text)]
+    return torch.tensor(ids[: len(ids) // tokens * tokens]).view(-1, tokens), len(tokenizer)
 
 
 def trained(model: PreTrainedModel, blocks: torch.Tensor, steps: int, rate: float) -> PreTrainedModel:
@@ -119,12 +116,44 @@ def peer_signature(model: PreTrainedModel, tokens: torch.Tensor, seed: int, iter
     torch.manual_seed(seed)
     estimator = peer(model, tokens)
     eigenvalues = estimator.eigenvalues(top_n=3, maxIter=iterations)[0]
-    (nodes,), (weights,) = estimator.density(iter=30)
+    (nodes,), (weights,) = estimator.density(iter=PEER_STEPS)
     model.zero_grad(set_to_none=True)  # parts the cycle
-    nodes, weights = np.array(nodes, float), np.array(weights, float)
+    return named(eigenvalues, np.array(nodes, float), np.array(weights, float))
+
+
+def named(eigenvalues: list[float], nodes: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """QUANTITIES from eigenvalues and the nodes and weights of densities."""
     mean = weights @ nodes / weights.sum()
     sigma = math.sqrt(weights @ (nodes - mean) ** 2 / weights.sum())
-    return dict(zip(QUANTITIES, [*sorted(eigenvalues, key=abs, reverse=True), sigma], strict=True))
+    return dict(zip(QUANTITIES, [*sorted(map(float, eigenvalues), key=abs, reverse=True), sigma], strict=True))
+
+
+def batch_of(tokens: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """hessian-eigenthings' loader of one batch."""
+    return [{"input_ids": tokens, "labels": tokens}]
+
+
+def eigenthings(model: PreTrainedModel, tokens: torch.Tensor) -> Any:
+    """hessian-eigenthings' Hessian of the mean loss."""
+    return hessian_eigenthings.HessianOperator(model, batch_of(tokens), hessian_eigenthings.hf_lm_loss())
+
+
+def eigenthings_signature(model: PreTrainedModel, tokens: torch.Tensor, seed: int) -> dict[str, float]:
+    """By a Lanczos run of 20 steps, and a density of one run."""
+    operator = eigenthings(model, tokens)
+    found = hessian_eigenthings.lanczos(operator, k=3, max_iter=20, seed=seed)
+    density = hessian_eigenthings.spectral_density(operator, num_runs=1, lanczos_steps=PEER_STEPS, seed=seed)
+    nodes, weights = density.raw_eigenvalues.double().numpy(), density.raw_weights.double().numpy()
+    return named(found.eigenvalues.tolist(), nodes.ravel(), weights.ravel())
+
+
+def eigenthings_density(model: PreTrainedModel, tokens: torch.Tensor, seed: int) -> dict[str, float]:
+    """All from one density of two runs of STEPS steps, the eigenvalues from the nodes of its first run."""
+    density = hessian_eigenthings.spectral_density(
+        eigenthings(model, tokens), num_runs=2, lanczos_steps=STEPS, num_grid_points=2, seed=2 * seed
+    )
+    nodes, weights = density.raw_eigenvalues.double().numpy(), density.raw_weights.double().numpy()
+    return named(sorted(nodes[0], key=abs)[-3:], nodes.ravel(), weights.ravel())
 
 
 def our_signature(
@@ -162,41 +191,20 @@ def peer_operator(curvlinops: Any, model: PreTrainedModel, tokens: torch.Tensor)
 # ---- measuring
 
 
-def median_errors(results: list[dict[str, float]], truth: dict[str, float]) -> dict[str, float]:
-    """Median over seeds of each quantity's relative error."""
+def relative_errors(results: list[dict[str, float]], truth: dict[str, float]) -> dict[str, float]:
+    """Root mean square over seeds of each quantity's relative error."""
     return {
-        name: statistics.median(abs(result[name] / truth[name] - 1) for result in results)
+        name: math.sqrt(np.mean([(result[name] / truth[name] - 1) ** 2 for result in results]))
         for name in truth
         if name in results[0]
     }
 
 
-def as_text(errors: dict[str, float]) -> str:
-    return "  ".join(f"{errors[name]:8.1e}" if name in errors else 8 * " " for name in QUANTITIES)
-
-
 # ---- truths
 
 
-def dense_truth(model: PreTrainedModel, tokens: torch.Tensor) -> dict[str, float]:
-    """From all eigenvalues of the dense Hessian, in float64, of a loss written out anew."""
-    model = copy.deepcopy(model).double()
-    names, parameters = zip(*model.named_parameters(), strict=True)
-
-    def loss(flat: torch.Tensor) -> torch.Tensor:
-        pieces = flat.split([p.numel() for p in parameters])
-        state = {name: piece.view_as(p) for name, p, piece in zip(names, parameters, pieces, strict=True)}
-        logits = torch.func.functional_call(model, state, kwargs={"input_ids": tokens}).logits
-        return -logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None]).mean()
-
-    flat = torch.cat([p.detach().flatten() for p in parameters])
-    eigenvalues = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, flat, vectorize=True)).numpy()
-    largest = eigenvalues[np.argsort(-np.abs(eigenvalues))[:3]]
-    return dict(zip(QUANTITIES, [*largest, eigenvalues.std()], strict=True))
-
-
-def lanczos_truth(model: PreTrainedModel, tokens: torch.Tensor, probes: int = 64) -> dict[str, float]:
-    """From one reorthogonalised run of 60 steps in float64, and moments of probes without its leading Ritz vectors.
+def lanczos_truth(model: PreTrainedModel, tokens: torch.Tensor, probes: int) -> dict[str, float]:
+    """From one reorthogonalised run of 40 steps in float64, and moments of probes without its leading Ritz vectors.
 
     tr H = Σ λ + E vᵀHv and tr H² = Σ λ² + E ‖Hv‖², v the probe without the vectors of the converged λ's.
     """
@@ -204,7 +212,7 @@ def lanczos_truth(model: PreTrainedModel, tokens: torch.Tensor, probes: int = 64
     n = operator.n
     start = rademacher(n, "truth").double()
     storage = Storage("cpu", torch.float64)
-    run, basis = drive(operator.matvec, recurrence(start, 60, storage))
+    run, basis = drive(operator.matvec, recurrence(start, 40, storage))
     order = np.argsort(-np.abs(run.nodes))
     converged = [i for i in order if run.residuals[i] < 1e-6 * abs(run.nodes[i])]
     known = run.nodes[converged]
@@ -218,144 +226,115 @@ def lanczos_truth(model: PreTrainedModel, tokens: torch.Tensor, probes: int = 64
         second.append(dot(product, product))
     mean = (known.sum() + np.mean(first)) / n
     sigma = math.sqrt((np.square(known).sum() + np.mean(second)) / n - mean**2)
-    return dict(zip(QUANTITIES, [*run.nodes[order[:3]], sigma], strict=True))
+    return dict(zip((*QUANTITIES, "trace"), [*map(float, run.nodes[order[:3]]), sigma, n * mean], strict=True))
 
 
 # ---- the parts
 
 
-def product_seconds(model: PreTrainedModel, tokens: torch.Tensor, together: bool) -> dict[str, np.ndarray]:
-    """Seconds of a gradient and of one product in each way; `together`: also with four vectors in one pass."""
+def products(model: PreTrainedModel, tokens: torch.Tensor) -> tuple[dict[str, float], dict[str, float]]:
+    """Cost of one product in each way, in gradients; and how far peers' products are from ours, relative."""
     kept, gauss_newton = HessianOperator(model, tokens), GaussNewtonOperator(model, tokens)
     fresh = HessianOperator(model, tokens, micro_batch=len(tokens))
-    four = torch.stack([rademacher(kept.n, i) for i in range(4)])
-    pieces = kept._pieces(four[0])
+    vector = rademacher(kept.n, 0)
+    pieces = kept._pieces(vector)
     parameters = list(model.parameters())
-    theirs, loader = peer(model, tokens), peer(model, tokens, loader=True)
+    theirs, loader, other = peer(model, tokens), peer(model, tokens, loader=True), eigenthings(model, tokens)
     their_product = sys.modules["pyhessian.hessian"].hessian_vector_product  # what it calls for every product
+    other_gauss_newton = hessian_eigenthings.GGNOperator(
+        model, batch_of(tokens), hessian_eigenthings.hf_lm_forward(), hessian_eigenthings.hf_lm_loss_of_output()
+    )
     calls = {
         "gradient": lambda _: torch.autograd.grad(mean_loss(model, tokens), parameters),
-        "product": lambda _: kept.matvec(four[0]),
-        "fresh graph": lambda _: fresh.matvec(four[0]),
-        "Gauss-Newton": lambda _: gauss_newton.matvec(four[0]),
+        "ours": lambda _: kept.matvec(vector),
         "PyHessian": lambda _: their_product(theirs.gradsH, theirs.params, pieces),
-        "PyHessian, loader": lambda _: loader.dataloader_hv_product(pieces),
+        "ours, fresh graph": lambda _: fresh.matvec(vector),
+        "PyHessian, loader": lambda _: loader.dataloader_hv_product(pieces)[1],
+        "hessian-eigenthings": lambda _: other.matvec(vector),
+        "ours, Gauss–Newton": lambda _: gauss_newton.matvec(vector),
+        "hessian-eigenthings, Gauss–Newton": lambda _: other_gauss_newton.matvec(vector),
     }
-    if together:
-        calls["four at once"] = lambda _: kept._batched(four)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        seconds, _ = interleaved(calls)
+        seconds, results = interleaved(calls, 5)
     model.zero_grad(set_to_none=True)
-    return seconds
+    apart = {}
+    for name, own in (
+        ("PyHessian", "ours"),
+        ("hessian-eigenthings", "ours"),
+        ("hessian-eigenthings, Gauss–Newton", "ours, Gauss–Newton"),
+    ):
+        found, mine = results[name][0], results[own][0].detach()
+        found = torch.cat([part.flatten() for part in found]) if isinstance(found, (list, tuple)) else found
+        apart[name] = float((found.detach() - mine).double().norm() / mine.double().norm())
+    return {name: ratio(times, seconds["gradient"]) for name, times in seconds.items()}, apart
 
 
-def products() -> dict[str, Any]:
-    """One product in units of one gradient."""
+def signatures(
+    model: PreTrainedModel, tokens: torch.Tensor, truth: dict[str, float], repetitions: int
+) -> dict[str, dict[str, float]]:
+    """Seconds of each signature, times PyHessian's speed, and relative errors over seeds."""
+    ours = f"ours, {STEPS} steps and {LATER_STEPS}"
+    two = f"hessian-eigenthings, a density of two runs of {STEPS} steps"
+    calls = {
+        "PyHessian": lambda r: peer_signature(model, tokens, FIRST_SEED + r),
+        "hessian-eigenthings": lambda r: eigenthings_signature(model, tokens, FIRST_SEED + r),
+        two: lambda r: eigenthings_density(model, tokens, FIRST_SEED + r),
+        ours: lambda r: our_signature(model, tokens, FIRST_SEED + r, STEPS),
+        f"{ours}, with errors over blocks": lambda r: our_signature(model, tokens, FIRST_SEED + r, STEPS, True),
+    }
+    seconds, results = interleaved(calls, repetitions, warm=False)
+    return {
+        name: {
+            "seconds": float(np.median(times)),
+            "speed": ratio(seconds["PyHessian"], times),
+            "speed over hessian-eigenthings": ratio(seconds["hessian-eigenthings"], times),
+            **relative_errors(results[name], truth),
+        }
+        for name, times in seconds.items()
+    }
+
+
+def our_trace(model: PreTrainedModel, tokens: torch.Tensor, seed: int) -> tuple[float, float]:
+    """tr H and its standard error over probes: outliers, and n − n_out times the bulk's centre."""
+    found = spectral_signature(
+        model, tokens, steps=STEPS, probes=TRACE_PRODUCTS - STEPS + 1, later_steps=1, seed=seed, batch_errors=False
+    )
+    rest = found.parameters - len(found.outliers)
+    return sum(found.outliers) + rest * found.bulk_center.value, rest * found.bulk_center.probe_error
+
+
+def their_trace(model: PreTrainedModel, tokens: torch.Tensor, seed: int) -> tuple[float, float]:
+    """The same by Hutch++."""
+    found = hessian_eigenthings.trace(eigenthings(model, tokens), num_matvecs=TRACE_PRODUCTS, seed=seed)
+    return found.estimate, found.stderr
+
+
+def pyhessian_trace(model: PreTrainedModel, tokens: torch.Tensor, seed: int) -> tuple[float, float]:
+    """The same by Hutchinson's estimator."""
+    torch.manual_seed(seed)
+    samples = peer(model, tokens).trace(maxIter=TRACE_PRODUCTS, tol=0)
+    model.zero_grad(set_to_none=True)
+    return float(np.mean(samples)), float(np.std(samples, ddof=1) / math.sqrt(len(samples)))
+
+
+def traces(model: PreTrainedModel, tokens: torch.Tensor, truth: float, repetitions: int) -> dict[str, list[float]]:
+    """Seconds, error over seeds and stated standard error of tr H, both relative, by the same number of products."""
+    calls = {"ours, deflated": our_trace, "hessian-eigenthings, Hutch++": their_trace, "PyHessian": pyhessian_trace}
+    calls = {name: lambda r, call=call: call(model, tokens, FIRST_SEED + r) for name, call in calls.items()}
+    seconds, results = interleaved(calls, repetitions, warm=False)
     table = {}
-    for vocabulary, hidden, layers, shape in (
-        (1024, 128, 4, (8, 64)),
-        (4096, 384, 7, (2, 128)),
-        (32000, 256, 4, (2, 128)),
-    ):
-        model = llama(vocabulary, hidden, layers)
-        seconds = product_seconds(model, torch.randint(vocabulary, shape), together=hidden == 128)
-        costs = {name: ratio(times, seconds["gradient"]) for name, times in seconds.items()}
-        name = f"{size_of(model)}, vocabulary {vocabulary}, {shape[0]} x {shape[1]} tokens"
-        milliseconds = 1e3 * float(np.median(seconds["gradient"]))
-        table[name] = {"gradient_ms": milliseconds, "in_gradients": costs}
-        print(f"\n{name}: gradient {milliseconds:.0f} ms; in gradients:")
-        print("\n".join(f"  {call:22}{cost:6.2f}" for call, cost in costs.items() if call != "gradient"), flush=True)
-    worst = max(row["in_gradients"]["product"] for row in table.values())
-    return {"hvp_over_gradient": worst, "products": table}
-
-
-def signatures() -> dict[str, Any]:
-    """The whole signature against PyHessian's: the speed of the larger model, the larger error of both."""
-    table, counted = {}, []
-    characters, alphabet = text_blocks(32)
-    words, vocabulary = text_blocks(64, 1024)
-    tiny = llama(alphabet, 16, 1)
-    small = llama(vocabulary, 128, 4)
-    # The spread of a moment over probes is large: where a call costs little, more of them tell the errors better.
-    for model, blocks, steps, rate, truth_of, repetitions in (
-        (tiny, characters, 300, 1e-2, dense_truth, 10 * REPETITIONS),
-        (small, words, 500, 3e-3, lanczos_truth, REPETITIONS),
-    ):
-        tokens = blocks[-8:]
-        trained(model, blocks[:-8], steps, rate)
-        truth = truth_of(model, tokens)
-        calls = {"PyHessian": lambda r, m=model, t=tokens: peer_signature(m, t, FIRST_SEED + r)}
-        calls |= {
-            f"{k} steps": lambda r, k=k, m=model, t=tokens: our_signature(m, t, FIRST_SEED + r, k)
-            for k in (STEPS, *OTHER_STEPS)
-        }
-        over_blocks = f"{STEPS} steps, over blocks"
-        calls[over_blocks] = lambda r, m=model, t=tokens: our_signature(m, t, FIRST_SEED + r, STEPS, True)
-        seconds, results = interleaved(calls, repetitions)
-        errors = {name: median_errors(found, truth) for name, found in results.items()}
-        rows = {
-            name: {
-                "seconds": float(np.median(times)),
-                "speedup": ratio(seconds["PyHessian"], times),
-                "median_errors": errors[name],
-                "error_over_pyhessian": max(errors[name][q] / errors["PyHessian"][q] for q in QUANTITIES),
-            }
-            for name, times in seconds.items()
-        }
-        title = f"{size_of(model)}, 8 x {tokens.shape[1]} tokens, loss {mean_loss(model, tokens).item():.2f}"
-        table[title] = {"truth": truth, "truth_by": truth_of.__name__, "rows": rows}
-        counted.append(rows[f"{STEPS} steps"])
-        print(f"\n{title}. Truth: {', '.join(f'{name} {value:.4g}' for name, value in truth.items())}")
-        print(f"{'median relative errors':38}{'seconds':>8}{'speed':>7}  " + "  ".join(f"{q:>8}" for q in QUANTITIES))
-        for name, row in rows.items():
-            label = name if name == "PyHessian" else f"ours, 2 probes, {name}"
-            print(f"{label:38}{row['seconds']:8.2f}{row['speedup']:7.2f}  {as_text(row['median_errors'])}", flush=True)
-    # Five thousand parameters cost their calls, not their arithmetic: that model is there for its dense truth.
-    return {
-        "signature_speedup_vs_pyhessian": counted[-1]["speedup"],
-        "signature_error_over_pyhessian": max(row["error_over_pyhessian"] for row in counted),
-        "signature_steps": [STEPS, LATER_STEPS],
-        "signatures": table,
-    }
-
-
-def against_curvlinops() -> dict[str, Any]:
-    """The same against curvlinops on GPT-2, where it is installed: its products fail on Llama."""
-    if importlib.util.find_spec("curvlinops") is None:
-        print("\ncurvlinops is not installed and is left out; it asks for torchvision: use a folder of its own.")
-        return {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import curvlinops
-
-        blocks, vocabulary = text_blocks(64, 512)
-        model = trained(gpt2(vocabulary, 64, 2), blocks[:-8], 300, 3e-3)
-        tokens = blocks[-8:]
-        truth = lanczos_truth(model, tokens, probes=16)
-        operator, theirs = HessianOperator(model, tokens), peer_operator(curvlinops, model, tokens)
-        vector = rademacher(operator.n, 0)
-        products, _ = interleaved({"ours": lambda _: operator.matvec(vector), "theirs": lambda _: theirs @ vector})
-        calls = {"curvlinops": lambda seed: curvlinops_signature(curvlinops, model, tokens, seed)}
-        # ARPACK iterates beyond its tolerance: more steps are needed for errors like its own.
-        calls |= {f"{k} steps": lambda seed, k=k: our_signature(model, tokens, seed, k) for k in (8, 10, 12, 14)}
-        seconds, results = interleaved(calls)
-    errors = {name: median_errors(found, truth) for name, found in results.items()}
-    speed = {name: ratio(seconds["curvlinops"], times) for name, times in seconds.items()}
-    cost = ratio(products["theirs"], products["ours"])
-    title = f"GPT-2 of {size_of(model)}, 8 x 64 tokens"
-    print(f"\n{title}: a product by curvlinops costs {cost:.2f} of ours")
-    for name in seconds:
-        print(f"{name:38}{np.median(seconds[name]):8.2f}{speed[name]:7.2f}  {as_text(errors[name])}", flush=True)
-    return {
-        "curvlinops": {"model": title, "product_over_ours": cost, "speedup": speed, "median_errors": errors},
-    }
+    for name, found in results.items():
+        values, errors = np.array(found).T
+        wrong = math.sqrt(np.mean((values / truth - 1) ** 2))
+        table[name] = [float(np.median(seconds[name])), wrong, float(np.median(errors) / abs(truth))]
+    return table
 
 
 def peak(side: str) -> float:
     """Most bytes that a signature takes beyond the loaded model, in this process."""
     model = llama(32000, 320, 4)
-    tokens = torch.randint(32000, (8, 128))
+    tokens = torch.randint(32000, (4, 64))
     with torch.no_grad():
         model(input_ids=tokens[:1, :8])  # what the first call loads is no part of it
     before = psutil.Process().memory_info().rss
@@ -369,55 +348,81 @@ def peak(side: str) -> float:
     return highest - before
 
 
-def memory() -> dict[str, Any]:
-    """Peak memory of either signature, each in a process of its own."""
+def memory() -> dict[str, float]:
+    """Peak memory of either signature in GiB over the loaded model, each in a process of its own; {} without /proc."""
     if not Path("/proc/self/status").exists():
-        print("\npeak memory is read from /proc and is left out here.")
         return {}
     peaks = {}
     for side in ("ours", "PyHessian"):
         command = [sys.executable, __file__, "--peak", side]
         peaks[side] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-    title = f"{size_of(llama(32000, 320, 4))}, vocabulary 32000, 8 x 128 tokens"
-    print(f"\npeak memory over the loaded model, {title}:")
-    print("\n".join(f"  {side:12}{size / 2**30:6.2f} GiB" for side, size in peaks.items()), flush=True)
-    return {
-        "peak_memory_over_pyhessian": peaks["ours"] / peaks["PyHessian"],
-        "peak_memory": {"model": title, "bytes": peaks},
-    }
+    return {side: size / 2**30 for side, size in peaks.items()}
 
 
-def growth() -> dict[str, Any]:
-    """How cost grows: seconds of one product with parameters and with blocks, of a density with its steps."""
-    table: dict[str, dict[str, float]] = {"parameters": {}, "blocks of 64 tokens": {}, "steps": {}}
+def against_curvlinops() -> list[str]:
+    """The same against curvlinops on GPT-2, where it is installed: its products fail on Llama."""
+    if importlib.util.find_spec("curvlinops") is None:
+        print("\ncurvlinops is not installed and is left out; it asks for torchvision: use a folder of its own.")
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import curvlinops
 
-    def product(model: PreTrainedModel, count: int) -> Callable[[int], torch.Tensor]:
-        operator = HessianOperator(model, torch.randint(1024, (count, 64)))
+        blocks, vocabulary = text_blocks(64, 512)
+        model = trained(gpt2(vocabulary, 64, 2), blocks[:-8], 300, 3e-3)
+        tokens = blocks[-8:]
+        truth = lanczos_truth(model, tokens, 16)
+        operator, theirs = HessianOperator(model, tokens), peer_operator(curvlinops, model, tokens)
         vector = rademacher(operator.n, 0)
-        return lambda _: operator.matvec(vector)
-
-    widths = [llama(1024, hidden, 4) for hidden in (64, 128, 256, 512)]
-    calls = {f"parameters {build.parameter_count(m):,}": product(m, 4) for m in widths}
-    calls |= {f"blocks of 64 tokens {count}": product(widths[0], count) for count in (4, 8, 16, 32)}
-    operator = curvature.hessian_operator(widths[0], torch.randint(1024, (4, 64)))
-    calls |= {
-        f"steps {steps}": lambda seed, k=steps: curvature.spectral_density(operator, k, 1, seed)
-        for steps in (10, 20, 40)
-    }
-    seconds, _ = interleaved(calls)
-    print("\nseconds of one product by parameters and blocks, of one probe's density by steps")
-    for name, times in seconds.items():
-        kind, value = name.rsplit(" ", 1)
-        table[kind][value] = float(np.median(times))
-        print(f"  {kind:20}{value:>12}{table[kind][value]:9.4f}")
-    return {"growth_seconds": table}
+        products, _ = interleaved({"ours": lambda _: operator.matvec(vector), "theirs": lambda _: theirs @ vector})
+        calls = {"curvlinops": lambda seed: curvlinops_signature(curvlinops, model, tokens, seed)}
+        # ARPACK iterates beyond its tolerance: more steps are needed for errors like its own.
+        calls |= {f"{k} steps": lambda seed, k=k: our_signature(model, tokens, seed, k) for k in (10, STEPS)}
+        seconds, results = interleaved(calls, 3)
+    errors = {name: relative_errors(found, truth) for name, found in results.items()}
+    speed = {name: ratio(seconds["curvlinops"], times) for name, times in seconds.items()}
+    cost = ratio(products["theirs"], products["ours"])
+    rows = [[name, float(np.median(seconds[name])), speed[name], *errors[name].values()] for name in seconds]
+    title = f"GPT-2 of {size_of(model)}, 8 × 64 tokens: a product by curvlinops takes {cost:.2f} times ours."
+    head = "| signature | seconds | times curvlinops' speed | λ₁ | λ₂ | λ₃ |"
+    return ["", title, "", *table(head, *(row[:6] for row in rows))]
 
 
 def main() -> dict[str, Any]:
-    """Every part, printed; the keys of bench.json that belong to curvature."""
-    print("PyHessian's density calls torch.eig, which is gone: it is given torch.linalg.eigh in that name.")
-    found = products() | signatures()
-    return found | memory() | growth() | against_curvlinops()
+    """Every part; ratios of products, signatures and memory."""
+    blocks, _ = text_blocks(BLOCK, VOCABULARY)
+    lines, ratios, kept = [], {}, {}
+    for hidden, layers, size, steps, probes, repetitions in MODELS:
+        model = trained(llama(VOCABULARY, hidden, layers), blocks[:-size], steps, 3e-3)
+        tokens, name = blocks[-size:], size_of(model)
+        loss = mean_loss(model, tokens).item()
+        truth = lanczos_truth(model, tokens, probes)
+        costs, apart = products(model, tokens)
+        found = signatures(model, tokens, truth, repetitions)
+        lines += [f"{name}, {size} × {BLOCK} tokens, loss {loss:.2f}.", ""]
+        rows = ([way, cost, apart.get(way, "")] for way, cost in costs.items() if way != "gradient")
+        lines += table("| product | gradients | distance to ours, relative |", *rows)
+        head = "| signature | seconds | times PyHessian's speed | times hessian-eigenthings' | λ₁ | λ₂ | λ₃ | σ |"
+        lines += ["", *table(head, *([way, *row.values()] for way, row in found.items())), ""]
+        kept[name] = {"products": costs, "apart": apart, "truth": truth, "signatures": found}
+        own = found[f"ours, {STEPS} steps and {LATER_STEPS}"]
+        ratios |= {
+            f"product, {name}: time over PyHessian's": costs["ours"] / costs["PyHessian"],
+            f"product, {name}: time over hessian-eigenthings'": costs["ours"] / costs["hessian-eigenthings"],
+            f"signature, {name}: time over PyHessian's": 1 / own["speed"],
+            f"signature, {name}: time over hessian-eigenthings'": 1 / own["speed over hessian-eigenthings"],
+        }
+        if hidden == MODELS[0][0]:
+            by = traces(model, tokens, truth["trace"], repetitions)
+            kept[name]["traces"] = by
+            head = f"| tr H by {TRACE_PRODUCTS} products | seconds | error over seeds | stated standard error |"
+            lines += [*table(head, *([way, *row] for way, row in by.items())), ""]
+    if peaks := memory():
+        title = f"{size_of(llama(32000, 320, 4))}, vocabulary 32000, 4 × 64 tokens"
+        sizes = ", ".join(f"{side} {size:.2f} GiB" for side, size in peaks.items())
+        lines += [f"Peak memory of a signature over the loaded model, {title}: {sizes}."]
+        ratios["signature: peak memory over PyHessian's"] = peaks["ours"] / peaks["PyHessian"]
+    return {"table": lines + against_curvlinops(), "models": kept, "ratios": ratios}
 
 
 if __name__ == "__main__":

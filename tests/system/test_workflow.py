@@ -183,7 +183,7 @@ def make(*arguments: str, folder=paths.ROOT, **environment: str) -> subprocess.C
 def test_make_alone_lists_what_there_is_and_does_nothing():
     bare, asked = make(), make("help")
     assert bare.returncode == 0 and bare.stdout == asked.stdout
-    targets = re.findall(r"^([a-z]+):(?!=)", (paths.ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):(?!=)", (paths.ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {line.split()[0] for line in bare.stdout.splitlines()[1:-1]} == set(targets) - {"known", "latex"}
     assert all(f" {profile}" in bare.stdout for profile in params.profiles())
     assert "ablations_hub" not in bare.stdout.splitlines()[-1]

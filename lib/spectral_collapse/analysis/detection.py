@@ -5,12 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import pingouin
 from scipy import optimize, stats
 
 from ..estimate import Estimate
 from .early_warning import RATE, alarms, band_positions
-from .statistics import TREATMENT, changes, matched_controls
+from .statistics import TREATMENT, changes, holm, matched_controls
 
 EXACT_SEEDS = 12  # up to here all 2^seeds exchanges of the permutation test are made
 
@@ -113,5 +112,5 @@ def detection(
         auc, p = separation(table, metric)
         rows.append(row | {"auc": auc.value, "auc_low": auc.low, "auc_high": auc.high, "p": p})
     frame = pd.DataFrame(rows)
-    frame["p_holm"] = pingouin.multicomp(frame["p"].to_numpy(float), method="holm")[1]
+    frame["p_holm"] = holm(frame["p"])
     return frame

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import pingouin
 from scipy import stats
 
-from .statistics import ROUNDING, TREATMENT, changes, matched_controls
+from .statistics import ROUNDING, TREATMENT, changes, holm, matched_controls
 
 RATE = 0.05  # false alarms a run and metric, over all generations, in the long run
 NO_LEAD = "not shown to be earlier"
@@ -166,7 +165,7 @@ def lead_summary(
             }
         )
     frame = pd.DataFrame(rows)
-    frame["p_holm"] = pingouin.multicomp(frame["p"].to_numpy(float), method="holm")[1]
+    frame["p_holm"] = holm(frame["p"])
     frame["verdict"] = [lead_verdict(*row) for row in frame[["p", "p_holm"]].to_numpy()]
     return frame
 

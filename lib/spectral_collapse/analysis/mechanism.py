@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pingouin
 
 from ..estimate import Estimate
 from ..experiment import mechanism as stages
@@ -16,7 +15,7 @@ from ..record import closure, evidence, params, paths, provenance
 from ..record.schema import Params
 from . import series
 from .mediation import gaps
-from .statistics import CONTROL, TREATMENT, paired_tests
+from .statistics import CONTROL, TREATMENT, holm, paired_tests
 
 OUTCOMES = ("held_out_perplexity", "distinct_2")
 WHOLE = "all"  # the part that is the whole network
@@ -168,7 +167,7 @@ def differences(quantities: pd.DataFrame, names: Sequence[str] = QUANTITIES) -> 
         means = pair.groupby("condition")[name].mean()
         rows.append((name, means[TREATMENT], means[CONTROL], test["difference"], test["low"], test["high"], test["p"]))
     frame = pd.DataFrame(rows, columns=["quantity", "recursive", "fresh", "difference", "low", "high", "p"])
-    frame["p_holm"] = pingouin.multicomp(frame["p"].to_numpy(), method="holm")[1]
+    frame["p_holm"] = holm(frame["p"])
     signs = np.where(frame["difference"] > 0, "higher", "lower")
     return frame.assign(word=np.where(frame["p_holm"] < 0.05, signs, SAME))
 

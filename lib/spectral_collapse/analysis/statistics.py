@@ -10,9 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import pingouin
 from scipy import special, stats
-from statsmodels.stats.weightstats import ttost_paired
 
 from ..estimate import Estimate
 from ..record.schema import split_condition
@@ -201,6 +199,8 @@ def _compared(
 
 def holm(p: pd.Series) -> np.ndarray:
     """Holm's adjustment over the tests that were made, NaN for the others."""
+    import pingouin  # half a second, in every notebook whether it tests or not
+
     return pingouin.multicomp(p.to_numpy(float), method="holm")[1] if p.notna().any() else p.to_numpy(float)
 
 
@@ -267,6 +267,8 @@ def equivalence(
     1 − level). Where all seeds differ by the same amount p is 0 or 1. Of pairs that are equal but for noise with
     standard deviation s of their difference, three show it in four of five cases if the margin is 2.7 s, five if 1.6 s.
     """
+    from statsmodels.stats.weightstats import ttost_paired  # slow, as pingouin is
+
     if not margin > 0:
         raise ValueError(f"An equivalence margin is a positive number in units of {metric}, not {margin}.")
 
