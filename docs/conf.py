@@ -35,6 +35,8 @@ include_patterns = ["*.md", "docs/*.md", "docs/api/*.rst", "notebooks/*.ipynb", 
 exclude_patterns = [".*", "docs/_build", "lib", "paper", "params", "results/work", "tests"]
 html_theme = "furo"
 html_title = project
+html_favicon = "favicon.svg"
+html_domain_indices = False
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = False
@@ -66,7 +68,8 @@ def claims_table(verdicts) -> str:
     for row in verdicts.itertuples():
         value, low, high = (number(x) for x in (row.value, row.low, row.high))
         here = f'<span class="number">{value} [{low}, {high}]</span><br>{row.compared}; {row.kind}'
-        there = f"{row.figure}<br>{row.source}"
+        printed = re.sub(r"(?<![\w.])-(?=\d)", "−", row.figure)
+        there = f"{printed}<br>{row.source}"
         lines.append(f"| {row.claim} | **{row.verdict}** | {here if row.kind else row.reason} | {there} |")
     return "\n".join(lines)
 
