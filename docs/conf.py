@@ -102,6 +102,9 @@ def write_reference() -> None:
     """docs/api/<package>.rst, which names every module of the package."""
     folder = ROOT / "docs" / "api"
     folder.mkdir(exist_ok=True)
+    for file in folder.glob("*.rst"):
+        if file.stem not in PUBLIC:
+            file.unlink()
     for package in PUBLIC:
         found = sorted(file.stem for file in (LIB / "spectral_collapse" / package).glob("[!_]*.py"))
         sections = [(package, "="), *((f"{package}.{module}", "-") for module in found)]

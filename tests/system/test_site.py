@@ -3,7 +3,6 @@
 import functools
 import http.server
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +17,9 @@ from spectral_collapse.notebook import pairs
 from spectral_collapse.record import paths
 
 pytestmark = pytest.mark.slow
+
+INVISIBLE = "return [...document.images].filter(i => !i.naturalWidth || !i.width).map(i => i.src)"
+WORDS = [("jackknife", "docs/api/"), ("papermill", "docs/notebooks"), ("Koopman", "04_sigma")]
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +124,11 @@ def test_every_page_loads_with_its_pictures_fits_the_screen_and_reports_no_error
         assert browser.execute_script("return document.readyState") == "complete"
         assert browser.title and browser.find_elements("tag name", "article"), name
         assert not [entry for entry in browser.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")], name
-        hidden = "return [...document.images].filter(image => !image.naturalWidth || !image.width).map(image => image.src)"
-        assert not browser.execute_script(hidden), name
+        assert not browser.execute_script(INVISIBLE), name
         assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0], name
 
 
-@pytest.mark.parametrize("word, page", [("jackknife", "docs/api/"), ("papermill", "docs/notebooks"), ("Koopman", "04_sigma")])
+@pytest.mark.parametrize("word, page", WORDS)
 def test_search_finds_words_of_guides_notebooks_and_docstrings(address, browser, word, page):
     from selenium.webdriver.support.ui import WebDriverWait
 
