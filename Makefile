@@ -22,8 +22,8 @@ INSTALL_LATEX := $(HAVE_LATEX) || { [ "$$(id -u)" = 0 ] && command -v apt-get >/
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(LATEX_PACKAGES) >/dev/null; } || true
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help paper results pack estimators mechanism ablations sigma models test slow notebooks lab graph bench bench-check faults lint clean \
-	setup known latex
+.PHONY: help paper results arxiv site pack estimators mechanism ablations sigma models test slow notebooks lab graph bench \
+	bench-check faults lint clean setup known latex
 
 help:  ## list the targets
 	@echo "make TARGET [PROFILE=NAME] [CONFIG=\"KEY=VALUE ...\"] [CORES=N]"
@@ -45,6 +45,20 @@ endif
 results: setup  ## the same, without the PDF
 	@$(PROGRESS) $(SNAKEMAKE) --config profile=$(PROFILE) $(CONFIG) -- results && \
 		echo "The runs of $(PROFILE) and their statistics are there; make paper PROFILE=$(PROFILE) typesets them."
+
+arxiv: PROFILE := $(if $(filter command line,$(origin PROFILE)),$(PROFILE),tinystories)
+arxiv: setup latex  ## typeset PROFILE (default: tinystories) from its generated files and pack it for arXiv
+	@$(BIN)/python -m spectral_collapse.paper.arxiv $(PROFILE)
+
+# Shows what is committed and computes nothing but the page of results. Without LaTeX it has no PDF.
+site: setup latex .venv/site  ## render README, guides, notebooks, results and reference to docs/_build/html
+	@$(BIN)/python -m spectral_collapse.paper.pdf tinystories || true
+	@$(BIN)/python -m sphinx -W --keep-going -q -c docs -d docs/_build/doctrees . docs/_build/html
+	@echo "The site is docs/_build/html; $(BIN)/python -m http.server -d docs/_build/html serves it."
+
+.venv/site: docs/requirements.lock | setup
+	$(BIN)/python -m pip install --quiet --no-deps -r docs/requirements.lock
+	@touch $@
 
 # Records of results/work, verified, into results/evidence, and the table of all trajectories with them: commit both.
 pack: setup  ## verify the records of PROFILE and pack them for committing
@@ -109,9 +123,9 @@ lint: setup  ## check style (ruff) and that imports go down the rooms (import-li
 	$(BIN)/ruff check . && $(BIN)/ruff format --check lib tests && $(BIN)/lint-imports --no-cache --no-logo
 
 # paper/generated/tinystories is committed.
-clean:  ## remove papers, their generated files and caches; records stay
+clean:  ## remove papers, the site, their generated files and caches; records stay
 	find paper/generated -mindepth 1 -maxdepth 1 ! -name tinystories -exec rm -rf {} +
-	rm -rf paper/build paper/*.pdf paper/rulegraph.* .pytest_cache .ruff_cache .snakemake
+	rm -rf docs/_build docs/api paper/build paper/*.pdf paper/*.tar.gz paper/rulegraph.* .pytest_cache .ruff_cache .snakemake
 
 setup: known .venv/ready  ## create .venv with the versions of requirements.lock
 

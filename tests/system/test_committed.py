@@ -206,6 +206,7 @@ def test_the_paper_on_tinystories_is_typeset_from_what_is_committed(tinystories)
     assert pdf.main(["tinystories"]) == 0
     log = (pdf.PAPER / "build" / "tinystories" / "main.log").read_text(errors="replace")
     assert "undefined" not in log
+    assert "has been referenced but does not exist" not in log  # the sentences to which values are linked
 
 
 def test_the_readme_says_what_the_committed_study_found():

@@ -24,6 +24,7 @@ def pins(lines) -> dict[str, str]:
 # tests/run.sh has run the smoke profile there; the fixtures look elsewhere.
 SMOKE = paths.generated_folder("smoke")
 LOCK = (paths.ROOT / "requirements.lock").read_text().splitlines()
+SITE = (paths.ROOT / "docs" / "requirements.lock").read_text().splitlines()
 
 
 def test_lock_is_nothing_but_exact_versions():
@@ -40,6 +41,13 @@ def test_project_and_conda_environment_agree_with_the_lock():
     assert project["requires-python"] == ">=3.11,<3.12"
     (pip,) = [entry["pip"] for entry in environment if isinstance(entry, dict)]
     assert "-r requirements.lock" in pip
+
+
+def test_the_sites_lock_adds_to_the_other_and_changes_nothing_in_it():
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in SITE)
+    assert not pins(SITE).keys() & pins(LOCK).keys()
+    extra = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["site"]
+    assert pins(extra).items() <= pins(SITE).items()
 
 
 def test_installed_versions_are_the_locked_ones():
