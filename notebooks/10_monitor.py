@@ -13,11 +13,11 @@
 # %% [markdown]
 # # 10 The monitor: is my own training run collapsing?
 #
-# A run as a user of the library has it, with a model and a text that the rest of the project does not use: a small GPT-2
-# learns the documentation that comes with Python, in a `transformers.Trainer`. Then it goes on learning from its own
-# samples, as happens to whoever trains on data of unknown origin. The monitor is one line of code; does it notice?
+# A run as a user of the library has it, with a model and a text that the rest of the project does not use: a small
+# GPT-2 learns the documentation that comes with Python, in a `transformers.Trainer`. Then it goes on learning from its
+# own samples, as happens to whoever trains on data of unknown origin. The monitor is one line of code; does it notice?
 #
-# *This notebook reads no profile: it trains for a minute or two on two cores.*
+# *This notebook reads no profile's runs: it trains for a minute or two on two cores.*
 
 # %%
 from spectral_collapse.record import params
@@ -37,7 +37,7 @@ import torch
 from spectral_collapse.monitor import Monitor
 from spectral_collapse.monitor.callback import MonitorCallback
 from spectral_collapse.text import tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
+from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging
 
 set_seed(1)
@@ -50,7 +50,7 @@ blocks = torch.tensor(stream[: len(stream) // 64 * 64]).view(-1, 64)
 held_out, real = blocks[::20][:64], blocks[torch.arange(len(blocks)) % 20 != 0][:512]
 size = {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 64, "bos_token_id": 0, "eos_token_id": 0}
 model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **size))
-print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(real)} blocks to learn, {len(held_out)} held out")
+print(f"{model.num_parameters():,} parameters; {len(real)} blocks to learn, {len(held_out)} held out")
 
 # %% [markdown]
 # ## A run on real text, then on its own
@@ -69,10 +69,11 @@ def sample(net, count=60):
 
 def train(text, callbacks=(), epochs=1):
     """One round of training on blocks, as any Trainer script does it."""
-    options = {"num_train_epochs": epochs, "per_device_train_batch_size": 16, "learning_rate": 2e-3, "seed": 1}
-    quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "logging_strategy": "no"}
+    options = {"num_train_epochs": epochs, "per_device_train_batch_size": 16, "learning_rate": 2e-3, "use_cpu": True}
+    quiet = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
     arguments = TrainingArguments(output_dir=tempfile.mkdtemp(), **options, **quiet)
     trainer = Trainer(model=model, args=arguments, train_dataset=[{"input_ids": row, "labels": row} for row in text])
+    trainer.remove_callback(PrinterCallback)
     for callback in callbacks:
         callback.attach(trainer)
     trainer.train()
@@ -97,9 +98,9 @@ print("checks:", report.frame["check"].max(), " status:", report.status)
 # %% [markdown]
 # ## What it saw
 #
-# Changes from the reference with 95 % intervals; dashed is the change at which a signal alarms, so that a run without any
-# effect raises an alarm with a probability of 5 % over all signals and all its checks, however many. `report.save("report.html")`
-# writes the same as one page that needs no network.
+# Changes from the reference with 95 % intervals; dashed is the change at which a signal alarms, so that a run without
+# any effect raises an alarm with a probability of 5 % over all signals and all its checks, however many.
+# `report.save("report.html")` writes the same as one page that needs no network.
 
 # %%
 report.plot()

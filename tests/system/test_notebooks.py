@@ -33,6 +33,7 @@ def test_there_is_a_notebook_for_every_phase():
         "07_statistics",
         "08_studies",
         "09_theory",
+        "10_monitor",
     ]
     assert [file.stem for file in sorted(pairs.NOTEBOOKS.glob("*.ipynb"))] == [script.stem for script in SCRIPTS]
 

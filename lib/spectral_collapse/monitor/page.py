@@ -32,6 +32,7 @@ STYLE = """
 body { background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; margin: 0 auto;
   max-width: 62rem; padding: 1rem; }
 h1 { font-size: 1.4rem; margin: .5rem 0; } h2 { font-size: 1.1rem; margin: 1.6rem 0 .4rem; }
+h3 { font-size: 1rem; margin: .6rem 0; }
 .status { font-size: 1.1rem; font-weight: 600; } .warning { color: var(--alarm); } .sound { color: var(--sound); }
 .quiet { color: var(--quiet); } .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; width: 100%; }
@@ -121,7 +122,9 @@ def _plots(frame: pd.DataFrame) -> str:
         height=60 + 230 * len(names), margin={"l": 60, "r": 20, "t": 40, "b": 40}, font={"color": "#808080"},
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
     )  # fmt: skip
-    return figure.to_html(full_html=False, include_plotlyjs=True, config={"responsive": True, "displaylogo": False})
+    return figure.to_html(
+        full_html=False, include_plotlyjs=True, default_width="100%", config={"responsive": True, "displaylogo": False}
+    )
 
 
 def _texts(then: tuple[str, ...], now: tuple[str, ...]) -> str:
