@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 DESKTOP, PHONE = (1280, 900), (390, 844)  # pixels
+PATIENCE = 120  # seconds, on a busy machine
 
 
 @contextlib.contextmanager
@@ -37,3 +38,12 @@ def resize(browser, size: tuple[int, int]) -> None:
     """Width and height of the page, which a window of Chromium could not have on a telephone's screen."""
     screen = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+
+
+def until(browser, expression: str):
+    """The value of an expression of the page's own language, once it has one that is true."""
+    from selenium.common.exceptions import WebDriverException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    patient = WebDriverWait(browser, PATIENCE, ignored_exceptions=[WebDriverException])  # a page that is being left
+    return patient.until(lambda it: it.execute_script(f"return {expression}"))
