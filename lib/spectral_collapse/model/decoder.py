@@ -82,6 +82,23 @@ class Decoder:
         """Logits after one more token (B, 1) of each sequence."""
         return self._read(tokens)
 
+    def _attended(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, allowed: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention of queries (B, new, H, size) to keys and values (B, G, length, size), (B, new, H, size)."""
+        count, new = queries.shape[:2]
+        if new == 1 and queries.device.type == "cpu":
+            # Two batched products take half the time of masked fused attention where a row has one query.
+            grouped = queries.view(count, self.groups, -1, self.size)
+            scores = (grouped @ keys.transpose(-1, -2)).float() * self.scale
+            weights = scores.masked_fill_(~allowed[:, None], -torch.inf).softmax(-1)
+            return weights.to(values.dtype) @ values
+        mixed = functional.scaled_dot_product_attention(
+            queries.transpose(1, 2), keys, values, allowed[:, None], scale=self.scale,
+            enable_gqa=self.heads != self.groups,
+        )  # fmt: skip
+        return mixed.transpose(1, 2)
+
     def _read(self, tokens: torch.Tensor) -> torch.Tensor:
         count, new = tokens.shape
         start, self.length = self.length, self.length + new
@@ -102,11 +119,8 @@ class Decoder:
             for kept, made in zip(self.cache[index], (keys, values), strict=True):
                 kept[:, :, start : self.length] = made.transpose(1, 2)
             keys, values = self.cache[index, :, :, :, : self.length]
-            mixed = functional.scaled_dot_product_attention(
-                queries.transpose(1, 2), keys, values, allowed[:, None], scale=self.scale,
-                enable_gqa=self.heads != self.groups,
-            )  # fmt: skip
-            x = x + layer.self_attn.o_proj(mixed.transpose(1, 2).reshape(count, new, -1))
+            mixed = self._attended(queries, keys, values, allowed)
+            x = x + layer.self_attn.o_proj(mixed.reshape(count, new, -1))
             gate, up = functional.linear(_normalised(layer.post_attention_layernorm, x), *mlp).chunk(2, dim=-1)
             x = x + layer.mlp.down_proj(functional.silu(gate) * up)
         return self.model.lm_head(_normalised(self.model.model.norm, x[:, -1]))
