@@ -21,7 +21,7 @@ from spectral_collapse.record import params  # noqa: E402
 from spectral_collapse.record.evidence import PACKS  # noqa: E402
 
 STUDY = "tinystories"
-PUBLIC = ["curvature", "sigma", "estimate", "analysis", "experiment", "text", "model", "record"]
+PUBLIC = ["curvature", "sigma", "estimate", "analysis", "experiment", "monitor", "text", "model", "record"]
 BUILT = ROOT / "docs" / "_build"  # ignored by git
 
 # ---- Sphinx

@@ -819,3 +819,17 @@ def test_finished_probes_are_taken_from_a_whole_state_only(tmp_path, damage, mon
     again = spectral_signature(model, tokens, probes=2, **options)
     assert taken == (damage == "none") and again.lambda_max == whole.lambda_max
     assert again.bulk_sigma == whole.bulk_sigma
+
+
+def test_a_signature_is_a_table_and_a_picture_too():
+    matrix = np.diag(np.concatenate([[50.0, 20.0], np.random.default_rng(0).normal(size=120)]))
+    runs = [
+        lanczos(lambda v: torch.from_numpy(matrix) @ v, rademacher(122, 0, k).double(), 20)
+        for k in (0, 1)
+    ]
+    found = curvature.signature.signature_of_runs(runs, 122)
+    frame = found.to_frame()
+    assert frame.loc["bulk_sigma", "value"] == found.bulk_sigma.value
+    assert frame.loc["lambda_max", "low"] <= found.lambda_max <= frame.loc["lambda_max", "high"]
+    assert frame.loc["iqr", ["low", "high"]].tolist() == found.iqr_bracket
+    assert len(found.plot().axes[0].collections) == 1

@@ -4,12 +4,16 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.stats
 
 from .quadrature import Quadrature, cumulated_bounds, merged, quantile_bracket
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+    import pandas
 
 # A node is a single eigenvalue if its residual is below this share of it and its weight below SINGLE/n; a single
 # eigenvalue has a weight of about 1/n.
@@ -112,6 +116,37 @@ class Signature:
     nodes: list[list[float]]
     weights: list[list[float]]
     notes: list[str]
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Estimates by name: value, standard_error, low, high (95 %), errors_over; eigenvalues with their residuals as
+        ends, brackets without a value."""
+        import pandas  # slow to import, and nothing else here needs it
+
+        rows = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Estimate):
+                rows[name] = (value.value, value.standard_error, *value.interval(), value.errors_over)
+            elif name.endswith("_bracket"):
+                rows[name.removesuffix("_bracket")] = (math.nan, math.nan, *value, "bracket")
+            elif f"{name}_residual" in vars(self):
+                residual = getattr(self, f"{name}_residual")
+                rows[name] = (value, math.nan, value - residual, value + residual, "residual")
+        columns = ["value", "standard_error", "low", "high", "errors_over"]
+        return pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+    def plot(self) -> "matplotlib.figure.Figure":
+        """The spectrum that the first probe saw: its nodes, each with its weight, on logarithmic axes of weight."""
+        import matplotlib.pyplot  # slow to import, and nothing else here needs it
+
+        figure, axes = matplotlib.pyplot.subplots(figsize=(6, 2.6), layout="constrained")
+        axes.vlines(self.nodes[0], 1e-12, self.weights[0], linewidth=1.2)
+        axes.plot(self.outliers, [1 / self.parameters] * len(self.outliers), "D", label="outliers")
+        axes.set(xlabel="eigenvalue (Ritz value)", ylabel="spectral weight", yscale="log", ylim=(1e-12, 2))
+        axes.set_title(f"λ_max {self.lambda_max:.4g}, bulk width {self.bulk_sigma}", fontsize=9)
+        if self.outliers:
+            axes.legend(fontsize=8)
+        matplotlib.pyplot.close(figure)
+        return figure
 
     def __repr__(self) -> str:
         return (

@@ -39,16 +39,22 @@ def recursion(moments: Mapping[str, pd.DataFrame], runs: Mapping[str, Mapping[st
 @drawn
 def detectability(found: Mapping[str, Mapping[int, pd.DataFrame]]) -> Figure:
     """d′ by generation, a panel a recursion, a line style a number of draws N; the thin dashed level is d′ = 3."""
-    figure, panels = plt.subplots(1, len(found), figsize=(WIDTH, 3.2), layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(1, len(found), figsize=(WIDTH, 2.9), layout="constrained", squeeze=False)
+    lines = dict(zip(next(iter(found.values())), ("-", "--", ":"), strict=False))
     for (name, by_draws), axes in zip(found.items(), panels[0], strict=True):
-        for (draws, frame), line in zip(by_draws.items(), ("-", "--", ":"), strict=False):
-            for signal, curve in frame.groupby("signal"):
+        for draws, frame in by_draws.items():
+            for mark, (signal, curve) in zip("os", frame.groupby("signal"), strict=True):
                 title, shade = SIGNALS[signal]
-                axes.plot(curve["generation"], curve["d_prime"], line, color=shade, label=f"{title}, N = {draws:,}")
+                style = {"color": shade, "marker": mark, "markersize": 3}
+                axes.plot(curve["generation"], curve["d_prime"], lines[draws], **style)
+                if draws == next(iter(by_draws)):
+                    axes.plot([], [], label=title, **style)
         axes.axhline(3, color="0.5", linewidth=0.6, linestyle=(0, (4, 4)))
         axes.set(title=name, xlabel="generation", ylabel=r"$d'$ against the control")
         axes.set_yscale("symlog", linthresh=1)
         axes.set_ylim(bottom=-0.05)
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-        axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=1)
+        axes.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=1)
+    handles = [plt.Line2D([], [], color="0.3", linestyle=line, label=f"N = {draws:,}") for draws, line in lines.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(lines), fontsize=7)
     return figure
