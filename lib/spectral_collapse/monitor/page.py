@@ -30,7 +30,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --paper: #16181b; --line: #3a3d42; --quiet: #a5a5a5;
   --alarm: #ff9a55; --sound: #6fcf97; } }
 body { background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; margin: 0 auto;
-  max-width: 62rem; padding: 1rem; }
+  max-width: 62rem; overflow-x: clip; padding: 1rem; }
 h1 { font-size: 1.4rem; margin: .5rem 0; } h2 { font-size: 1.1rem; margin: 1.6rem 0 .4rem; }
 h3 { font-size: 1rem; margin: .6rem 0; }
 .status { font-size: 1.1rem; font-weight: 600; } .warning { color: var(--alarm); } .sound { color: var(--sound); }
