@@ -564,30 +564,28 @@ class Adapted(torch.nn.Module):
         return self.base(hidden) + hidden @ self.down.T @ self.up.T
 
 
-def test_a_head_with_an_adapter_is_refused_and_a_body_with_one_is_measured():
-    model, tokens = tiny("gpt2", tie_word_embeddings=False), frozen_blocks()
-    model.lm_head = Adapted(model.lm_head)
-    with refused("the output head of GPT2LMHeadModel is no plain linear map but a Adapted with more to it"):
-        hessian_operator(model, tokens)
-    model = tiny("llama")
+def test_a_head_and_a_body_with_an_adapter_are_measured():
+    headed, model, tokens = tiny("gpt2", tie_word_embeddings=False), tiny("llama"), frozen_blocks()
+    headed.lm_head = Adapted(headed.lm_head)
     layer = model.model.layers[0].self_attn
     layer.q_proj = Adapted(layer.q_proj)
-    operator = hessian_operator(model, tokens)
     assert "model.layers.0.self_attn.q_proj.up" in parameter_blocks(model)["layer 0 attention"]
-    flat, logits = as_function(model)
-    truth = torch.autograd.functional.hessian(lambda x: loss_of(logits(x, tokens), tokens), flat, vectorize=True)
-    v = vectors(operator.n, 1)[0]
-    assert relative_error(operator @ v, truth @ v) < 1e-6
+    for each, fused in ((headed, False), (model, True)):
+        operator = hessian_operator(each, tokens)
+        assert operator.fused == fused
+        flat, logits = as_function(each)
+        loss = lambda x, logits=logits: loss_of(logits(x, tokens), tokens)  # noqa: E731
+        truth = torch.autograd.functional.hessian(loss, flat, vectorize=True)
+        v = vectors(operator.n, 1)[0]
+        assert relative_error(operator @ v, truth @ v) < 1e-5
 
 
-def test_a_wrapped_model_and_one_without_a_body_are_refused():
+def test_a_wrapped_model_is_refused_and_one_without_a_body_is_measured():
     model, tokens = tiny("gpt2"), frozen_blocks()
     for wrapped in (Logits(model), torch.nn.DataParallel(model)):
         with refused(f"a {type(wrapped).__name__} is no model of transformers: pass the one that it wraps"):
             hessian_operator(wrapped, tokens)
-    llama4 = foreign("llama4")
-    with refused("the base model of Llama4ForCausalLM cannot be told from its head"):
-        hessian_operator(llama4, tokens)
+    assert not hessian_operator(foreign("llama4"), tokens).fused
 
 
 class Changed(LlamaForCausalLM):
@@ -616,24 +614,27 @@ def test_any_change_between_hidden_state_and_logits_is_noticed(dtype, change, be
     model, tokens = tiny("llama", dtype, num_hidden_layers=1), frozen_blocks()
     changed = Changed(model.config).to(dtype).eval()
     changed.load_state_dict(model.state_dict())
-    assert hessian_operator(changed, tokens).n > 0
+    assert hessian_operator(changed, tokens).fused
     monkeypatch.setattr(Changed, "change", staticmethod(change))
     monkeypatch.setattr(Changed, "before", staticmethod(before))
-    with refused("the logits of Changed are not its last hidden state times its output embeddings"):
-        hessian_operator(changed, tokens)
+    assert not hessian_operator(changed, tokens).fused
 
 
-def test_a_trainable_parameter_outside_of_body_and_head_is_refused():
+def test_a_trainable_parameter_outside_of_body_and_head_has_no_curvature():
     model, tokens = tiny("gpt2"), frozen_blocks()
-    model.value_head = torch.nn.Linear(WIDTH, 1)
-    with refused("value_head.weight of GPT2LMHeadModel is in neither its base model nor its output matrix"):
-        hessian_operator(model, tokens)
+    plain = HessianOperator(tiny("gpt2"), tokens)
+    model.value_head = torch.nn.Linear(WIDTH, 1).double()
+    operator = hessian_operator(model, tokens)
+    v = vectors(operator.n, 1)[0]
+    found = operator @ v
+    assert not operator.fused and operator.n == plain.n + WIDTH + 1 and not found[plain.n :].any()
+    assert relative_error(found[: plain.n], plain @ v[: plain.n]) < 1e-9
     model.value_head.requires_grad_(False)
-    assert hessian_operator(model, tokens).n == HessianOperator(tiny("gpt2"), tokens).n
+    assert hessian_operator(model, tokens).fused
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_models_that_cannot_be_measured_are_refused_in_one_sentence(dtype):
+def test_models_without_a_plain_head_are_measured_and_those_without_any_refused(dtype):
     tokens = frozen_blocks()
     small = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 12, "num_hidden_layers": 1}
     small |= {"num_attention_heads": 2, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 0}
@@ -642,19 +643,17 @@ def test_models_that_cannot_be_measured_are_refused_in_one_sentence(dtype):
     flash.config._attn_implementation = "flash_attention_2"
     with refused("attention 'flash_attention_2' has no second derivative"):
         hessian_operator(flash, tokens)
-    with refused("the output head of PhiForCausalLM has a bias"):
-        hessian_operator(PhiForCausalLM(PhiConfig(**small)).to(dtype), tokens)
     for model in (
+        PhiForCausalLM(PhiConfig(**small)),
         GraniteForCausalLM(GraniteConfig(**small, logits_scaling=4.0)),
         CohereForCausalLM(CohereConfig(**small, logit_scale=0.25)),
         foreign("gemma2"),  # a cap of 30 on logits of about 1
     ):
-        with refused(f"the logits of {type(model).__name__} are not its last hidden state"):
-            hessian_operator(model.to(dtype).eval(), tokens)
+        assert not hessian_operator(model.to(dtype).eval(), tokens).fused
     with refused("the model has no output head: load GPT2Model as"):
         hessian_operator(GPT2Model(tiny("gpt2").config), tokens)
-    # The same classes pass where they leave their logits alone.
-    assert hessian_operator(GraniteForCausalLM(GraniteConfig(**small, logits_scaling=1.0)), tokens).n > 0
+    # The same classes have the fused head where they leave their logits alone.
+    assert hessian_operator(GraniteForCausalLM(GraniteConfig(**small, logits_scaling=1.0)), tokens).fused
 
 
 def test_unknown_kinds_and_parameters_are_refused_in_one_sentence():

@@ -823,10 +823,7 @@ def test_finished_probes_are_taken_from_a_whole_state_only(tmp_path, damage, mon
 
 def test_a_signature_is_a_table_and_a_picture_too():
     matrix = np.diag(np.concatenate([[50.0, 20.0], np.random.default_rng(0).normal(size=120)]))
-    runs = [
-        lanczos(lambda v: torch.from_numpy(matrix) @ v, rademacher(122, 0, k).double(), 20)
-        for k in (0, 1)
-    ]
+    runs = [lanczos(lambda v: torch.from_numpy(matrix) @ v, rademacher(122, 0, k).double(), 20) for k in (0, 1)]
     found = curvature.signature.signature_of_runs(runs, 122)
     frame = found.to_frame()
     assert frame.loc["bulk_sigma", "value"] == found.bulk_sigma.value

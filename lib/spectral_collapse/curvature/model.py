@@ -1,4 +1,4 @@
-"""Which models and blocks can be measured: causal language models that end in a plain linear head."""
+"""Which models and blocks can be measured, and which of them end in a plain linear head."""
 
 import contextlib
 from collections.abc import Iterator
@@ -59,7 +59,8 @@ def checked_blocks(tokens: Any, model: PreTrainedModel) -> torch.Tensor:
             f"not {kind} of shape {tuple(tokens.shape)}."
         )
     tokens = tokens.long().clone()  # a clone is no inference tensor, and is not shared
-    vocabulary = min(len(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()))
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    vocabulary = min(len(m.weight) for m in embeddings if getattr(m, "weight", None) is not None)
     if len(beyond := tokens[(tokens < 0) | (tokens >= vocabulary)]):
         raise ValueError(f"token {int(beyond[0])} is beyond the model's vocabulary of {vocabulary}.")
     positions = max_positions(model)
@@ -68,34 +69,40 @@ def checked_blocks(tokens: Any, model: PreTrainedModel) -> torch.Tensor:
     return tokens
 
 
+def unwrapped(model: Any) -> Any:
+    """The model of transformers inside `torch.compile`'s wrapper and those of adapters (`get_base_model`)."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif not isinstance(model, PreTrainedModel) and hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            return model
+
+
 def require_measurable(model: PreTrainedModel) -> None:
-    """ValueError if the structure of a model rules it out: it is no `PreTrainedModel` of a base model and a plain
-    `torch.nn.Linear` without bias, has trainable parameters outside of both, attention without a second derivative, or
-    weights that are not finite."""
+    """ValueError if a model is ruled out: it is no `PreTrainedModel`, has no output head, attention without a second
+    derivative, or weights that are not finite."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"a {name} is no model of transformers: pass the one that it wraps, with its adapters merged.")
-    head = model.get_output_embeddings()
-    if head is None:
+        raise ValueError(f"a {name} is no model of transformers: pass the one that it wraps.")
+    if model.get_output_embeddings() is None:
         raise ValueError(f"the model has no output head: load {name} as a causal language model.")
-    if type(head) is not torch.nn.Linear or all(head.weight is not p for p in model.parameters()):
-        raise ValueError(
-            f"the output head of {name} is no plain linear map but a {type(head).__name__} with more to it: merge "
-            "its adapters, or it cannot be measured here."
-        )
-    if head.bias is not None:
-        raise ValueError(f"the output head of {name} has a bias: it cannot be measured here.")
-    if model.base_model is model:
-        raise ValueError(f"the base model of {name} cannot be told from its head: it cannot be measured here.")
     attention = getattr(model.config, "_attn_implementation", None)
     if attention not in (None, "eager", "sdpa"):
         raise ValueError(f"attention {attention!r} has no second derivative: load with attn_implementation='eager'.")
-    known = {id(p) for p in [*model.base_model.parameters(), head.weight]}
     for parameter_name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in known:
-            raise ValueError(
-                f"{parameter_name} of {name} is in neither its base model nor its output matrix: it cannot be "
-                "measured here; freeze it (requires_grad_(False)) if the loss does not depend on it."
-            )
         if not parameter.isfinite().all():
             raise ValueError(f"weights of {parameter_name} are not finite: the model has diverged, or its file is bad.")
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether a model's structure is a base model and a plain `torch.nn.Linear` without bias, and all that is trainable
+    belongs to either."""
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or head.bias is not None or model.base_model is model:
+        return False
+    known = {id(p) for p in [*model.base_model.parameters(), head.weight]}
+    return any(head.weight is p for p in model.parameters()) and all(
+        id(p) in known for p in model.parameters() if p.requires_grad
+    )

@@ -1,7 +1,6 @@
 """Products with the Hessian and with the Gauss–Newton matrix of a causal language model's mean loss."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 from .basis import dot
 from .head import HeadGradient, head_curvature, probabilities, rows_at_a_time
 from .memory import available_memory, fitting_blocks
-from .model import checked_blocks, differentiable, measurement_mode, require_measurable
+from .model import checked_blocks, differentiable, has_plain_head, measurement_mode, require_measurable, unwrapped
 
 # During a product a batch needs its saved tensors and about half as much again.
 WORKING_SHARE = 1.5
@@ -62,9 +61,11 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
     sum. Budgets of memory are those of one rank.
 
     A `scipy.sparse.linalg.LinearOperator`, float64 for a float64 model and else float32; `H @ v` takes and returns
-    tensors or arrays (n,) or (n, j). tokens: blocks of token ids (B, T), a tensor, an array or lists. The model must
-    end in a plain linear head without bias on its last hidden state; this is checked on its structure
-    (`require_measurable`) and on the logits of the first block.
+    tensors or arrays (n,) or (n, j). tokens: blocks of token ids (B, T), a tensor, an array or lists. `fused` says
+    whether the model ends in a plain linear head without bias on its last hidden state, which is checked on its
+    structure and on the logits of the first block. Any other head (biased, scaled, capped, with an adapter) is
+    differentiated through the model's own logits: as exact, slower, and with all logits of a batch at once.
+    `torch.compile`'s wrapper and those of adapters are taken off.
     ValueError for blocks, models and vectors that cannot be measured, and for products after the model's parameters
     have changed. Source: Pearlmutter 1994.
     """
@@ -77,6 +78,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         parameters: list[str] | None = None,
         micro_batch: int | None = None,
     ):
+        model = unwrapped(model)
         require_measurable(model)
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         chosen = list(named) if parameters is None else list(parameters)
@@ -101,12 +103,15 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             leaves = {id(p): p.detach().to(self.torch_dtype) for p in model.parameters()}
         self.leaves = [leaves[id(named[name])].requires_grad_() for name in chosen]
         self._parameters = {name: leaves[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
-        self._base = {name: leaves[id(p)] for name, p in model.base_model.named_parameters(remove_duplicate=False)}
-        self._weight = leaves[id(self.head.weight)]
+        self.fused = has_plain_head(model)
+        if self.fused:
+            base = model.base_model.named_parameters(remove_duplicate=False)
+            self._base = {name: leaves[id(p)] for name, p in base}
+            self._weight = leaves[id(self.head.weight)]
+            self._rows = rows_at_a_time(len(self._weight))
         self.sizes = [leaf.numel() for leaf in self.leaves]
         self.n = sum(self.sizes)
         super().__init__(np.dtype(np.float64 if double else np.float32), (self.n, self.n))
-        self._rows = rows_at_a_time(len(self._weight))
         self.blocks = len(tokens)
         self._predictions = tokens[:, 1:].numel()
         rank, world = 0, 1
@@ -119,7 +124,11 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         self.share = -(-self.blocks // world)
         self.micro_batch = micro_batch
         self._kept: tuple | None = None
-        self._require_linear_head(self._first)
+        expected = self._own_logits(self._first)
+        if not expected.isfinite().all():
+            name = type(model).__name__
+            raise ValueError(f"the logits of {name} are not finite on the first block: the model has diverged.")
+        self.fused = self.fused and self._passes_hidden_on(self._first, expected)
 
     # ---- one batch: hidden states, gradient, product
 
@@ -131,9 +140,20 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             )
         return out.last_hidden_state[:, :-1].flatten(0, 1).to(self.torch_dtype)
 
-    def _require_linear_head(self, tokens: torch.Tensor) -> None:
-        """ValueError unless the model passes its last hidden state to the head unchanged and returns the head's output
-        unchanged, and the products here see the same logits."""
+    def _logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The model's logits of the T − 1 predicting positions, (B(T−1), V)."""
+        with measurement_mode(self.model):
+            inputs = {"input_ids": tokens, "use_cache": False}
+            logits = torch.func.functional_call(self.model, self._parameters, kwargs=inputs).logits
+        return logits[:, :-1].flatten(0, 1).to(self.torch_dtype)
+
+    def _own_logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        with differentiable(self.device), torch.no_grad():
+            return self._logits(tokens)
+
+    def _passes_hidden_on(self, tokens: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether the model passes its last hidden state to the head unchanged and returns the head's output unchanged,
+        and the products here see the same logits."""
         seen: dict[torch.nn.Module, tuple] = {}
 
         def note(module: torch.nn.Module, given: tuple, output: Any) -> None:
@@ -143,25 +163,17 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         try:
             with differentiable(self.device), torch.no_grad(), measurement_mode(self.model):
                 inputs = {"input_ids": tokens, "use_cache": False}
-                expected = torch.func.functional_call(self.model, self._parameters, kwargs=inputs).logits
+                returned = torch.func.functional_call(self.model, self._parameters, kwargs=inputs).logits
                 found = self._hidden(tokens) @ self._weight.T
         finally:
             for hook in hooks:
                 hook.remove()
-        name = type(self.model).__name__
-        if not expected.isfinite().all():
-            raise ValueError(f"the logits of {name} are not finite on the first block: the model has diverged.")
-        plain = False
-        if self.head in seen and len(seen[self.head][0]) == 1:
-            (given,), output = seen[self.head]
-            hidden = seen[self.model.base_model][1].last_hidden_state
-            plain = torch.equal(given, hidden.to(given.dtype)) and torch.equal(expected, output.to(expected.dtype))
-        gap = (found - expected[:, :-1].flatten(0, 1)).abs().max() if plain else math.inf
-        if not gap <= SAME_LOGITS * expected.abs().max():
-            raise ValueError(
-                f"the logits of {name} are not its last hidden state times its output embeddings (a scaled, capped "
-                "or biased head): it cannot be measured here."
-            )
+        if self.head not in seen or len(seen[self.head][0]) != 1:
+            return False
+        (given,), output = seen[self.head]
+        hidden = seen[self.model.base_model][1].last_hidden_state
+        plain = torch.equal(given, hidden.to(given.dtype)) and torch.equal(returned, output.to(returned.dtype))
+        return plain and bool((found - expected).abs().max() <= SAME_LOGITS * expected.abs().max())
 
     def _parameter_state(self) -> list[tuple[int, int]]:
         """Address and version counter of every parameter, which change with it."""
@@ -169,6 +181,10 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
 
     def _linearise(self, tokens: torch.Tensor) -> tuple:
         """The gradient of the summed loss with its graph, one tensor for each parameter."""
+        if not self.fused:
+            logits, targets = self._logits(tokens), tokens[:, 1:].flatten()
+            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+            return torch.autograd.grad(loss, self.leaves, create_graph=True, materialize_grads=True)
         hidden = self._hidden(tokens)
         by_hidden, by_weight = HeadGradient.apply(hidden, self._weight, tokens[:, 1:].flatten(), self._rows)
         if not hidden.requires_grad:  # the head alone is differentiated
@@ -305,7 +321,9 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         for parameter in self._parameters.values():
             sizes.pop(parameter.untyped_storage().data_ptr(), None)
         del graph
-        logits = min(self._rows, self._first[:, 1:].numel()) * len(self._weight) * self._weight.itemsize
+        logits = 0  # without the fused head they are among what the graph saves
+        if self.fused:
+            logits = min(self._rows, self._first[:, 1:].numel()) * len(self._weight) * self._weight.itemsize
         return int(WORKING_SHARE * (sum(sizes.values()) + logits))
 
     def least(self, *values: int) -> list[int]:
@@ -322,10 +340,13 @@ class GaussNewtonOperator(HessianOperator):
 
     Positive semi-definite: the Hessian without the curvature of the logits, a common approximation of its outliers.
     Interface and memory as `HessianOperator`. J is never formed: its product with a vector passes through the hidden
-    states, by two transposed products. Source: Schraudolph 2002.
+    states, or without the fused head through the logits, by two transposed products. Source: Schraudolph 2002.
     """
 
     def _linearise(self, tokens: torch.Tensor) -> tuple:
+        if not self.fused:
+            logits = self._logits(tokens)
+            return (logits, *self._transposed(logits))
         hidden = self._hidden(tokens)
         targets = tokens[:, 1:].flatten()
         kept = None
@@ -334,24 +355,43 @@ class GaussNewtonOperator(HessianOperator):
                 kept = probabilities(hidden, self._weight)
         if not hidden.requires_grad:
             return hidden, targets, kept, None, None
-        # g(c) = Jᵀc is linear in c: its derivative in c is J.
-        cotangent = torch.zeros_like(hidden, requires_grad=True)
+        return (hidden, targets, kept, *self._transposed(hidden))
+
+    def _transposed(self, outputs: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """A cotangent c of the outputs, and g(c) = Jᵀc: linear in c, so that its derivative in c is J."""
+        cotangent = torch.zeros_like(outputs, requires_grad=True)
         transposed = torch.autograd.grad(
-            hidden, self.leaves, grad_outputs=cotangent, create_graph=True, materialize_grads=True
+            outputs, self.leaves, grad_outputs=cotangent, create_graph=True, materialize_grads=True
         )
-        return hidden, targets, kept, cotangent, transposed
+        return cotangent, transposed
+
+    @staticmethod
+    def _pushed(
+        cotangent: torch.Tensor, transposed: tuple[torch.Tensor, ...], pieces: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """J v, of the outputs' shape."""
+        used = [(t, p) for t, p in zip(transposed, pieces, strict=True) if t.requires_grad]
+        (pushed,) = torch.autograd.grad([t for t, _ in used], cotangent, [p for _, p in used], retain_graph=True)
+        return pushed
 
     def _apply(self, graph: tuple, pieces: list[torch.Tensor], keep: bool, batched: bool = False) -> torch.Tensor:
         if batched:
             return torch.stack([self._apply(graph, list(piece), keep=True) for piece in zip(*pieces, strict=True)])
+        if not self.fused:
+            logits, cotangent, transposed = graph
+            change = self._pushed(cotangent, transposed, pieces)
+            with torch.no_grad():
+                P = logits.softmax(1)
+                u = change.sub_(torch.linalg.vecdot(P, change)[:, None]).mul_(P)
+            found = torch.autograd.grad(logits, self.leaves, u, retain_graph=keep, materialize_grads=True)
+            return torch.cat([piece.flatten() for piece in found])
         hidden, targets, kept, cotangent, transposed = graph
         a = B = None
         for leaf, piece in zip(self.leaves, pieces, strict=True):
             if leaf is self._weight:
                 B = piece
         if transposed is not None:
-            used = [(t, p) for t, p in zip(transposed, pieces, strict=True) if t.requires_grad]
-            (a,) = torch.autograd.grad([t for t, _ in used], cotangent, [p for _, p in used], retain_graph=True)
+            a = self._pushed(cotangent, transposed, pieces)
         with torch.no_grad():
             by_hidden, by_weight = head_curvature(hidden, self._weight, targets, a, B, self._rows, kept, full=False)
         if transposed is None:
