@@ -35,6 +35,7 @@ OTHER = {
     **{"estimator_steps": [4, 6], "real_fraction": 0.25, "warmup_fraction": 0.5, "hidden_size": 48, "dropout": 0.1},
     **{"writing_top_p": 0.5, "trust_memory": 0.5, "sigma_delta": 0.01, "track_two_tolerance": 1.0, "documents": 150},
     **{"decay_fraction": 0.5, "rarity_exponent": 1.0, "block_tokens": 24, "held_out_blocks": 10, "story_tokens": 48},
+    **{"rescue_doses": [2], "primary": ["ratio_falls"]},
 }  # fmt: skip
 # Values that take another profile than this one.
 ELSEWHERE = {"checkpoint", "revision", "tuning_blocks", "corpus"}

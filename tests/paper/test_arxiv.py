@@ -32,7 +32,7 @@ def test_the_archive_compiles_in_an_empty_folder(monkeypatch, tmp_path):
     with tarfile.open(packed) as archive:
         names = archive.getnames()
         archive.extractall(tmp_path, filter="data")
-    assert {"main.tex", "main.bbl", "sections/results.tex", "generated/numbers.tex"} <= set(names)
+    assert {"main.tex", "main.bbl", "sections/study.tex", "generated/numbers.tex"} <= set(names)
     assert not [name for name in names if name.endswith((".bib", ".aux", ".log", ".csv"))]
     texts = [(tmp_path / name).read_text(encoding="utf-8") for name in names if name.endswith((".tex", ".bbl"))]
     assert not [text for text in texts if str(pdf.PAPER) in text or r"\write18" in text]
