@@ -658,8 +658,8 @@ def test_models_without_a_plain_head_are_measured_and_those_without_any_refused(
 
 def test_unknown_kinds_and_parameters_are_refused_in_one_sentence():
     model, tokens = tiny("gpt2"), frozen_blocks()
-    with refused("kind 'fisher' is neither 'hessian' nor 'gauss_newton'"):
-        hessian_operator(model, tokens, kind="fisher")
+    with refused("kind 'newton' is none of 'hessian', 'gauss_newton', 'fisher'"):
+        hessian_operator(model, tokens, kind="newton")
     with refused(re.escape("'head' is no trainable parameter of this model; the first is 'transformer.wte.weight'")):
         hessian_operator(model, tokens, parameters=["head"])
     with refused("no parameter"):

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from spectra import frozen_blocks, tiny, vectors
 from spectral_collapse import curvature
+from spectral_collapse.curvature.kinds import operator_class
 from spectral_collapse.curvature.memory import WORKING_VECTORS
-from spectral_collapse.curvature.operators import HessianOperator, operator_class
+from spectral_collapse.curvature.operators import HessianOperator
 
 # An uneven number of blocks for two ranks, and fewer than ranks.
 CASES = (("hessian", 5), ("hessian", 1), ("gauss_newton", 5))

@@ -2,14 +2,17 @@
 
     from spectral_collapse.curvature import hessian_operator, lanczos, spectral_density, spectral_signature
 
-`operators`: products with the Hessian and the Gauss–Newton matrix; `model`: which models can be measured; `head`: the
-output head in closed form; `parts`: parameters by part of the network. `krylov`: the Lanczos iteration on a `basis`,
-and its `quadrature`; `memory`: what fits. `signature`: quantities and errors from Lanczos runs; `spectral`: the same of
-a model; `population`: of the expected loss instead of the batch's; `published`: the published estimator.
+`kinds`: which matrices there are; `operators`: products with the Hessian and the Gauss–Newton matrix; `fisher`: with
+the empirical Fisher matrix; `model`: which models can be measured; `head`: the output head in closed form; `parts`:
+parameters by part of the network. `krylov`: the Lanczos iteration on a `basis`, and its `quadrature`; `memory`: what
+fits; `trace`: of any operator. `signature`: quantities and errors from Lanczos runs; `spectral`: the same of a model;
+`population`: of the expected loss instead of the batch's; `published`: the published estimator.
 """
 
+from .fisher import EmpiricalFisherOperator
+from .kinds import hessian_operator
 from .krylov import joint_ritz, lanczos, spectral_density
-from .operators import GaussNewtonOperator, HessianOperator, hessian_operator, mean_loss
+from .operators import GaussNewtonOperator, HessianOperator, mean_loss
 from .parts import parameter_blocks
 from .population import PopulationSignature, population_of_operators, population_signature
 from .published import (
@@ -24,3 +27,4 @@ from .published import (
 from .quadrature import Quadrature, cumulated_bounds, quantile_bracket, smoothed_density
 from .signature import Estimate, Nodes, Signature, as_result, signature_of_runs
 from .spectral import layerwise_signatures, spectral_signature
+from .trace import hutch_plus_plus, hutchinson

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scipy.sparse.linalg
@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from .basis import dot
 from .head import HeadGradient, head_curvature, probabilities, rows_at_a_time
-from .memory import available_memory, fitting_blocks
 from .model import checked_blocks, differentiable, has_plain_head, measurement_mode, require_measurable, unwrapped
 
 # During a product a batch needs its saved tensors and about half as much again.
@@ -27,7 +26,7 @@ def mean_loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
-def _differentiating(method: Callable) -> Callable:
+def differentiating(method: Callable) -> Callable:
     """Wraps a method that differentiates: checks that the model is unchanged and sets torch's modes."""
 
     @functools.wraps(method)
@@ -211,7 +210,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
 
     # ---- products
 
-    @_differentiating
+    @differentiating
     def _sum(self, pieces: list[torch.Tensor], batched: bool = False) -> torch.Tensor:
         if self.micro_batch is None and len(self._tokens):
             if self._kept is None:
@@ -223,7 +222,10 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             for start in range(0, len(self._tokens), size):
                 graph = self._linearise(self._tokens[start : start + size])
                 total += self._apply(graph, pieces, keep=False, batched=batched)
-        total /= self._predictions
+        return self._everywhere(total / self._predictions)
+
+    def _everywhere(self, total: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks."""
         if self._shared:
             distributed.all_reduce(total)
         return total
@@ -286,19 +288,25 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             f"tokens, {self.dtype})"
         )
 
-    @_differentiating
+    @differentiating
     def block_forms(self, left: list[torch.Tensor], right: list[torch.Tensor], *, squares: bool = False) -> np.ndarray:
         """ℓᵀ H_b r for every block b and every r with its ℓ's, (blocks, pairs). H_b is the Hessian of the block's own
         mean loss, so the mean over b is ℓᵀ H r. `left` is parallel to `right`, each entry a matrix (i, n). With
         `squares` ‖H_b r‖² follows the pairs of every r. Costs one gradient, and two more for every r."""
-        pairs = sum(map(len, left)) + squares * len(right)
-        forms = torch.zeros(self.blocks, pairs, dtype=torch.float64)
-        for index, block in zip(self._own, self._tokens, strict=True):
+        rows = []
+        for block in self._tokens:
             graph, found = self._linearise(block[None]), []
             for vectors, r in zip(left, right, strict=True):
                 product = self._apply(graph, self._pieces(r), keep=True)
                 product *= self.blocks / self._predictions
                 found += [dot(vector, product) for vector in [*vectors, *([product] if squares else [])]]
+            rows.append(found)
+        return self._from_blocks(rows, sum(map(len, left)) + squares * len(right))
+
+    def _from_blocks(self, rows: list[list[float]], pairs: int) -> np.ndarray:
+        """Values (blocks, pairs) of all ranks' blocks, from those of this rank's."""
+        forms = torch.zeros(self.blocks, pairs, dtype=torch.float64)
+        for index, found in zip(self._own, rows, strict=True):
             forms[index] = torch.tensor(found, dtype=torch.float64)
         if self._shared:
             on_device = forms.to(self.device)
@@ -306,7 +314,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             forms = on_device.cpu()
         return forms.numpy()
 
-    @_differentiating
+    @differentiating
     def block_bytes(self) -> int:
         """Bytes of one block at work: its retained graph, measured on the first block, and half as much again."""
         sizes: dict[int, int] = {}
@@ -399,31 +407,3 @@ class GaussNewtonOperator(HessianOperator):
         found = torch.autograd.grad(hidden, self.leaves, by_hidden, retain_graph=keep, materialize_grads=True)
         found = [f + by_weight if leaf is self._weight else f for f, leaf in zip(found, self.leaves, strict=True)]
         return torch.cat([piece.flatten() for piece in found])
-
-
-def operator_class(kind: str) -> type[HessianOperator]:
-    """The operator called "hessian" or "gauss_newton"."""
-    classes = {"hessian": HessianOperator, "gauss_newton": GaussNewtonOperator}
-    if kind not in classes:
-        raise ValueError(f"kind {kind!r} is neither 'hessian' nor 'gauss_newton'.")
-    return classes[kind]
-
-
-def hessian_operator(
-    model: PreTrainedModel,
-    batch: torch.Tensor,
-    *,
-    kind: Literal["hessian", "gauss_newton"] = "hessian",
-    parameters: list[str] | None = None,
-    memory_budget: float | None = None,
-) -> HessianOperator:
-    """Hessian or Gauss–Newton operator of the mean loss on blocks of token ids (B, T).
-
-    batch: a tensor, an array or lists. parameters: names to differentiate in, such as one entry of `parameter_blocks`;
-    all if None. memory_budget: bytes for the graph, half of the free memory if None; if the graph of the batch does not
-    fit, products take fewer blocks at a time. MemoryError if not even one block fits.
-    """
-    operator = operator_class(kind)(model, batch, parameters=parameters)
-    budget = available_memory(operator.device) // 2 if memory_budget is None else memory_budget
-    operator.micro_batch = fitting_blocks(budget, operator.block_bytes(), operator.share)
-    return operator

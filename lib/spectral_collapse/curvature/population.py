@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from ..estimate import stable_seed
 from .basis import Basis, dot
+from .kinds import Kind, operator_class
 from .krylov import Kept, probe_of, probe_runs
 from .memory import available_memory, plan
-from .operators import operator_class
 from .quadrature import Quadrature
 from .signature import Estimate, Signature, _Moment, _variance
 
@@ -290,7 +290,7 @@ def population_signature(
     signature: Signature,
     *,
     seed: int = 0,
-    kind: Literal["hessian", "gauss_newton"] = "hessian",
+    kind: Kind = "hessian",
     parameters: list[str] | None = None,
     memory_budget: int | None = None,
 ) -> PopulationSignature:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from .kinds import hessian_operator
 from .krylov import lanczos, probe_of, probe_runs
-from .operators import hessian_operator
 from .signature import Signature
 
 # PyHessian's defaults, which the study used.

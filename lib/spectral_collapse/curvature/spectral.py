@@ -6,16 +6,17 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from .basis import Basis, Storage
+from .kinds import Kind, operator_class
 from .krylov import at_least, drive, joint_ritz, probe_of, probe_runs, recurrence
 from .memory import available_memory, plan
-from .operators import HessianOperator, operator_class
+from .operators import HessianOperator
 from .parts import parameter_blocks
 from .quadrature import Quadrature
 from .signature import ONE_PROBE, Nodes, Signature, signature_of_runs
@@ -108,7 +109,7 @@ def spectral_signature(
     probes: int = 2,
     later_steps: int | None = None,
     seed: int = 0,
-    kind: Literal["hessian", "gauss_newton"] = "hessian",
+    kind: Kind = "hessian",
     parameters: list[str] | None = None,
     memory_budget: float | None = None,
     batch_errors: bool = True,
