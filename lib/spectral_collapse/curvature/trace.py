@@ -39,7 +39,7 @@ def hutch_plus_plus(operator: Any, products: int, seed: int = 0) -> Estimate:
     ...     shape, device, torch_dtype = (40, 40), "cpu", torch.float64
     ...     values = torch.cat([torch.tensor([50.0, 20.0]), torch.zeros(38)]).double()
     ...     def matvec(self, v): return self.values * v
-    >>> round(hutch_plus_plus(Diagonal(), products=12).value, 9)
+    >>> round(hutch_plus_plus(Diagonal(), products=12, seed=1).value, 9)
     70.0
     """
     at_least(6, products=products)
