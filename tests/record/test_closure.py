@@ -158,7 +158,7 @@ def test_a_stage_has_a_key_of_its_own_and_is_no_part_of_anothers(hashed):
         (stages.slices, "experiment.mechanism", "EXTENT"),
         (measure.evaluation, "text.storyworld", "SLOTS"),
         (rescue.rescue, "model.train", "train"),
-        (estimators.measured(0), "curvature.operators", "hessian_operator"),
+        (estimators.measured(0), "curvature.kinds", "hessian_operator"),
     ],
 )
 def test_what_lists_kept_by_hand_had_missed_is_in_the_keys(stage, module, name):
