@@ -85,11 +85,11 @@ print(sample(model, 1)[0][0])
 
 # %%
 monitor = Monitor(blocks=held_out)
-monitor.check(model, sample(model)[0], step=0)
+monitor.check(model=model, texts=sample(model)[0], step=0)
 for round_ in range(1, 4):
     own = torch.cat([sample(model)[1] for _ in range(3)])
     train(own, epochs=2)
-    print(monitor.check(model, sample(model)[0], step=round_).line())
+    print(monitor.check(model=model, texts=sample(model)[0], step=round_).line())
 
 # %% tags=["nbval-check-output"]
 report = monitor.report()

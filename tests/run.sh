@@ -15,7 +15,7 @@ export SPECTRAL_COLLAPSE_RESULTS="$work/results" SPECTRAL_COLLAPSE_GENERATED="$w
 echo "== The smoke profile, from corpus to numbers"
 $python -m snakemake --workflow-profile params/cluster/default --quiet rules host --config profile=smoke -- results
 echo "== The notebooks that it leaves out, against their outputs"
-$python -m pytest -n 2 --dist loadscope --nbval-lax --nbval-cell-timeout=600 notebooks/0[0569]_*.ipynb
+$python -m pytest -n 2 --dist loadscope --nbval-lax --nbval-cell-timeout=600 notebooks/0[0569]_*.ipynb notebooks/10_*.ipynb
 echo "== The library, the workflow and the paper"
 $python -m pytest -n 2 --dist loadfile -m "not slow" tests
 echo "== The numerics with the kernels of an older processor, two threads and other hashes"

@@ -46,7 +46,7 @@ def null_texts(runs: int = 50, checks: int = 10, texts: int = 60) -> float:
     for run in range(runs):
         own = parts[run * (checks + 1) : (run + 1) * (checks + 1)]
         monitor = Monitor(own[0], rule=Rule(RATE))
-        alarmed += any(monitor.check(part).status == "warning" for part in own[1:])
+        alarmed += any(monitor.check(texts=part).status == "warning" for part in own[1:])
     return alarmed / runs
 
 

@@ -81,12 +81,24 @@ def test_samples_are_checked_beside_the_model_and_a_resumed_run_goes_on(trainer,
         again
     )
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
-    assert resumed.report.frame["check"].max() > callback.report.frame["check"].max()
+    assert resumed.report.frame["check"].max() == callback.report.frame["check"].max() + 1  # step 8, not 6 again
+    assert resumed.report.frame["step"].drop_duplicates().is_monotonic_increasing
 
 
-def test_the_weights_are_those_of_a_run_without_a_monitor(trainer):
+@pytest.mark.parametrize("sampling", [False, True])
+def test_the_weights_are_those_of_a_run_without_a_monitor(trainer, sampling):
+    """With dropout, whose masks are drawn after every check, and samples that draw too."""
+
+    def sample(model):
+        drawn = model.generate(torch.ones(30, 1, dtype=torch.long), do_sample=True, max_new_tokens=4, pad_token_id=0)
+        return [" ".join(map(str, row)) for row in drawn.tolist()]
+
     plain, watched = trainer(), trainer()
-    MonitorCallback(Monitor(blocks=HELD_OUT), every=1).attach(watched)
-    plain.train(), watched.train()
+    for run in (plain, watched):
+        run.model.config.attention_dropout = run.model.model.layers[0].self_attn.attention_dropout = 0.5
+    MonitorCallback(Monitor(blocks=HELD_OUT), every=1, sample=sample if sampling else None, strict=True).attach(watched)
+    for run in (plain, watched):
+        torch.manual_seed(3)
+        run.train()
     for one, other in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -29,13 +29,13 @@ def poorer(stories, kept):
 
 def test_fresh_text_is_sound_and_repeated_text_is_not():
     monitor = Monitor(STORIES[:100])
-    sound = monitor.check(STORIES[100:200], step=1)
+    sound = monitor.check(texts=STORIES[100:200], step=1)
     assert sound.status == "sound" and list(sound.to_frame()["check"].unique()) == [1]
-    report = monitor.check(poorer(STORIES[200:300], 20), step=2)
+    report = monitor.check(texts=poorer(STORIES[200:300], 20), step=2)
     assert report.status == "warning" and "distinct_2" in set(report.alarms["signal"])
     assert "step 2: warning (Distinct word pairs at step 2" in report.line()
     assert report.line() in repr(report) and "sampling error" in str(report)
-    assert monitor.check(STORIES[300:400], step=3).status == "warning"  # an alarm stays
+    assert monitor.check(texts=STORIES[300:400], step=3).status == "warning"  # an alarm stays
 
 
 def test_track_two_without_a_row_is_that_of_the_other_rows():
@@ -46,13 +46,13 @@ def test_track_two_without_a_row_is_that_of_the_other_rows():
         expected = np.linalg.slogdet(kept.T @ kept + readings.DELTA * np.eye(5)).logabsdet - 5 * math.log(29)
         assert found.left_out[left] == pytest.approx(expected, rel=1e-9)
     monitor = Monitor(STORIES[:100], encoder=WordEncoder())
-    assert "track_two" in set(monitor.check(STORIES[100:200]).frame["signal"])
+    assert "track_two" in set(monitor.check(texts=STORIES[100:200]).frame["signal"])
 
 
 def test_a_model_is_judged_by_its_loss_and_entropy_and_left_as_it_was(model):
     blocks = torch.randint(0, 64, (12, 10), generator=torch.Generator().manual_seed(1))
     monitor = Monitor(model, blocks=blocks, spectrum=4)
-    frame = monitor.check(model, step=5).frame.set_index("signal")
+    frame = monitor.check(model=model, step=5).frame.set_index("signal")
     assert set(frame.index) >= {"held_out_loss", "predictive_entropy"} and not frame["alarm"].any()
     assert frame.loc["held_out_loss", "change"] == 0 and model.training
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_a_model_is_judged_by_its_loss_and_entropy_and_left_as_it_was(model):
     with torch.no_grad():
         model.lm_head.weight.mul_(50)
     try:
-        report = monitor.check(model, step=6)
+        report = monitor.check(model=model, step=6)
         assert report.status == "warning" and "held_out_loss" in set(report.alarms["signal"])
     finally:
         with torch.no_grad():
@@ -71,29 +71,36 @@ def test_a_model_is_judged_by_its_loss_and_entropy_and_left_as_it_was(model):
 def test_rows_of_metrics_need_a_spread_or_controls():
     rows = [{"val_loss": 2.0 + 0.01 * k, "bleu": 10.0 + k % 2} for k in range(5)]
     monitor = Monitor(rows, rule=Rule(0.05, checks=3))
-    assert monitor.check({"val_loss": 2.02, "bleu": 10.5}).status == "sound"
-    assert monitor.check({"val_loss": 4.0, "bleu": 10.5}).alarms["signal"].tolist() == ["val_loss"]
-    assert Monitor({"val_loss": 2.0}).check({"val_loss": 9.0}).status == "cannot judge"
+    assert monitor.check(metrics={"val_loss": 2.02, "bleu": 10.5}).status == "sound"
+    assert monitor.check(metrics={"val_loss": 4.0, "bleu": 10.5}).alarms["signal"].tolist() == ["val_loss"]
+    assert Monitor({"val_loss": 2.0}).check(metrics={"val_loss": 9.0}).status == "cannot judge"
     controls = []
     for run in range(4):
         control = Monitor({"val_loss": 2.0})
-        control.check({"val_loss": 2.0 + 0.01 * run})
+        control.check(metrics={"val_loss": 2.0 + 0.01 * run})
         controls.append(control.report().to_frame())
     judged = Monitor({"val_loss": 2.0}, controls=controls)
-    assert judged.check({"val_loss": 2.3}).status == "warning" and "4 control runs" in judged.report().compared
+    assert judged.check(metrics={"val_loss": 2.3}).status == "warning" and "4 control runs" in judged.report().compared
 
 
 def test_a_log_is_taken_up_after_a_kill_with_the_same_numbers(tmp_path):
     file = tmp_path / "log" / "run.jsonl"
     first = Monitor(STORIES[:60], log_file=file)
-    first.check(STORIES[60:120], step=1)
+    first.check(texts=STORIES[60:120], step=1)
+    cut = '{"step": 2, "chec'
     with file.open("a") as log:
-        log.write('{"step": 2, "chec')  # the line that was being written
+        log.write(cut)  # the line that was being written
     again = Monitor(STORIES[:60], log_file=file)
-    assert again.checks == 1 and again.referenced
-    file.write_text(file.read_text()[: -len('{"step": 2, "chec')])
-    whole = first.check(STORIES[120:180], step=2).frame
-    pd.testing.assert_frame_equal(again.check(STORIES[120:180], step=2).frame, whole)
+    assert again.checks == 1 and again.referenced and cut not in file.read_text()
+    found = again.check(texts=poorer(STORIES[120:180], 10), step=2)
+    unlogged = Monitor(STORIES[:60])
+    for step, texts in ((1, STORIES[60:120]), (2, poorer(STORIES[120:180], 10))):
+        whole = unlogged.check(texts=texts, step=step)
+    pd.testing.assert_frame_equal(found.frame, whole.frame)
+    # What was seen after the cut is not lost by the next one.
+    assert Monitor(STORIES[:60], log_file=file).report().status == "warning"
+    file.write_text('{"step": 0, "refer')  # the reference itself was cut off: the one that is given is taken
+    assert Monitor(STORIES[:60], log_file=file).check(texts=poorer(STORIES[:60], 10)).status == "warning"
     (tmp_path / "other.jsonl").write_text(json.dumps({"a": 1}) + "\n")
     with pytest.raises(ValueError, match="is no monitor's log"):
         Monitor(log_file=tmp_path / "other.jsonl")
@@ -103,7 +110,7 @@ def test_what_does_not_fit_into_the_budget_is_left_out_by_name(monkeypatch):
     clock = iter(np.arange(0.0, 1000.0, 1.0))
     monkeypatch.setattr(core.time, "monotonic", lambda: next(clock))
     monitor = Monitor(STORIES[:40], budget=0.01)
-    report = monitor.check(STORIES[40:80])
+    report = monitor.check(texts=STORIES[40:80])
     assert report.left_out == ("text",) and report.status == "cannot judge"
     assert "budget: text" in report.to_html()
 
@@ -111,7 +118,7 @@ def test_what_does_not_fit_into_the_budget_is_left_out_by_name(monkeypatch):
 def test_reports_are_saved_in_four_forms_and_escape_what_models_write(tmp_path):
     evil = ["<script>alert(1)</script> word"] * 30
     monitor = Monitor(evil)
-    report = monitor.check(evil, step=1)
+    report = monitor.check(texts=evil, step=1)
     for suffix in ("html", "csv", "parquet", "jsonl"):
         assert report.save(tmp_path / f"report.{suffix}").stat().st_size > 0
     page = (tmp_path / "report.html").read_text()
@@ -129,7 +136,7 @@ def test_reports_are_saved_in_four_forms_and_escape_what_models_write(tmp_path):
         (lambda: Monitor(["one"] * 3), "too few"),
         (lambda: Monitor([1] * 30), "text 1 is int"),
         (lambda: Monitor(["..."] * 30), "no words"),
-        (lambda: Monitor(STORIES[:30]).check(STORIES[:40]), "as many"),
+        (lambda: Monitor(STORIES[:30]).check(texts=STORIES[:40]), "as many"),
         (lambda: Monitor(STORIES[:30]).check(), "nothing to check"),
         (lambda: Monitor({"loss": float("nan")}), "diverged"),
         (lambda: Monitor({"loss": "high"}), "no number"),
@@ -138,6 +145,11 @@ def test_reports_are_saved_in_four_forms_and_escape_what_models_write(tmp_path):
         (lambda: Monitor(budget=2), "budget"),
         (lambda: Monitor(controls=[pd.DataFrame()]), "one control run"),
         (lambda: Monitor(controls=[pd.DataFrame()] * 2), "no column 'change'"),
+        (lambda: Monitor([{"a": 1.0}, {"b": 1.0}, {"a": 2.0}]), "no metric is in all"),
+        (
+            lambda: Monitor(STORIES[:30]).check(texts=STORIES[:30], metrics={"distinct_2": 0.1}),
+            "distinct_2 is given twice",
+        ),
         (lambda: models.as_blocks([[1, 2]]), "held-out token ids"),
         (lambda: of_embeddings(np.zeros(3)), "a matrix"),
         (lambda: of_embeddings(np.full((30, 2), np.nan)), "not finite|NaN|finite"),
@@ -147,3 +159,28 @@ def test_reports_are_saved_in_four_forms_and_escape_what_models_write(tmp_path):
 def test_bad_input_is_told_in_one_sentence(attempt, sentence):
     with pytest.raises(ValueError, match=sentence):
         attempt()
+
+
+def test_what_no_check_could_have_seen_is_not_called_sound():
+    """After the controls' last check, and after the last planned one."""
+    controls = []
+    for start in (100, 160, 220):
+        control = Monitor(STORIES[:60])
+        control.check(texts=STORIES[start : start + 60])
+        controls.append(control.report().to_frame())
+    monitor = Monitor(STORIES[:60], controls=controls)
+    assert monitor.check(texts=STORIES[300:360]).status == "sound"
+    report = monitor.check(texts=poorer(STORIES[:60], 5))
+    assert report.status == "cannot judge" and "Fewer than two control runs have a check 2" in report.compared
+    planned = Monitor(STORIES[:60], rule=Rule(checks=1))
+    assert planned.check(texts=STORIES[60:120]).status == "sound"
+    report = planned.check(texts=poorer(STORIES[:60], 5))
+    assert report.status == "cannot judge" and "All 1 planned checks are used up" in report.compared
+    assert not report.frame["alarm"].any()
+
+
+def test_a_refused_check_is_not_counted():
+    monitor = Monitor(STORIES[:60])
+    with pytest.raises(ValueError, match="as many"):
+        monitor.check(texts=STORIES[:40])
+    assert monitor.checks == 0 and monitor.check(texts=STORIES[60:120]).frame["check"].tolist() == [1] * 4

@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from spectral_collapse.monitor import watch
-from spectral_collapse.text import storyworld
+from spectral_collapse.text import storyworld, tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM
 
 STORIES = storyworld.generate_stories(240, 1)
 
@@ -104,6 +106,7 @@ def test_embeddings_and_their_log_determinant(tmp_path, capsys):
         (lambda path: write(path / "cut.jsonl", '{"text": "a"}\n{"te'), "line 2 is cut off"),
         (lambda path: write(path / "empty.csv", "step,loss\n"), "no rows"),
         (lambda path: write(path / "nan.csv", "step,loss\n1,2\n2,2.1\n3,1.9\n4,nan\n"), "diverged"),
+        (lambda path: write(path / "inf.csv", "step,loss\n1,2\n2,2.1\n3,1.9\n4,inf\n"), "diverged"),
         (lambda path: write(path / "words.csv", "step,name\n1,a\n2,b\n"), "no column of numbers"),
         (lambda path: write(path / "one.txt", "a\n\nb"), "give a folder"),
     ],
@@ -112,6 +115,45 @@ def test_bad_input_is_one_sentence_and_exit_status_two(tmp_path, capsys, arrange
     assert watch.main(["watch", str(arrange(tmp_path))]) == 2
     told = capsys.readouterr().err
     assert sentence in told and told.count("\n") == 1 and "Traceback" not in told
+
+
+def test_a_trainers_log_of_alternating_rows_is_read_step_by_step(tmp_path, capsys):
+    rows = [{"step": step, "loss": 2.0 + 0.01 * (step % 3)} for step in range(1, 9)]
+    rows += [{"step": step, "eval_loss": 2.1 + 0.02 * (step % 2)} for step in range(2, 9, 2)]
+    rows += [{"step": 10, "eval_loss": 5.0, "note": "end"}]
+    lines = "".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["step"]))
+    assert watch.main(["watch", str(write(tmp_path / "log.jsonl", lines))]) == 2  # no eval_loss at step 1
+    told = capsys.readouterr()
+    assert "Traceback" not in told.err
+    rows = [row for row in rows if row["step"] % 2 == 0]
+    lines = "".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["step"]))
+    assert watch.main(["watch", str(write(tmp_path / "log.jsonl", lines))]) == 1
+    assert "eval loss at step 10" in capsys.readouterr().out
+
+
+def test_checkpoints_are_judged_on_held_out_text_and_a_half_written_one_is_bad_input(tmp_path, capsys):
+    tokenizer = tokenizers.train_tokenizer(STORIES, 300)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
+    folder, text = tmp_path / "runs", write(tmp_path / "held_out.txt", "\n\n".join(STORIES))
+    for step in (0, 1):
+        model.save_pretrained(folder / f"checkpoint-{step}"), tokenizer.save_pretrained(folder / f"checkpoint-{step}")
+    assert watch.main(["watch", str(folder), "--text", str(text)]) == 0
+    assert watch.main(["watch", str(folder)]) == 2
+    assert "--text FILE" in capsys.readouterr().err
+    assert watch.main(["signature", str(folder / "checkpoint-1"), str(text), "--blocks", "4"]) == 0
+    assert json.loads(capsys.readouterr().out)["lambda_max"] > 0
+    weights = folder / "checkpoint-1" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert watch.main(["watch", str(folder), "--text", str(text)]) == 2
+    assert "cannot be loaded as a causal language model" in capsys.readouterr().err
+
+
+def test_an_unforeseen_error_is_no_warning(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(watch, "watch", lambda chosen: 1 / 0)
+    assert watch.main(["watch", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "ZeroDivisionError: division by zero\n"
 
 
 def write(path, text):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from parameter_cells import TAGGED, injected, notebook
-from spectral_collapse.record import params, paths, schema
+from spectral_collapse.record import params, paths, reference, schema
 
 PROFILES = params.profiles()
 SMOKE = params.load("smoke").model_dump()
@@ -396,7 +396,7 @@ def test_tinystories_has_text_enough_for_every_slice(profile):
 
 
 def test_the_reference_of_the_parameters_is_that_of_the_schema_and_every_one_is_explained():
-    assert (paths.ROOT / "docs" / "parameters.md").read_text(encoding="utf-8") == schema.reference() + "\n"
+    assert (paths.ROOT / "docs" / "parameters.md").read_text(encoding="utf-8") == reference.reference() + "\n"
     fields = [name for group in schema.GROUPS for name in group.model_fields]
     assert fields == list(schema.Params.model_fields)
     assert all(field.description for field in schema.Params.model_fields.values())

@@ -3,7 +3,6 @@
 python -m spectral_collapse.analysis.design PROFILE    prints it
 """
 
-import argparse
 import sys
 
 import pandas as pd
@@ -74,10 +73,7 @@ def describe(settings: Params) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m spectral_collapse.analysis.design", description=__doc__)
-    parser.add_argument("profile")
-    chosen = parser.parse_args(arguments)
-    return cli.outcome(lambda: describe(params.load(chosen.profile)))
+    return cli.of_profile("analysis.design", __doc__, lambda profile: describe(params.load(profile)), arguments)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import NoReturn
 from torch.distributed import DistError, TCPStore
 
 from ..machine import devices, parallel, processes
-from ..record import params, schema
+from ..record import cli, params, schema
 from . import measure
 from .runs import Run
 
@@ -32,10 +32,7 @@ def make(run: Run) -> None:
 
 def _run(profile: str, *assignments: str) -> Run:
     """The run that the command's arguments name; its processes have joined."""
-    for assignment in assignments:
-        if "=" not in assignment:
-            raise ValueError(f"{assignment!r}: write key=value.")
-    values = dict(assignment.split("=", 1) for assignment in assignments)
+    values = cli.assignments(assignments)
     seed, condition = params.from_text("seed", values.pop("seed", None)), values.pop("condition", schema.CONDITIONS[0])
     schema.check_selectors(seed, condition)
     settings = params.load(profile, **values)

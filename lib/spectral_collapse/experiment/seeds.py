@@ -9,7 +9,7 @@ is packed by `make pack`.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from ..record import cli, params
 from ..record.schema import Params, check_selectors
@@ -56,14 +56,6 @@ def make(settings: Params, seeds: Sequence[int], until: float, say: Callable[[st
     return True
 
 
-def _assignments(given: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for text in given:
-        if "=" not in text:
-            raise ValueError(f"{text!r}: write key=value.")
-        key, value = text.split("=", 1)
-        yield key, value
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit status: 0 also where the time was up, since the next call goes on."""
     parser = argparse.ArgumentParser(
@@ -77,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> str:
         until = time.monotonic() + 3600 * chosen.hours
-        settings = params.load(chosen.profile, **dict(_assignments(chosen.overrides)))
+        settings = params.load(chosen.profile, **cli.assignments(chosen.overrides))
         seeds = settings.seeds if chosen.seeds is None else chosen.seeds
         for seed in seeds:
             check_selectors(seed, settings.conditions[0])

@@ -4,8 +4,9 @@
 `watch` is the command. Texts and tables need no torch.
 """
 
-from .core import Monitor, Report
+from .core import Monitor
 from .decision import Rule
 from .readings import SIGNALS, of_embeddings, of_texts
+from .report import Report
 
 __all__ = ["SIGNALS", "Monitor", "Report", "Rule", "of_embeddings", "of_texts"]

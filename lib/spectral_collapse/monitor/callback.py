@@ -1,12 +1,17 @@
 """The monitor inside a `transformers.Trainer`."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .core import WARNING, Monitor, Report
+from .core import Monitor
+from .report import WARNING, Report
 
 log = logging.getLogger(__name__)
 PREFIX = "collapse/"  # of its metrics in the trainer's log
@@ -42,7 +47,8 @@ class MonitorCallback(TrainerCallback):
         self.stop, self.strict = stop, strict
         self.report: Report | None = None
         self._trainer: Trainer | None = None
-        self._checked = -1
+        # A run that resumes repeats steps that were checked before it stopped.
+        self._checked = -1 if monitor.last_step is None else monitor.last_step
 
     def attach(self, trainer: Trainer) -> "MonitorCallback":
         """Adds the callback to a trainer, through whose log its metrics then go."""
@@ -51,12 +57,13 @@ class MonitorCallback(TrainerCallback):
         return self
 
     def _check(self, state: TrainerState, control: TrainerControl, model: Any) -> None:
-        if not state.is_world_process_zero or state.global_step == self._checked:
+        if not state.is_world_process_zero or state.global_step <= self._checked:
             return
         self._checked = state.global_step
         try:
-            given = [model] if self.sample is None else [model, self.sample(model)]
-            self.report = self.monitor.check(*given, step=state.global_step)
+            with _own_randomness():
+                texts = None if self.sample is None else self.sample(model)
+                self.report = self.monitor.check(model=model, texts=texts, step=state.global_step)
         except Exception:
             if self.strict:
                 raise
@@ -80,11 +87,13 @@ class MonitorCallback(TrainerCallback):
             state.log_history.append(metrics | {"step": state.global_step})
         log.info("%s", self.report.line())
 
-    def on_train_begin(
+    def _now(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        """The reference, or, of a run that resumes from the monitor's log, a check."""
+        """A check; the first is the reference."""
         self._check(state, control, model)
+
+    on_train_begin = on_evaluate = on_train_end = _now
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
@@ -93,14 +102,14 @@ class MonitorCallback(TrainerCallback):
         if self.every and state.global_step % self.every == 0:
             self._check(state, control, model)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        """A check at every evaluation."""
-        self._check(state, control, model)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        """The last check."""
-        self._check(state, control, model)
+@contextlib.contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Leaves the random states of Python, numpy and torch as they were, so that sampling changes no training."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

@@ -1,104 +1,28 @@
-"""The monitor: compares every check with a reference, and reports."""
+"""The monitor: compares every check with a reference, and says what it sees."""
 
-import contextlib
 import json
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from ..estimate import Estimate
-from . import page
 from .decision import Rule, against_controls, boundary, p_value
 from .readings import SIGNALS, TIERS, direction_of, label_of, of_embeddings, of_row, of_texts
+from .report import COLUMNS, SOUND, UNJUDGED, WARNING, Report
 
 log = logging.getLogger(__name__)
 
-SOUND, WARNING, UNJUDGED = "sound", "warning", "cannot judge"
-COLUMNS = ["step", "check", "signal", "reference", "value", "change", "low", "high", "p", "level", "boundary", "alarm"]
 SAMPLES = 3  # texts of a check that a report shows
 LIMIT = (
     "Each change is held against the signal's own sampling error. That tells it from chance, not from training: a "
     "model that learns from real text moves too. Control runs would tell the two apart."
 )
-
-
-@dataclass(frozen=True, repr=False)
-class Report:
-    """What a monitor has seen so far.
-
-    status: `sound`, `warning` (an alarm at this check or an earlier one) or `cannot judge`; compared: what the changes
-    were held against; left_out: tiers that did not fit into the budget; samples: texts of the reference and of the last
-    check.
-    """
-
-    frame: pd.DataFrame
-    status: str
-    compared: str
-    left_out: tuple[str, ...] = ()
-    samples: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-
-    def to_frame(self) -> pd.DataFrame:
-        """All checks after the reference, a row a signal: step, check, signal, reference, value, change with its 95 %
-        interval low, high, p, level (below which p alarms), boundary (the change that would alarm), alarm."""
-        return self.frame.copy()
-
-    @property
-    def alarms(self) -> pd.DataFrame:
-        """The rows that raised an alarm, the first of each signal."""
-        return self.frame[self.frame["alarm"]].drop_duplicates("signal")
-
-    def line(self) -> str:
-        """The status in one line."""
-        if self.frame.empty:
-            return f"{self.status}: nothing to compare yet."
-        step, raised = self.frame["step"].iloc[-1], self.alarms
-        if raised.empty:
-            signals = self.frame["signal"].nunique()
-            return f"step {step}: {self.status}, {signals} signals over {self.frame['check'].max()} checks."
-        told = ", ".join(f"{label_of(row.signal)} at step {row.step}" for row in raised.itertuples())
-        return f"step {step}: {self.status} ({told})."
-
-    def __repr__(self) -> str:
-        return f"Report({self.line()})"
-
-    def __str__(self) -> str:
-        last = self.frame[self.frame["step"] == self.frame["step"].iloc[-1]] if len(self.frame) else self.frame
-        table = last[["signal", "reference", "value", "change", "low", "high", "p", "level", "alarm"]]
-        return f"{self.line()}\n{table.to_string(index=False, float_format='{:.4g}'.format)}\n{self.compared}"
-
-    def plot(self) -> Figure:
-        """Changes with their intervals and boundaries, a panel a signal."""
-        return page.panels(self.frame)
-
-    def to_html(self) -> str:
-        """One HTML page without network: plots, table, what it means, texts then and now."""
-        return page.html(self)
-
-    def save(self, path: Path | str) -> Path:
-        """Writes the page (.html), the table (.csv, .parquet) or the table as lines of JSON (.jsonl)."""
-        path = Path(path)
-        match path.suffix:
-            case ".html":
-                path.write_text(self.to_html(), encoding="utf-8")
-            case ".csv":
-                self.frame.to_csv(path, index=False)
-            case ".parquet":
-                self.frame.to_parquet(path, index=False)
-            case ".jsonl":
-                self.frame.to_json(path, orient="records", lines=True)
-            case other:
-                raise ValueError(
-                    f"{path}: a report is .html, .csv, .parquet or .jsonl, not {other or 'without a suffix'}."
-                )
-        return path
 
 
 class Monitor:
@@ -112,7 +36,7 @@ class Monitor:
     not fit is left out by name. log_file: JSONL of all checks; a monitor with the same file goes on where it ended.
 
     >>> monitor = Monitor(reference=["the cat sat on the mat"] * 20)
-    >>> monitor.check(["the cat sat on the mat"] * 20, step=1).status
+    >>> monitor.check(texts=["the cat sat on the mat"] * 20, step=1).status
     'sound'
     """
 
@@ -143,8 +67,8 @@ class Monitor:
         self._check, self._left_out, self._samples = 0, (), ((), ())
         if self.log_file is not None and self.log_file.exists():
             self._resume()
-        elif reference is not None:
-            self._set_reference(reference, 0)
+        if reference is not None and not self.referenced:
+            self._set_reference(reference)
 
     @property
     def referenced(self) -> bool:
@@ -156,99 +80,101 @@ class Monitor:
         """Checks so far, without the reference."""
         return self._check
 
+    @property
+    def last_step(self) -> int | float | None:
+        """The step of the last check; None before the first."""
+        return self._rows[-1][0] if self._rows else None
+
     # ---- reading
 
-    def _tiers(self, given: Any) -> dict[str, Callable[[], dict[str, Estimate]]]:
-        """The tiers that can be read of what is given, cheapest first."""
-        if isinstance(given, Mapping):
-            return {"model": lambda: of_row(given)}
-        if isinstance(given, (list, tuple)):
-            texts = list(given)
-            found: dict[str, Callable] = {"text": lambda: of_texts(texts)}
+    def _tiers(self, given: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, Estimate]]]:
+        """What can be read of texts, a model and metrics, by tier."""
+        found: dict[str, Callable[[], dict[str, Estimate]]] = {}
+        if (metrics := given.get("metrics")) is not None:
+            found["metrics"] = lambda: of_row(metrics)
+        if (texts := given.get("texts")) is not None:
+            found["text"] = lambda: of_texts(list(texts))
             if self.encoder is not None:
-                found["embedding"] = lambda: of_embeddings(np.asarray(self.encoder(texts), dtype=float))
-            return found
-        if self.blocks is None:
-            raise ValueError("blocks: a model is judged on held-out blocks of token ids: give them to the monitor.")
-        from . import models  # needs torch, for which texts and tables need not wait
+                found["embedding"] = lambda: of_embeddings(np.asarray(self.encoder(list(texts)), dtype=float))
+        if (model := given.get("model")) is not None:
+            if self.blocks is None:
+                raise ValueError("blocks: a model is judged on held-out blocks of token ids: give them to the monitor.")
+            from . import models  # needs torch, for which texts and tables need not wait
 
-        found = {"model": lambda: models.of_model(given, self.blocks)}
-        if self.spectrum:
-            found["curvature"] = lambda: models.of_spectrum(given, self.blocks[: self.spectrum])
+            found["model"] = lambda: models.of_model(model, self.blocks)
+            if self.spectrum:
+                found["curvature"] = lambda: models.of_spectrum(model, self.blocks[: self.spectrum])
         return found
 
-    def _read(self, given: Sequence[Any], limited: bool) -> dict[str, Estimate]:
-        readings, left_out = {}, []
-        tiers = {name: read for each in given for name, read in self._tiers(each).items()}
+    def _read(self, given: Mapping[str, Any], limited: bool) -> dict[str, Estimate]:
+        """Readings of all tiers, cheapest first, or of those that fit into the budget."""
+        readings, left_out, tiers = {}, [], self._tiers(given)
         for name in sorted(tiers, key=TIERS.index):
             allowed = math.inf if self.budget is None else self.budget * (time.monotonic() - self._started)
             if limited and self._spent + self._costs.get(name, 0.0) > allowed:
                 left_out.append(name)
                 continue
             start = time.monotonic()
-            readings |= tiers[name]()
+            found = tiers[name]()
+            if twice := sorted(readings.keys() & found.keys()):
+                raise ValueError(f"{twice[0]} is given twice: as a metric, and by what is read of texts or model.")
+            readings |= found
             self._costs[name] = time.monotonic() - start
             self._spent += self._costs[name]
         self._left_out = tuple(left_out)
         return readings
 
-    def _set_reference(self, reference: Any, step: int | float) -> None:
-        rows = list(reference) if isinstance(reference, (list, tuple)) else []
-        if rows and all(isinstance(row, Mapping) for row in rows):
-            if len(rows) < 3:
-                raise ValueError(
-                    f"reference: {len(rows)} rows of metrics have no spread to judge by: give three or more."
-                )
-            names = set.intersection(*(set(row) for row in rows))
-            values = {name: [of_row({name: row[name]})[name].value for row in rows] for name in sorted(names)}
-            self._reference = {name: _of_rows(numbers) for name, numbers in values.items()}
-        else:
-            self._reference = self._read([reference], limited=False)
-            self._note_samples([reference], 0)
-        self._write({"step": step, "reference": {name: _packed(found) for name, found in self._reference.items()},
-                     "samples": self._samples[0]})  # fmt: skip
+    def _refer(self, readings: dict[str, Estimate], texts: Sequence[str] | None, step: int | float) -> None:
+        """Takes readings as the reference."""
+        self._reference, self._samples = readings, (_shown(texts), ())
+        packed = {name: _packed(found) for name, found in readings.items()}
+        self._write({"step": step, "reference": packed, "samples": self._samples[0]})
 
-    def _note_samples(self, given: Sequence[Any], place: int) -> None:
-        for each in given:
-            if isinstance(each, (list, tuple)):
-                shown = list(self._samples)
-                shown[place] = tuple(map(str, each[:SAMPLES]))
-                self._samples = tuple(shown)
+    def _set_reference(self, reference: Any) -> None:
+        """Of texts, rows of metrics, one row, or a model."""
+        items = list(reference) if isinstance(reference, list | tuple) else []
+        if items and all(isinstance(row, Mapping) for row in items):
+            self._refer(_of_rows(items), None, 0)
+        elif isinstance(reference, list | tuple):
+            self._refer(self._read({"texts": items}, limited=False), items, 0)
+        else:
+            kind = "metrics" if isinstance(reference, Mapping) else "model"
+            self._refer(self._read({kind: reference}, limited=False), None, 0)
 
     # ---- judging
 
-    def check(self, *given: Any, step: int | float | None = None) -> Report:
+    def check(
+        self,
+        *,
+        texts: Sequence[str] | None = None,
+        model: Any = None,
+        metrics: Mapping[str, float] | None = None,
+        step: int | float | None = None,
+    ) -> Report:
         """Compares texts, a model, a row of metrics, or several of these, with the reference.
 
-        ValueError for what cannot be read: too few texts, other numbers of them than the reference has, NaN, a model
-        without blocks.
+        ValueError, and nothing is noted, for what cannot be read: too few texts, other numbers of them than the
+        reference has, NaN, a model without blocks, nothing at all.
         """
-        if not given:
+        given = {"texts": texts, "model": model, "metrics": metrics}
+        if all(each is None for each in given.values()):
             raise ValueError("nothing to check: give texts, a model, or a row of metrics.")
         step = self._check + 1 if step is None else step
-        if not self._reference:
-            if len(given) > 1:
-                self._reference = self._read(given, limited=False)
-                self._note_samples(given, 0)
-                packed = {name: _packed(found) for name, found in self._reference.items()}
-                self._write({"step": step, "reference": packed, "samples": self._samples[0]})
-            else:
-                self._set_reference(given[0], step)
+        readings = self._read(given, limited=self.referenced)
+        if not self.referenced:
+            self._refer(readings, texts, step)
             return self.report()
-        readings = self._read(given, limited=True)
-        self._note_samples(given, 1)
-        self._check += 1
-        rows = []
-        for name, now in readings.items():
-            if name not in self._reference:
-                continue
-            rows.append(self._judged(step, name, now, len(self._reference)))
+        number, signals = self._check + 1, len(self._reference)
+        known = {name: found for name, found in readings.items() if name in self._reference}
+        rows = [self._judged(step, number, name, found, signals) for name, found in known.items()]
+        self._check, self._samples = number, (self._samples[0], _shown(texts) or self._samples[1])
         self._rows += rows
-        self._write({"step": step, "check": self._check, "rows": [list(map(_plain, row)) for row in rows],
+        self._write({"step": step, "check": number, "rows": [list(map(_plain, row)) for row in rows],
                      "samples": self._samples[1]})  # fmt: skip
         return self.report()
 
-    def _judged(self, step: int | float, name: str, now: Estimate, signals: int) -> tuple:
+    def _judged(self, step: int | float, check: int, name: str, now: Estimate, signals: int) -> tuple:
+        """A row of `COLUMNS`."""
         before, direction = self._reference[name], direction_of(name)
         sizes = [len(each.left_out) for each in (now, before) if each.left_out is not None]
         if len(set(sizes)) > 1 and name in SIGNALS and SIGNALS[name].tier != "model":
@@ -260,26 +186,35 @@ class Monitor:
         if math.isnan(now.standard_error):  # of a table, whose reference rows hold the noise
             change = Estimate.of_error(change.value, before.standard_error, before.df)
         if self.controls:
-            others = [run.get((self._check, name)) for run in self.controls]
+            others = [run.get((check, name)) for run in self.controls]
             change = against_controls(change.value, [each for each in others if each is not None])
-        level, p = self.rule.level(self._check, signals), p_value(change, direction)
+        level, p = self.rule.level(check, signals), p_value(change, direction)
         edge = boundary(change, direction, level)
         return (
-            step, self._check, name, before.value, now.value, change.value, change.low, change.high, p, level, edge,
-            bool(p <= level),
+            step, check, name, before.value, now.value, change.value, change.low, change.high, p, level, edge,
+            bool(level > 0 and p <= level),
         )  # fmt: skip
 
     def report(self) -> Report:
-        """What was seen so far."""
-        frame = pd.DataFrame(self._rows, columns=COLUMNS)
-        judged = frame["p"].notna().any()
+        """What was seen so far. Sound means that the last check could have raised an alarm and did not."""
+        frame = pd.DataFrame(self._rows, columns=COLUMNS).astype({"alarm": bool})
+        last = frame[frame["check"] == self._check]
+        judged = bool((last["p"].notna() & (last["level"] > 0)).any())
         status = WARNING if frame["alarm"].any() else SOUND if judged else UNJUDGED
         compared = LIMIT
         if self.controls:
             compared = f"Each change is held against those of {len(self.controls)} control runs at the same check."
-        elif len(frame) and not judged:
-            compared = "The values have no errors: give three or more rows as reference, or control runs."
-        return Report(frame.astype({"alarm": bool}), status, compared, self._left_out, self._samples)
+        if len(last) and not judged:
+            compared = self._why_not(last)
+        return Report(frame, status, compared, self._left_out, self._samples)
+
+    def _why_not(self, last: pd.DataFrame) -> str:
+        """Why a check decides nothing."""
+        if not (last["level"] > 0).any():
+            return f"All {self.rule.checks} planned checks are used up: plan more, or none (`Rule(checks=None)`)."
+        if self.controls:
+            return f"Fewer than two control runs have a check {self._check}: give controls that were checked as often."
+        return "The values have no errors: give three or more rows as reference, or control runs."
 
     # ---- the log
 
@@ -290,22 +225,26 @@ class Monitor:
                 file.write(json.dumps(entry) + "\n")
 
     def _resume(self) -> None:
-        lines = self.log_file.read_text(encoding="utf-8").splitlines()
-        entries = []
-        for line in lines:
-            with contextlib.suppress(json.JSONDecodeError):  # the last one, of a process that was killed
-                entries.append(json.loads(line))
-        if not entries:
-            return
+        """Takes up the log, without a last line that a kill cut off."""
+        text = self.log_file.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self.log_file.write_text(whole, encoding="utf-8")
         try:
-            self._reference = {name: _unpacked(one) for name, one in entries[0]["reference"].items()}
-            self._samples = (tuple(entries[0]["samples"]), ())
+            entries = [json.loads(line) for line in whole.splitlines()]
+            for first in entries[:1]:
+                self._reference = {name: _unpacked(one) for name, one in first["reference"].items()}
+                self._samples = (tuple(first["samples"]), ())
             for entry in entries[1:]:
                 self._rows += [tuple(math.nan if part is None else part for part in row) for row in entry["rows"]]
                 self._check, self._samples = entry["check"], (self._samples[0], tuple(entry["samples"]))
-        except (KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.log_file} is no monitor's log: name another file, or delete it.") from error
         log.info("%s: goes on after check %d.", self.log_file, self._check)
+
+
+def _shown(texts: Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(map(str, (texts or ())[:SAMPLES]))
 
 
 def _plain(value: Any) -> Any:
@@ -325,11 +264,19 @@ def _unpacked(entry: Mapping[str, Any]) -> Estimate:
     return Estimate.of_error(entry["value"], error, df)
 
 
-def _of_rows(values: Sequence[float]) -> Estimate:
-    """The mean of reference rows, with the error of one more row."""
-    return Estimate.of_error(
-        float(np.mean(values)), float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / len(values)), len(values) - 1
-    )
+def _of_rows(rows: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
+    """Of every metric that all rows have its mean, with the error of one more row. ValueError for fewer than three."""
+    if len(rows) < 3:
+        raise ValueError(f"reference: {len(rows)} rows of metrics have no spread: give three or more.")
+    names = set.intersection(*(set(row) for row in rows))
+    if not names:
+        raise ValueError("reference: no metric is in all of its rows.")
+    values = {name: [of_row({name: row[name]})[name].value for row in rows] for name in sorted(names)}
+    factor = math.sqrt(1 + 1 / len(rows))
+    return {
+        name: Estimate.of_error(float(np.mean(each)), float(np.std(each, ddof=1)) * factor, len(rows) - 1)
+        for name, each in values.items()
+    }
 
 
 def _control(frame: pd.DataFrame, place: int) -> dict[tuple[int, str], float]:

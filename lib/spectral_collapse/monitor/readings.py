@@ -11,7 +11,7 @@ from ..analysis.metrics import COLLAPSE
 from ..estimate import Estimate
 from ..text import metrics
 
-TIERS = ("model", "text", "embedding", "curvature")  # from the cheapest on
+TIERS = ("metrics", "model", "text", "embedding", "curvature")  # from the cheapest on
 DELTA = 1e-3  # of Track II
 
 

@@ -6,6 +6,7 @@ spectral-collapse sigma FILE                log-determinant tracks of embeddings
 """
 
 import argparse
+import csv
 import json
 import re
 import sys
@@ -18,9 +19,10 @@ import numpy as np
 import pandas as pd
 
 from .. import sigma
-from .core import SOUND, UNJUDGED, WARNING, Monitor, Report
+from .core import Monitor
 from .decision import Rule
 from .readings import DELTA
+from .report import SOUND, UNJUDGED, WARNING, Report
 
 STATUS = {SOUND: 0, WARNING: 1, UNJUDGED: 2}
 BAD_INPUT = 2
@@ -104,19 +106,45 @@ def checkpoints_or_texts(folder: Path) -> tuple[str, list[Path]]:
     return "texts", sorted(generations, key=natural)
 
 
-def table_of(path: Path) -> pd.DataFrame | None:
-    """A table of metrics, one row a check; None where the file holds texts. ValueError for an empty one."""
+def _number(cell: Any) -> float | None:
+    """A cell as a number, "nan" among them; None for anything else."""
+    if isinstance(cell, bool):
+        return None
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return None
+
+
+def table_of(path: Path) -> list[tuple[Any, dict[str, float]]] | None:
+    """(step, metrics) of a table, rows of one step together, in order; None where the file holds texts.
+
+    A cell that is empty is a metric that was not logged then, and "nan" one that diverged. Columns that hold anything
+    but numbers are left out. ValueError for a table without rows or numbers.
+    """
     if path.suffix == ".csv":
-        frame = pd.read_csv(path)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(file)]
     elif path.suffix == ".jsonl":
-        frame = pd.DataFrame(list(_lines(path)))
-        if any(key in frame for key in KEYS):
+        rows = [{key: cell for key, cell in row.items() if cell is not None} for row in _lines(path)]
+        if any(key in row for row in rows for key in KEYS):
             return None
     else:
         return None
-    if frame.empty:
+    if not rows:
         raise ValueError(f"{path} holds no rows.")
-    return frame
+    columns = dict.fromkeys(key for row in rows for key in row)
+    named = next((name for name in STEPS if name in columns), None)
+    words = {key for row in rows for key, cell in row.items() if _number(cell) is None}
+    if not (kept := [key for key in columns if key not in words and key not in STEPS]):
+        raise ValueError(f"{path} has no column of numbers.")
+    found: dict[Any, dict[str, float]] = {}
+    for place, row in enumerate(rows):
+        step = _number(row.get(named)) if named else place
+        found.setdefault(place if step is None else step, {}).update(
+            {key: _number(row[key]) for key in kept if key in row}
+        )
+    return [(int(step) if step == int(step) else step, row) for step, row in found.items() if row]
 
 
 # ---- the command
@@ -132,13 +160,14 @@ def _blocks(tokenizer: Any, path: Path) -> np.ndarray:
 
 def _load(folder: Path | str) -> tuple[Any, Any]:
     """Model and tokenizer of a folder of safetensors."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import
 
     try:
         options = {"local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options), tokenizer
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be loaded as a causal language model: {error}") from None
 
 
@@ -156,66 +185,55 @@ def _items(chosen: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
     if path.is_file():
-        frame = table_of(path)
-        if frame is None:
+        if (rows := table_of(path)) is None:
             raise ValueError(f"{path} is one file of texts: give a folder with one file or folder a generation.")
-        named = next((name for name in STEPS if name in frame), None)
-        values = frame.drop(columns=[name for name in STEPS if name in frame]).select_dtypes("number")
-        if values.empty:
-            raise ValueError(f"{path} has no column of numbers.")
-        values = values.dropna(axis=1, how="all")
-        for place, row in enumerate(values.to_dict("records")):
-            yield frame[named].iloc[place].item() if named else place, row
+        yield from rows
         return
     kind, found = checkpoints_or_texts(path)
     if kind == "checkpoints" and chosen.text is None:
         raise ValueError(f"{path} holds checkpoints, which are judged on held-out text: name one with --text FILE.")
-    for place, each in enumerate(found):
-        yield place, each
+    yield from enumerate(found)
 
 
-def _monitor(chosen: argparse.Namespace, controls: list[pd.DataFrame]) -> tuple[Monitor, Callable[[Any], Any]]:
-    rule = Rule(chosen.rate, chosen.checks)
+def _monitor(chosen: argparse.Namespace) -> tuple[Monitor, Callable[[Any], dict[str, Any]]]:
+    """A monitor for what the folder or file holds, and what turns one of its items into arguments of `check`."""
     path = Path(chosen.folder)
-    if path.is_dir() and checkpoints_or_texts(path)[0] == "checkpoints" and chosen.text is not None:
-        _, tokenizer = _load(checkpoints_or_texts(path)[1][0])
-        blocks = _blocks(tokenizer, Path(chosen.text))
-        monitor = Monitor(blocks=blocks, rule=rule, controls=controls, log_file=chosen.log)
-        return monitor, lambda folder: _load(folder)[0]
-    monitor = Monitor(encoder=_encoder(chosen.embed), rule=rule, controls=controls, log_file=chosen.log)
-    return monitor, lambda item: read_texts(item) if isinstance(item, Path) else item
+    options = {
+        "rule": Rule(chosen.rate, chosen.checks),
+        "controls": [pd.read_csv(file) for file in chosen.controls],
+        "log_file": chosen.log,
+    }
+    if path.is_file():
+        first = [row for _, row in _items(chosen)][: chosen.reference]
+        return Monitor(first, **options), lambda row: {"metrics": row}
+    kind, found = checkpoints_or_texts(path) if path.is_dir() else ("texts", [])
+    if kind == "checkpoints" and chosen.text is not None:
+        blocks = _blocks(_load(found[0])[1], Path(chosen.text))
+        return Monitor(blocks=blocks, **options), lambda folder: {"model": _load(folder)[0]}
+    return Monitor(encoder=_encoder(chosen.embed), **options), lambda place: {"texts": read_texts(place)}
 
 
 def watch(chosen: argparse.Namespace) -> Report:
-    """Checks what is there, and with --follow what arrives; the last report."""
-    controls = [pd.read_csv(file) for file in chosen.controls]
-    monitor, read = _monitor(chosen, controls)
-    seen, report = 0, None
+    """Checks what is there, and with --follow what arrives, until an alarm; the last report."""
+    monitor, read = _monitor(chosen)
+    # What the reference took, and what an earlier call with the same log has checked.
+    taken = (chosen.reference if Path(chosen.folder).is_file() else 1) if monitor.referenced else 0
+    seen, report = taken + monitor.checks, monitor.report()
     while True:
         items = list(_items(chosen))
-        if seen == 0:
-            rows = isinstance(items[0][1], dict)
-            first = items[: chosen.reference if rows else 1]
-            if len(items) <= len(first) and not chosen.follow:
-                raise ValueError(
-                    f"{chosen.folder} holds {len(items)} generation(s): a change needs one more than the reference."
-                )
-            if monitor.referenced:  # by the log of an earlier call
-                first = items[: len(first) + monitor.checks]
-            elif rows:
-                monitor = Monitor([row for _, row in first], rule=monitor.rule, controls=controls, log_file=chosen.log)
-            else:
-                monitor.check(read(first[0][1]), step=first[0][0])
-            seen = len(first)
+        if len(items) <= max(taken, 1) and not chosen.follow:
+            raise ValueError(
+                f"{chosen.folder} holds {len(items)} generation(s): a change needs one more than the reference."
+            )
         for step, item in items[seen:]:
-            report = monitor.check(read(item), step=step)
-            if not chosen.json:
+            report = monitor.check(**read(item), step=step)
+            if monitor.checks and not chosen.json:
                 print(report.line(), flush=True)
         seen = len(items)
-        if chosen.report and report is not None:
+        if chosen.report:
             report.save(chosen.report)
-        if not chosen.follow or (report is not None and report.status == WARNING):
-            return report or monitor.report()
+        if not chosen.follow or report.status == WARNING:
+            return report
         time.sleep(PAUSE)
 
 
@@ -292,6 +310,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
+        return BAD_INPUT
+    except Exception as error:  # whatever it is: 1 would say that a run is collapsing
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return BAD_INPUT
 
 

@@ -1,6 +1,5 @@
 """The paper for arXiv: `python -m spectral_collapse.paper.arxiv PROFILE` packs what compiles in an empty folder."""
 
-import argparse
 import gzip
 import io
 import sys
@@ -42,10 +41,12 @@ def pack(profile: str) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Packs the paper of a profile; 1 with one sentence where that cannot be done."""
-    parser = argparse.ArgumentParser(prog="python -m spectral_collapse.paper.arxiv")
-    parser.add_argument("profile")
-    profile = parser.parse_args(arguments).profile
-    return cli.outcome(lambda: f"The archive for arXiv is {pack(profile).relative_to(paths.ROOT)}.")
+    return cli.of_profile(
+        "paper.arxiv",
+        __doc__,
+        lambda profile: f"The archive for arXiv is {pack(profile).relative_to(paths.ROOT)}.",
+        arguments,
+    )
 
 
 if __name__ == "__main__":

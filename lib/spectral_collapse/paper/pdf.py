@@ -1,6 +1,5 @@
 """The PDF: `python -m spectral_collapse.paper.pdf PROFILE` typesets the paper with a profile's generated files."""
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -70,10 +69,9 @@ def build(profile: str) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Builds the PDF of a profile; 1 with one sentence where that cannot be done."""
-    parser = argparse.ArgumentParser(prog="python -m spectral_collapse.paper.pdf")
-    parser.add_argument("profile")
-    profile = parser.parse_args(arguments).profile
-    return cli.outcome(lambda: f"The paper is {build(profile).relative_to(paths.ROOT)}.")
+    return cli.of_profile(
+        "paper.pdf", __doc__, lambda profile: f"The paper is {build(profile).relative_to(paths.ROOT)}.", arguments
+    )
 
 
 if __name__ == "__main__":

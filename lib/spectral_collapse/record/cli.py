@@ -1,8 +1,9 @@
 """Formats messages of commands and notebooks: a result on success, one sentence for input that is refused."""
 
+import argparse
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,25 @@ def outcome(command: Callable[[], str]) -> int:
         print(error)
         return 1
     return 0
+
+
+def of_profile(module: str, about: str, command: Callable[[str], str], arguments: Sequence[str] | None = None) -> int:
+    """`outcome` of a module's command that takes the name of a profile and nothing else."""
+    parser = argparse.ArgumentParser(prog=f"python -m spectral_collapse.{module}", description=about.split("\n")[0])
+    parser.add_argument("profile")
+    profile = parser.parse_args(arguments).profile
+    return outcome(lambda: command(profile))
+
+
+def assignments(given: Iterable[str]) -> dict[str, str]:
+    """`key=value` arguments as a dictionary. ValueError for any other."""
+    found = {}
+    for text in given:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise ValueError(f"{text!r}: write key=value.")
+        found[key] = value
+    return found
 
 
 def on_purpose(trace: TracebackType) -> bool:

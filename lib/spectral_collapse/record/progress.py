@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from . import evidence, params, paths
+from . import cli, evidence, params, paths
 from .params import BASELINE
 from .schema import Params
 
@@ -208,11 +208,11 @@ def watch(progress: Progress, out: TextIO, parent: int) -> None:
 def main(arguments: list[str]) -> None:
     """Says the first estimate, starts the watcher, and becomes the command."""
     own, command = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
-    profile, *assignments = own
+    profile, *overrides = own
     cores = int(command[command.index("--cores") + 1]) if "--cores" in command else 1
     parent = os.getpid()
     try:
-        settings = params.load(profile, **dict(assignment.split("=", 1) for assignment in assignments))
+        settings = params.load(profile, **cli.assignments(overrides))
         progress = Progress(settings, cores)
         print(progress.first(), file=sys.stderr, flush=True)
         if os.fork() == 0:

@@ -1,13 +1,11 @@
 """The schema of profiles: every parameter, its values, and the validation errors."""
 
 import difflib
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
 
 from . import paths
 
@@ -424,42 +422,3 @@ def split_condition(condition: str, weights: str) -> tuple[str, str]:
         if condition.endswith("_" + suffix):
             return condition.removesuffix("_" + suffix), suffix
     return condition, weights
-
-
-# ---- documentation
-
-
-def _values(field: FieldInfo) -> str:
-    """What a parameter may be, in words."""
-    kind, text = field.annotation, ""
-    if get_origin(kind) is list:
-        (kind,), text = get_args(kind), "list of "
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    if get_origin(kind) is Literal:
-        return text + ", ".join(f"`{choice}`" for choice in get_args(kind))
-    kind = next((each for each in get_args(kind) if each is not type(None)), kind)
-    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    limits = [
-        f" {sign} {getattr(each, name):g}"
-        for each in field.metadata
-        for name, sign in signs.items()
-        if hasattr(each, name)
-    ]
-    return text + {str: "text", int: "integer", float: "number", bool: "true, false"}[kind] + ",".join(limits)
-
-
-def reference() -> str:
-    """All parameters by group, as Markdown: docs/parameters.md."""
-    lines = ["# Parameters", "", "Written by `python -m spectral_collapse.record.schema > docs/parameters.md`."]
-    for group in GROUPS:
-        lines += ["", f"## {group.__name__}", "", f"{group.__doc__}", ""]
-        lines += ["| key | values | default | meaning |", "|---|---|---|---|"]
-        for name, field in group.model_fields.items():
-            default = "" if field.is_required() else f"`{json.dumps(field.default)}`"
-            lines.append(f"| `{name}` | {_values(field)} | {default} | {field.description} |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(reference())

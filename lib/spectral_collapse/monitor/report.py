@@ -1,8 +1,9 @@
-"""A monitor's report for the eye: panels, and one HTML page without network."""
+"""What a monitor has seen: a table, a line, panels, and one HTML page without network."""
 
 import html as escaping
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,9 +12,8 @@ from matplotlib.figure import Figure
 
 from .readings import SIGNALS, label_of
 
-if TYPE_CHECKING:
-    from .core import Report
-
+SOUND, WARNING, UNJUDGED = "sound", "warning", "cannot judge"
+COLUMNS = ["step", "check", "signal", "reference", "value", "change", "low", "high", "p", "level", "boundary", "alarm"]
 INK, ALARM, EDGE = "#3b6ea5", "#d55e00", "#8a8a8a"
 ADVICE = (
     "Look at the texts first. Then compare with a run on real text alone: a change that it shows too is training, not "
@@ -43,11 +43,85 @@ blockquote { border-left: 3px solid var(--line); margin: .6rem 0; padding: 0 .8r
 """
 
 
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What a monitor has seen so far.
+
+    status: `sound`, `warning` (an alarm at this check or an earlier one) or `cannot judge`; compared: what the changes
+    were held against; left_out: tiers that did not fit into the budget; samples: texts of the reference and of the last
+    check.
+    """
+
+    frame: pd.DataFrame
+    status: str
+    compared: str
+    left_out: tuple[str, ...] = ()
+    samples: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+
+    def to_frame(self) -> pd.DataFrame:
+        """All checks after the reference, a row a signal: step, check, signal, reference, value, change with its 95 %
+        interval low, high, p, level (below which p alarms), boundary (the change that would alarm), alarm."""
+        return self.frame.copy()
+
+    @property
+    def alarms(self) -> pd.DataFrame:
+        """The rows that raised an alarm, the first of each signal."""
+        return self.frame[self.frame["alarm"]].drop_duplicates("signal")
+
+    def line(self) -> str:
+        """The status in one line."""
+        if self.frame.empty:
+            return f"{self.status}: nothing to compare yet."
+        step, raised = self.frame["step"].iloc[-1], self.alarms
+        if raised.empty:
+            signals = self.frame["signal"].nunique()
+            return f"step {step}: {self.status}, {signals} signals over {self.frame['check'].max()} checks."
+        told = ", ".join(f"{label_of(row.signal)} at step {row.step}" for row in raised.itertuples())
+        return f"step {step}: {self.status} ({told})."
+
+    def __repr__(self) -> str:
+        return f"Report({self.line()})"
+
+    def __str__(self) -> str:
+        last = self.frame[self.frame["step"] == self.frame["step"].iloc[-1]] if len(self.frame) else self.frame
+        table = last[["signal", "reference", "value", "change", "low", "high", "p", "level", "alarm"]]
+        return f"{self.line()}\n{table.to_string(index=False, float_format='{:.4g}'.format)}\n{self.compared}"
+
+    def plot(self) -> Figure:
+        """Changes with their intervals and boundaries, a panel a signal."""
+        return _panels(self.frame)
+
+    def to_html(self) -> str:
+        """One HTML page without network: plots, table, what it means, texts then and now."""
+        return _html(self)
+
+    def save(self, path: Path | str) -> Path:
+        """Writes the page (.html), the table (.csv, .parquet) or the table as lines of JSON (.jsonl)."""
+        path = Path(path)
+        match path.suffix:
+            case ".html":
+                path.write_text(self.to_html(), encoding="utf-8")
+            case ".csv":
+                self.frame.to_csv(path, index=False)
+            case ".parquet":
+                self.frame.to_parquet(path, index=False)
+            case ".jsonl":
+                self.frame.to_json(path, orient="records", lines=True)
+            case other:
+                raise ValueError(
+                    f"{path}: a report is .html, .csv, .parquet or .jsonl, not {other or 'without a suffix'}."
+                )
+        return path
+
+
+# ---- for the eye
+
+
 def _signals(frame: pd.DataFrame) -> list[str]:
     return list(frame["signal"].unique())
 
 
-def panels(frame: pd.DataFrame) -> Figure:
+def _panels(frame: pd.DataFrame) -> Figure:
     """Changes from the reference with 95 % intervals, a panel a signal; dashed where a change would alarm, filled in
     another colour where one did."""
     names = _signals(frame)
@@ -137,7 +211,7 @@ def _texts(then: tuple[str, ...], now: tuple[str, ...]) -> str:
     return f"<h2>Texts then and now</h2><div class=texts>{''.join(columns)}</div>"
 
 
-def html(report: "Report") -> str:
+def _html(report: "Report") -> str:
     """The page: status, meaning, plots, table of the last check, texts."""
     frame, state = report.frame, report.status.replace(" ", "-")
     body = [f"<h1>Monitor of collapse</h1><p class='status {state}'>{escaping.escape(report.line())}</p>"]
