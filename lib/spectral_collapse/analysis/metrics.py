@@ -5,6 +5,8 @@ function that computes it, of the stage's result (`value`) or in the stage itsel
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ..record.schema import split_condition
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -127,6 +129,16 @@ COLLAPSE = {metric.name: metric.collapse for metric in METRICS.values() if metri
 def label(name: str) -> str:
     """A metric's name for readers; of an unknown one its own, with spaces for underscores."""
     return METRICS[name].label if name in METRICS else name.replace("_", " ")
+
+
+def condition_label(condition: str) -> str:
+    """A condition's name for readers.
+
+    >>> condition_label("recursive_carry"), condition_label("fresh")
+    ('recursive, carried', 'fresh')
+    """
+    source, weights = split_condition(condition, "")
+    return source + {"carry": ", carried", "restart": ", restarted"}.get(weights, "")
 
 
 def is_logarithm(name: str) -> bool:

@@ -103,7 +103,9 @@ def ends(params: Params, stage: str) -> list[tuple[str, dict]]:
     ValueError as `results`."""
     found = list(results(params, stage, seeds=params.seeds[:1], generations=(0, params.generations)))
     (*_, start), last = found[0], [one for one in found if one[2] > 0]
-    return [("generation 0", start)] + [(f"{name}, generation {number}", result) for name, _, number, result in last]
+    return [("generation 0", start)] + [
+        (f"{metrics.condition_label(name)}, generation {number}", result) for name, _, number, result in last
+    ]
 
 
 def exact_lambda(curvature: dict) -> float:

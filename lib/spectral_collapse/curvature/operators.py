@@ -123,11 +123,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         self.share = -(-self.blocks // world)
         self.micro_batch = micro_batch
         self._kept: tuple | None = None
-        expected = self._own_logits(self._first)
-        if not expected.isfinite().all():
-            name = type(model).__name__
-            raise ValueError(f"the logits of {name} are not finite on the first block: the model has diverged.")
-        self.fused = self.fused and self._passes_hidden_on(self._first, expected)
+        self.fused = self._keeps_plain_head()
 
     # ---- one batch: hidden states, gradient, product
 
@@ -146,33 +142,32 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             logits = torch.func.functional_call(self.model, self._parameters, kwargs=inputs).logits
         return logits[:, :-1].flatten(0, 1).to(self.torch_dtype)
 
-    def _own_logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        with differentiable(self.device), torch.no_grad():
-            return self._logits(tokens)
-
-    def _passes_hidden_on(self, tokens: torch.Tensor, expected: torch.Tensor) -> bool:
-        """Whether the model passes its last hidden state to the head unchanged and returns the head's output unchanged,
-        and the products here see the same logits."""
+    def _keeps_plain_head(self) -> bool:
+        """Whether the model passes its last hidden state to a plain head unchanged and returns the head's output
+        unchanged, and the products here see the same logits. ValueError where the logits are not finite."""
         seen: dict[torch.nn.Module, tuple] = {}
 
         def note(module: torch.nn.Module, given: tuple, output: Any) -> None:
             seen[module] = given, output
 
-        hooks = [module.register_forward_hook(note) for module in (self.model.base_model, self.head)]
+        hooks = [module.register_forward_hook(note) for module in (self.model.base_model, self.head) if self.fused]
         try:
-            with differentiable(self.device), torch.no_grad(), measurement_mode(self.model):
-                inputs = {"input_ids": tokens, "use_cache": False}
-                returned = torch.func.functional_call(self.model, self._parameters, kwargs=inputs).logits
-                found = self._hidden(tokens) @ self._weight.T
+            with differentiable(self.device), torch.no_grad():
+                logits = self._logits(self._first)
+                found = self._hidden(self._first) @ self._weight.T if self.fused else None
         finally:
             for hook in hooks:
                 hook.remove()
+        if not logits.isfinite().all():
+            name = type(self.model).__name__
+            raise ValueError(f"the logits of {name} are not finite on the first block: the model has diverged.")
         if self.head not in seen or len(seen[self.head][0]) != 1:
             return False
         (given,), output = seen[self.head]
         hidden = seen[self.model.base_model][1].last_hidden_state
-        plain = torch.equal(given, hidden.to(given.dtype)) and torch.equal(returned, output.to(returned.dtype))
-        return plain and bool((found - expected).abs().max() <= SAME_LOGITS * expected.abs().max())
+        returned = output[:, :-1].flatten(0, 1).to(self.torch_dtype)
+        plain = torch.equal(given, hidden.to(given.dtype)) and torch.equal(logits, returned)
+        return plain and bool((found - logits).abs().max() <= SAME_LOGITS * logits.abs().max())
 
     def _parameter_state(self) -> list[tuple[int, int]]:
         """Address and version counter of every parameter, which change with it."""

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..analysis.metrics import condition_label
 from ..analysis.report import Analysis
 from ..analysis.statistics import CONTROL
-from .figures.style import named
 from .formatting import escape, format_generations, format_number, format_p
 from .tables import Number, Raw, filled, frame_of, interval, label, metric, number, p_value, paragraph, table_of
 
 P, P_HOLM, P_FLIP = Raw("$p$"), Raw(r"$p_{\mathrm{Holm}}$"), Raw(r"$p_{\mathrm{flip}}$")
-CELL = {"Metric": metric(), "Condition": lambda row: named(row.condition)}
+CELL = {"Metric": metric(), "Condition": lambda row: condition_label(row.condition)}
 
 
 def _rows(frame: pd.DataFrame, metrics: Sequence[str] | None) -> pd.DataFrame:
@@ -44,7 +44,7 @@ def last_generation(analysis: Analysis) -> pd.DataFrame:
         [label(name), *(_plus_minus(row.mean, (row.high - row.low) / 2) for row in cells.itertuples())]
         for name, cells in last.groupby("metric", sort=False)
     ]
-    return frame_of(rows, ["Metric", *map(named, conditions)])
+    return frame_of(rows, ["Metric", *map(condition_label, conditions)])
 
 
 def anova(analysis: Analysis, metrics: Sequence[str] | None = None) -> pd.DataFrame:
@@ -211,7 +211,7 @@ def sigma_drifts(analysis: Analysis) -> pd.DataFrame:
     """Condition and track at the last generation: mean drift over runs with its t interval, least and greatest run,
     median standard error of a run, and in how many runs the drift is not 0."""
     columns = {
-        "Condition": lambda row: named(row.condition),
+        "Condition": lambda row: condition_label(row.condition),
         "Track": lambda row: label(f"{row.track}_drift"),
         "Mean over runs": interval("mean"),
         "Least": number("least"),
@@ -238,7 +238,7 @@ def forecasts(analysis: Analysis) -> pd.DataFrame:
 def separation(separated: pd.DataFrame) -> pd.DataFrame:
     """`rescue.separation`, of one condition or several."""
     columns = {
-        "Condition": lambda row: named(row.condition),
+        "Condition": lambda row: condition_label(row.condition),
         "Metric": metric(),
         "Said to": lambda row: "rises" if row.direction > 0 else "falls",
         "AUC": number("auc"),

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from ...analysis.metrics import label
-from .style import WIDTH, colour, conditions_of, drawn, in_lines, legend_above, named, panels_of
+from ...analysis.metrics import condition_label, label
+from .style import WIDTH, colour, conditions_of, drawn, in_lines, legend_above, panels_of
 
 PARTS = ("relative_drift_start", "real_gradient_norm", "gradient_cosine_start", "real_own_cosine")
 LAYERS = ("activation_rank", "activation_entropy_rank", "anisotropy", "cka_start")
@@ -84,7 +84,7 @@ def _draw_lines(axes: Axes, lines: pd.DataFrame) -> None:
     for condition in conditions_of(lines):
         runs = lines[lines["condition"] == condition].pivot(index="place", columns="seed", values="loss")
         axes.plot(runs.index, runs, color=colour(condition), linewidth=0.5, alpha=0.45)
-        axes.plot(runs.index, runs.mean(axis=1), color=colour(condition), label=named(condition))
+        axes.plot(runs.index, runs.mean(axis=1), color=colour(condition), label=condition_label(condition))
 
 
 @drawn
@@ -146,7 +146,7 @@ def outlier_tracks(outliers: pd.DataFrame) -> Figure:
             if len(kept) < len(line):
                 last, mark = kept.iloc[-1], ENDS[line["fate"].iloc[-1]][0]
                 axes.plot(last["generation"] + 0.18, last["value"], mark, color="0.3", fillstyle="none", markersize=4)
-        axes.set(title=named(condition), xlabel="generation", yscale="log")
+        axes.set(title=condition_label(condition), xlabel="generation", yscale="log")
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")

@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...analysis.metrics import label
+from ...analysis.metrics import condition_label, label
 from ...estimate import Estimate
-from .style import WIDTH, colour, conditions_of, drawn, legend_above, linestyle, marker, named, panels_of
+from .style import WIDTH, colour, conditions_of, drawn, legend_above, linestyle, marker, panels_of
 
 FEW = 3  # conditions in a panel; of more only the means are drawn
 
@@ -22,7 +22,12 @@ def _draw_series(axes: Axes, table: pd.DataFrame, metric: str) -> None:
         for name in conditions_of(table)
     }
     for condition, runs in found.items():
-        style = {"color": colour(condition), "label": named(condition), "markersize": 3.5, **marker(condition)}
+        style = {
+            "color": colour(condition),
+            "label": condition_label(condition),
+            "markersize": 3.5,
+            **marker(condition),
+        }
         if len(found) <= FEW:
             axes.plot(runs.index, runs, color=colour(condition), linewidth=0.5, alpha=0.45)
         axes.plot(runs.index, runs.mean(axis=1), linestyle(condition), **style)
@@ -66,7 +71,7 @@ def rescue(found: pd.DataFrame) -> Figure:
             runs = found[found["condition"] == condition].pivot(index="generation", columns="seed", values=column)
             axes.plot(runs.index, runs, line, color=colour(shade), linewidth=0.5, alpha=0.45)
             axes.plot(runs.index, runs.mean(axis=1), line, color=colour(shade), marker="o", markersize=2.5, label=name)
-        axes.set(title=named(condition), xlabel="generation", ylabel="change of perplexity")
+        axes.set(title=condition_label(condition), xlabel="generation", ylabel="change of perplexity")
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     panels[0, 0].legend(fontsize=7)
     return figure
@@ -88,7 +93,9 @@ def doses(found: pd.DataFrame) -> Figure:
             "capsize": 2,
         }
         x = runs.index * 1.04**place  # bars side by side
-        axes.errorbar(x, middle, np.nan_to_num([middle - low, high - middle]), label=named(condition), **style)
+        axes.errorbar(
+            x, middle, np.nan_to_num([middle - low, high - middle]), label=condition_label(condition), **style
+        )
     axes.axhline(1, color="0.6", linewidth=0.8, linestyle=":")
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(found["dose"].unique()), map(str, sorted(found["dose"].unique())))
@@ -113,7 +120,7 @@ def training_curves(curves: Sequence[tuple[str, int, int, dict]]) -> Figure:
         x = generation - 1 + np.asarray(curve["step"]) / result["steps"]
         right.plot(x, curve["loss"], linestyle(condition), color=colour(condition), linewidth=0.6, alpha=0.7)
         if condition not in seen:
-            right.plot([], [], linestyle(condition), color=colour(condition), label=named(condition))
+            right.plot([], [], linestyle(condition), color=colour(condition), label=condition_label(condition))
         seen.add(condition)
     left.set(title="base model", xlabel="step", ylabel="training loss (nats per token)")
     right.set(title="generations", xlabel="generation (end of its training)")

@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from ...analysis.metrics import label
+from ...analysis.metrics import condition_label, label
 from ...curvature import cumulated_bounds, smoothed_density
-from .style import COLOURS, WIDTH, colour, conditions_of, drawn, in_lines, legend_above, linestyle, named, panels_of
+from .style import COLOURS, WIDTH, colour, conditions_of, drawn, in_lines, legend_above, linestyle, panels_of
 
 PUBLISHED = ("published_iqr", "published_iqr_pooled")
 
@@ -141,7 +141,7 @@ def published_estimator(table: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.4), layout="constrained")
     for condition in conditions_of(table):
         rows = table[table["condition"] == condition]
-        style = {"color": colour(condition), "alpha": 0.7, "markersize": 3, "label": named(condition)}
+        style = {"color": colour(condition), "alpha": 0.7, "markersize": 3, "label": condition_label(condition)}
         style["fillstyle"] = "full" if linestyle(condition) == "-" else "none"  # as a line would be dashed or dotted
         left.plot(rows["log_spectral_ratio"], rows["log_published_ratio"], "o", **style)
         for _, run in rows.groupby("seed"):

@@ -60,12 +60,6 @@ def marker(condition: str) -> dict[str, str]:
     return {"marker": MARKERS[source], "markerfacecolor": "white" if weights == "carry" else colour(condition)}
 
 
-def named(condition: str) -> str:
-    """A condition for readers: `recursive_carry` is "recursive, carried"."""
-    source, weights = split_condition(condition, "")
-    return source + {"carry": ", carried", "restart": ", restarted"}.get(weights, "")
-
-
 def in_lines(label: str) -> str:
     """A label in two lines, broken at its comma, for the title of a narrow panel."""
     return label.replace(", ", ",\n", 1)

@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .style import WIDTH, colour, conditions_of, drawn, legend_above, panels_of
+from ...analysis.metrics import condition_label
+from .style import WIDTH, colour, conditions_of, drawn, in_lines, legend_above, panels_of
 
 TRACK_STYLES = {
     "track_two": ("Track II", "-"),
@@ -53,7 +54,7 @@ def sigma_tracks(drifts: pd.DataFrame) -> Figure:
         rows = drifts[drifts["condition"] == condition]
         for own, name, style in _drawn_tracks(rows):
             _draw_drifts(axes, own, style, colour(condition), name)
-        axes.set_title(condition)
+        axes.set_title(in_lines(condition_label(condition)))
     _finish_drifts(figure, panels, drifts)
     legend_above(figure, panels[0])
     return figure
@@ -69,7 +70,7 @@ def sigma_buckets(drifts: pd.DataFrame) -> Figure:
         rows = drifts[drifts["condition"] == condition]
         for bucket, shade in zip(buckets, shades, strict=True):
             _draw_drifts(axes, rows[rows["bucket"] == bucket], "-", shade, bucket.replace("_", "-"))
-        axes.set_title(condition)
+        axes.set_title(in_lines(condition_label(condition)))
     _finish_drifts(figure, panels, drifts)
     legend_above(figure, panels[0])
     return figure
@@ -98,7 +99,7 @@ def sigma_published(points: pd.DataFrame, drifts: pd.DataFrame, dimension: int =
     middle.yaxis.set_major_locator(plt.MaxNLocator(integer=True))
     for rows, name, style in _drawn_tracks(drifts):
         _draw_drifts(right, rows, style, colour(rows["condition"].iloc[0]), name)
-    right.set_title(f"ours, {drifts['condition'].iloc[0]}")
+    right.set_title(f"ours, {condition_label(drifts['condition'].iloc[0])}")
     _finish_drifts(figure, [right], drifts)
     right.legend(fontsize=7)
     return figure
