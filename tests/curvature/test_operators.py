@@ -447,8 +447,6 @@ def refused(message: str):
         (torch.full((2, 5), VOCABULARY), f"token {VOCABULARY} is beyond the model's vocabulary of {VOCABULARY}"),
         (torch.full((2, 5), -1), f"token -1 is beyond the model's vocabulary of {VOCABULARY}"),
         (torch.ones(2, 5, dtype=torch.bool), "not .*bool"),
-        ([[1, 2, 3], [4, 5]], "whole numbers in B rows of T each"),
-        ({"input_ids": [[1, 2]]}, "whole numbers in B rows of T each"),
         ([["a", "b"]], "whole numbers in B rows of T each"),
         (torch.ones(2, 9, dtype=torch.long), "blocks of 9 tokens are longer than the model's 8 positions"),
     ],

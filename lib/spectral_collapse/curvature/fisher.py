@@ -22,8 +22,8 @@ class EmpiricalFisherOperator(HessianOperator):
         """(own blocks, n)."""
         if self._kept is None:
             rows = []
-            for block in self._tokens:
-                pieces = self._linearise(block[None])
+            for block in self._each(self._batch):
+                pieces = self._linearise(block)
                 rows.append(torch.cat([piece.detach().flatten() for piece in pieces]))
                 rows[-1] *= self.blocks / self._predictions
             self._kept = (torch.stack(rows) if rows else torch.zeros(0, self.n, dtype=self.torch_dtype),)

@@ -63,7 +63,7 @@ def head_curvature(
     second parts it is Gauss–Newton's product. None stands for zero.
     """
     by_hidden, by_weight = [], None
-    for start in range(0, len(hidden), rows):
+    for start in range(0, max(1, len(hidden)), rows):  # a block may predict nothing
         part = slice(start, start + rows)
         h, t = hidden[part], targets[part]
         P = kept if kept is not None else probabilities(h, weight)

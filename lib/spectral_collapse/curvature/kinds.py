@@ -1,8 +1,7 @@
 """The matrices that there are of a model's loss on a batch, and the one function that makes an operator."""
 
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from transformers import PreTrainedModel
 
 from .fisher import EmpiricalFisherOperator
@@ -22,17 +21,17 @@ def operator_class(kind: str) -> type[HessianOperator]:
 
 def hessian_operator(
     model: PreTrainedModel,
-    batch: torch.Tensor,
+    batch: Any,
     *,
     kind: Kind = "hessian",
     parameters: list[str] | None = None,
     memory_budget: float | None = None,
 ) -> HessianOperator:
-    """Hessian, Gauss–Newton or empirical Fisher operator of the mean loss on blocks of token ids (B, T).
+    """Hessian, Gauss–Newton or empirical Fisher operator of the mean loss on a batch.
 
-    batch: a tensor, an array or lists. parameters: names to differentiate in, such as one entry of `parameter_blocks`;
-    all if None. memory_budget: bytes for the graph, half of the free memory if None; if the graph of the batch does not
-    fit, products take fewer blocks at a time. MemoryError if not even one block fits.
+    batch: token ids (B, T), or what else `HessianOperator` takes. parameters: names to differentiate in, such as one
+    entry of `parameter_blocks`; all if None. memory_budget: bytes for the graph, half of the free memory if None; if
+    the graph of the batch does not fit, products take fewer blocks at a time. MemoryError if not even one block fits.
     """
     operator = operator_class(kind)(model, batch, parameters=parameters)
     budget = available_memory(operator.device) // 2 if memory_budget is None else memory_budget

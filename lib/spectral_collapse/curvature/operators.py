@@ -1,7 +1,7 @@
 """Products with the Hessian and with the Gauss–Newton matrix of a causal language model's mean loss."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,15 @@ from transformers import PreTrainedModel
 
 from .basis import dot
 from .head import HeadGradient, head_curvature, probabilities, rows_at_a_time
-from .model import checked_blocks, differentiable, has_plain_head, measurement_mode, require_measurable, unwrapped
+from .model import (
+    Blocks,
+    checked_blocks,
+    differentiable,
+    has_plain_head,
+    measurement_mode,
+    require_measurable,
+    unwrapped,
+)
 
 # During a product a batch needs its saved tensors and about half as much again.
 WORKING_SHARE = 1.5
@@ -60,7 +68,8 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
     sum. Budgets of memory are those of one rank.
 
     A `scipy.sparse.linalg.LinearOperator`, float64 for a float64 model and else float32; `H @ v` takes and returns
-    tensors or arrays (n,) or (n, j). tokens: blocks of token ids (B, T), a tensor, an array or lists. `fused` says
+    tensors or arrays (n,) or (n, j). batch: blocks of token ids (B, T), a tensor, an array or lists; rows of unequal
+    lengths; or input_ids with attention_mask or labels, as a mapping (`model.checked_blocks`). `fused` says
     whether the model ends in a plain linear head without bias on its last hidden state, which is checked on its
     structure and on the logits of the first block. Any other head (biased, scaled, capped, with an adapter) is
     differentiated through the model's own logits: as exact, slower, and with all logits of a batch at once.
@@ -72,7 +81,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
     def __init__(
         self,
         model: PreTrainedModel,
-        tokens: torch.Tensor,
+        batch: Any,
         *,
         parameters: list[str] | None = None,
         micro_batch: int | None = None,
@@ -94,9 +103,9 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         self.model, self.head = model, model.get_output_embeddings()
         self.device = next(model.parameters()).device
         with torch.inference_mode(False):
-            tokens = checked_blocks(tokens, model).to(self.device)
+            blocks = checked_blocks(batch, model).to(self.device)
         with torch.no_grad(), measurement_mode(model):  # RWKV rescales its weights in its first such pass
-            model(input_ids=tokens[:1, :2], use_cache=False)
+            model(input_ids=blocks.tokens[:1, :2], use_cache=False)
         self._made_of = self._parameter_state()
         with differentiable(self.device):
             leaves = {id(p): p.detach().to(self.torch_dtype) for p in model.parameters()}
@@ -111,15 +120,15 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         self.sizes = [leaf.numel() for leaf in self.leaves]
         self.n = sum(self.sizes)
         super().__init__(np.dtype(np.float64 if double else np.float32), (self.n, self.n))
-        self.blocks = len(tokens)
-        self._predictions = tokens[:, 1:].numel()
+        self.blocks = len(blocks)
+        self._predictions = blocks.predictions
         rank, world = 0, 1
         if distributed.is_available() and distributed.is_initialized():
             rank, world = distributed.get_rank(), distributed.get_world_size()
         self._shared = world > 1
         self._own = range(rank, self.blocks, world)
-        self._tokens = tokens[rank::world]  # none where there are fewer blocks than ranks
-        self._first = tokens[:1]
+        self._batch = blocks[rank::world]  # none where there are fewer blocks than ranks
+        self._first = next(one for one in self._each(blocks) if one.predictions)
         self.share = -(-self.blocks // world)
         self.micro_batch = micro_batch
         self._kept: tuple | None = None
@@ -127,20 +136,23 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
 
     # ---- one batch: hidden states, gradient, product
 
-    def _hidden(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Last hidden states of the T − 1 predicting positions, (B(T−1), d)."""
-        with measurement_mode(self.model):
-            out = torch.func.functional_call(
-                self.model.base_model, self._base, kwargs={"input_ids": tokens, "use_cache": False}
-            )
-        return out.last_hidden_state[:, :-1].flatten(0, 1).to(self.torch_dtype)
+    @staticmethod
+    def _each(blocks: Blocks) -> Iterator[Blocks]:
+        return (blocks[place : place + 1] for place in range(len(blocks)))
 
-    def _logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The model's logits of the T − 1 predicting positions, (B(T−1), V)."""
+    def _hidden(self, blocks: Blocks) -> torch.Tensor:
+        """Last hidden states of the predicting positions, (N, d)."""
         with measurement_mode(self.model):
-            inputs = {"input_ids": tokens, "use_cache": False}
+            inputs = blocks.inputs | {"use_cache": False}
+            out = torch.func.functional_call(self.model.base_model, self._base, kwargs=inputs)
+        return blocks.predicting(out.last_hidden_state).to(self.torch_dtype)
+
+    def _logits(self, blocks: Blocks) -> torch.Tensor:
+        """The model's logits of the predicting positions, (N, V)."""
+        with measurement_mode(self.model):
+            inputs = blocks.inputs | {"use_cache": False}
             logits = torch.func.functional_call(self.model, self._parameters, kwargs=inputs).logits
-        return logits[:, :-1].flatten(0, 1).to(self.torch_dtype)
+        return blocks.predicting(logits).to(self.torch_dtype)
 
     def _keeps_plain_head(self) -> bool:
         """Whether the model passes its last hidden state to a plain head unchanged and returns the head's output
@@ -165,7 +177,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
             return False
         (given,), output = seen[self.head]
         hidden = seen[self.model.base_model][1].last_hidden_state
-        returned = output[:, :-1].flatten(0, 1).to(self.torch_dtype)
+        returned = self._first.predicting(output).to(self.torch_dtype)
         plain = torch.equal(given, hidden.to(given.dtype)) and torch.equal(logits, returned)
         return plain and bool((found - logits).abs().max() <= SAME_LOGITS * logits.abs().max())
 
@@ -173,14 +185,13 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         """Address and version counter of every parameter, which change with it."""
         return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.model.parameters()]
 
-    def _linearise(self, tokens: torch.Tensor) -> tuple:
+    def _linearise(self, blocks: Blocks) -> tuple:
         """The gradient of the summed loss with its graph, one tensor for each parameter."""
         if not self.fused:
-            logits, targets = self._logits(tokens), tokens[:, 1:].flatten()
-            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+            loss = torch.nn.functional.cross_entropy(self._logits(blocks), blocks.predicted, reduction="sum")
             return torch.autograd.grad(loss, self.leaves, create_graph=True, materialize_grads=True)
-        hidden = self._hidden(tokens)
-        by_hidden, by_weight = HeadGradient.apply(hidden, self._weight, tokens[:, 1:].flatten(), self._rows)
+        hidden = self._hidden(blocks)
+        by_hidden, by_weight = HeadGradient.apply(hidden, self._weight, blocks.predicted, self._rows)
         if not hidden.requires_grad:  # the head alone is differentiated
             return (by_weight,)
         gradient = torch.autograd.grad(
@@ -207,15 +218,15 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
 
     @differentiating
     def _sum(self, pieces: list[torch.Tensor], batched: bool = False) -> torch.Tensor:
-        if self.micro_batch is None and len(self._tokens):
+        if self.micro_batch is None and len(self._batch):
             if self._kept is None:
-                self._kept = self._linearise(self._tokens)
+                self._kept = self._linearise(self._batch)
             total = self._apply(self._kept, pieces, keep=True, batched=batched)
         else:
             total = torch.zeros((*pieces[0].shape[:batched], self.n), dtype=self.torch_dtype, device=self.device)
             size = self.micro_batch or 1
-            for start in range(0, len(self._tokens), size):
-                graph = self._linearise(self._tokens[start : start + size])
+            for start in range(0, len(self._batch), size):
+                graph = self._linearise(self._batch[start : start + size])
                 total += self._apply(graph, pieces, keep=False, batched=batched)
         return self._everywhere(total / self._predictions)
 
@@ -277,7 +288,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
     _transpose = _adjoint
 
     def __repr__(self) -> str:
-        length = self._first.shape[1]
+        length = self._first.tokens.shape[1]
         return (
             f"{type(self).__name__}({type(self.model).__name__}, n = {self.n:,}, {self.blocks} blocks of {length} "
             f"tokens, {self.dtype})"
@@ -286,11 +297,12 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
     @differentiating
     def block_forms(self, left: list[torch.Tensor], right: list[torch.Tensor], *, squares: bool = False) -> np.ndarray:
         """ℓᵀ H_b r for every block b and every r with its ℓ's, (blocks, pairs). H_b is the Hessian of the block's own
-        mean loss, so the mean over b is ℓᵀ H r. `left` is parallel to `right`, each entry a matrix (i, n). With
-        `squares` ‖H_b r‖² follows the pairs of every r. Costs one gradient, and two more for every r."""
+        summed loss over the mean number of predictions of a block, so the mean over b is ℓᵀ H r. `left` is parallel to
+        `right`, each entry a matrix (i, n). With `squares` ‖H_b r‖² follows the pairs of every r. Costs one gradient,
+        and two more for every r."""
         rows = []
-        for block in self._tokens:
-            graph, found = self._linearise(block[None]), []
+        for block in self._each(self._batch):
+            graph, found = self._linearise(block), []
             for vectors, r in zip(left, right, strict=True):
                 product = self._apply(graph, self._pieces(r), keep=True)
                 product *= self.blocks / self._predictions
@@ -326,7 +338,7 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         del graph
         logits = 0  # without the fused head they are among what the graph saves
         if self.fused:
-            logits = min(self._rows, self._first[:, 1:].numel()) * len(self._weight) * self._weight.itemsize
+            logits = min(self._rows, self._first.predictions) * len(self._weight) * self._weight.itemsize
         return int(WORKING_SHARE * (sum(sizes.values()) + logits))
 
     def least(self, *values: int) -> list[int]:
@@ -346,12 +358,11 @@ class GaussNewtonOperator(HessianOperator):
     states, or without the fused head through the logits, by two transposed products. Source: Schraudolph 2002.
     """
 
-    def _linearise(self, tokens: torch.Tensor) -> tuple:
+    def _linearise(self, blocks: Blocks) -> tuple:
         if not self.fused:
-            logits = self._logits(tokens)
+            logits = self._logits(blocks)
             return (logits, *self._transposed(logits))
-        hidden = self._hidden(tokens)
-        targets = tokens[:, 1:].flatten()
+        hidden, targets = self._hidden(blocks), blocks.predicted
         kept = None
         if len(hidden) <= self._rows:
             with torch.no_grad():

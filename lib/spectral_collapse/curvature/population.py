@@ -16,6 +16,7 @@ from .basis import Basis, dot
 from .kinds import Kind, operator_class
 from .krylov import Kept, probe_of, probe_runs
 from .memory import available_memory, plan
+from .model import checked_blocks, unwrapped
 from .quadrature import Quadrature
 from .signature import Estimate, Signature, _Moment, _variance
 
@@ -286,7 +287,7 @@ def population_of_operators(
 
 def population_signature(
     model: PreTrainedModel,
-    batch: torch.Tensor,
+    batch: Any,
     signature: Signature,
     *,
     seed: int = 0,
@@ -294,18 +295,20 @@ def population_signature(
     parameters: list[str] | None = None,
     memory_budget: int | None = None,
 ) -> PopulationSignature:
-    """Spectrum of the expected loss from blocks of token ids (B, T), B ≥ 4, whose `spectral_signature` is given.
+    """Spectrum of the expected loss from B ≥ 4 blocks, whose `spectral_signature` is given.
 
     With v the probes of that signature, E vvᵀ = I, and H_b the Hessian of block b's own mean loss, tr H² is estimated
     by [‖Σ H_b v‖² − Σ ‖H_b v‖²]/(B(B − 1)), since products of different blocks are free of their noise. In expectation
     λ_max of H lies below the batch's and above uᵀH_other u, u from one half of the blocks and H_other of the other.
     σ_bulk leaves out as many leading vectors as the batch has outliers, found in the same way. Errors over blocks are
     the jackknife's at fixed vectors u; errors over probes are between probes. Blocks count as independent draws: what
-    neighbours share because they share a text counts as part of the expected loss.
+    neighbours share because they share a text counts as part of the expected loss. Where blocks predict unequal numbers
+    of tokens, the mean of either half is over its own.
     Options must be those of the `spectral_signature`. Costs 20 + 4 m + 4 k gradients of the batch for m probes and k
     outliers, if its graphs fit into memory.
     """
     operators, storages = [], []
+    batch = checked_blocks(batch, unwrapped(model))
     # Consecutive halves: neighbouring blocks, which may share a text, meet at one border only.
     middle = len(batch) // 2
     for half in (batch[:middle], batch[middle:]):

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ def largest_eigenvalue(lambda_max: float, lambda_min: float) -> float:
 
 def published_signature(
     model: PreTrainedModel,
-    batch: torch.Tensor,
+    batch: Any,
     *,
     signature: Signature | None = None,
     steps: int = 20,

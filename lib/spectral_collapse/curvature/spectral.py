@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from .basis import Basis, Storage
@@ -103,7 +102,7 @@ def _later_runs(
 
 def spectral_signature(
     model: PreTrainedModel,
-    batch: torch.Tensor,
+    batch: Any,
     *,
     steps: int = 20,
     probes: int = 2,
@@ -116,7 +115,7 @@ def spectral_signature(
     state: Path | None = None,
     identity: str = "",
 ) -> Signature:
-    """Signature of the mean loss on blocks of token ids (B, T): `probes` Lanczos runs of `steps` products.
+    """Signature of the mean loss on a batch: `probes` Lanczos runs of `steps` products.
 
     later_steps: steps of the probes after the first, the same if None. Moments are exact after one step, so the first
     probe alone may continue for the eigenvalues; later ones start without their components along its outliers. Without
@@ -185,9 +184,7 @@ def spectral_signature(
     )
 
 
-def layerwise_signatures(
-    model: PreTrainedModel, batch: torch.Tensor, **options: Any
-) -> Iterator[tuple[str, Signature]]:
+def layerwise_signatures(model: PreTrainedModel, batch: Any, **options: Any) -> Iterator[tuple[str, Signature]]:
     """(part, signature) of the Hessian's diagonal block for every part of the network, in the network's order.
 
     options: those of `spectral_signature`.

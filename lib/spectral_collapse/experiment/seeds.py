@@ -1,6 +1,6 @@
 """Whole seeds in one process, within a limit of time: every record that the notebooks of a profile would make.
 
-python -m spectral_collapse.experiment.seeds PROFILE [--seeds 1 2] [--hours 2.5] [key=value ...]
+python -m spectral_collapse.experiment.seeds PROFILE [--seeds 1,2] [--hours 2.5] [key=value ...]
 
 What is recorded is not made again, so that a later call goes on; the notebooks then find all records. A finished study
 is packed by `make pack`.
@@ -56,13 +56,18 @@ def make(settings: Params, seeds: Sequence[int], until: float, say: Callable[[st
     return True
 
 
+def numbers(text: str) -> list[int]:
+    """The seeds in "1,2"."""
+    return [int(number) for number in text.split(",")]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit status: 0 also where the time was up, since the next call goes on."""
     parser = argparse.ArgumentParser(
         prog="python -m spectral_collapse.experiment.seeds", description=__doc__.split("\n")[0]
     )
     parser.add_argument("profile")
-    parser.add_argument("--seeds", type=int, nargs="+", help="the profile's if left out")
+    parser.add_argument("--seeds", type=numbers, metavar="1,2", help="the profile's if left out")
     parser.add_argument("--hours", type=float, default=float("inf"), help="no generation starts that would end later")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="parameters of the profile")
     chosen = parser.parse_intermixed_args(arguments)
