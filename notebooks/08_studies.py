@@ -31,14 +31,25 @@ settings = params.collect(globals())
 
 # %%
 import pandas as pd
-from spectral_collapse.analysis import ablations, estimators, mechanism, mediation, sigma_settings, studies, theory
+from spectral_collapse.analysis import (
+    ablations,
+    estimators,
+    mechanism,
+    mediation,
+    primary,
+    series,
+    sigma_settings,
+    studies,
+    theory,
+    warning,
+)
 from spectral_collapse.analysis import public_records as public
 from spectral_collapse.paper import ablations as ablations_report
-from spectral_collapse.paper import figures, tables
+from spectral_collapse.paper import figures, results, tables
 from spectral_collapse.paper import mechanism as mechanism_report
 from spectral_collapse.paper import output as paper
 from spectral_collapse.paper import studies as report
-from spectral_collapse.record import paths
+from spectral_collapse.record import evidence, paths
 
 output, values, shown = paper.Output(settings), {}, studies.shown()
 
@@ -53,6 +64,33 @@ printed = public.claimed(spectra)
 output.figure("public_records", figures.public_records(spectra, printed, text))
 output.table("public_records", report.public_records_table(spectra))
 values |= report.public_records_values(public.findings(spectra, printed, text))
+
+# %% [markdown]
+# ## The study that decides (`python -m spectral_collapse.experiment.seeds study`)
+#
+# Its profile named its hypotheses before it ran: what each needs to be decided, and what the runs say. Then who warned
+# first, at what price.
+
+# %%
+confirmation = params.load(shown["confirmation"])
+confirmed = studies.analysed(shown["confirmation"])
+decided = primary.verdicts(confirmation, confirmed.table, confirmed.alarms)
+output.table("confirmed", results.primary(decided, primary.capabilities(confirmation)))
+training = series.results(confirmation, "training", source=evidence.PACKS)
+commits = studies.commits(shown["confirmation"])
+values |= report.confirmed_values(confirmation, confirmed, decided, training, commits)
+decided.style.format(precision=3).hide()
+
+# %%
+curve = warning.detection_curve(confirmed.table, confirmed.outcomes[:1] + confirmed.candidates)
+warned = warning.warnings(confirmed, curve, warning.costs(confirmation, source=evidence.PACKS))
+output.figure("confirmed_warnings", figures.warnings(confirmed, warned))
+output.picture("confirmed_warnings", figures.warnings(confirmed, warned))
+output.table("confirmed_warnings", results.warnings(figures.shown_warnings(warned)))
+
+# %%
+headline = ["log_spectral_ratio", "track_two_drift", "held_out_perplexity", "predictive_entropy"]
+output.figure("confirmed_series", figures.series(confirmed.table, headline, columns=2))
 
 # %% [markdown]
 # ## The estimators' own noise (`make estimators`)

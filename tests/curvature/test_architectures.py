@@ -70,7 +70,7 @@ def loss_of(model, tokens):
 
 def hessian_product(model, tokens, vector):
     """H v by double backward of the model's own loss."""
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
     pieces = vector.split([p.numel() for p in parameters])
     gradient = torch.autograd.grad(loss_of(model, tokens)[0], parameters, create_graph=True, materialize_grads=True)
     along = sum((g.flatten() * piece).sum() for g, piece in zip(gradient, pieces, strict=True))

@@ -12,7 +12,7 @@ import pandas as pd
 from ..record import paths
 from ..record.evidence import PACKS, read_study
 from ..record.params import load, profiles, read_yaml
-from . import estimators, mechanism, series, sigma_settings, theory
+from . import estimators, mechanism, report, series, sigma_settings, theory
 from .statistics import CONTROL, TREATMENT
 
 SHOWN = paths.ROOT / "paper" / "studies.yaml"
@@ -84,6 +84,17 @@ def power_iteration_errors(studies: Mapping[str, str]) -> dict[str, pd.DataFrame
         places = [place for place in PACKS.content(study) if place.endswith("/curvature.json")]
         found[name] = series.power_iteration_errors(PACKS.record(place)["result"] for place in places)
     return found
+
+
+def analysed(profile: str) -> report.Analysis:
+    """`report.analyse` of the packed runs of a profile."""
+    return report.analyse(runs(profile), drifts(profile))
+
+
+def commits(profile: str) -> list[str]:
+    """The commits of this repository at which the packed runs of a profile were made."""
+    places = PACKS.content(profile)
+    return sorted({places[place]["git"]["commit"] for place in places if place.endswith("/training.json")})
 
 
 def implied_recursion(profile: str) -> dict[str, float]:

@@ -1,17 +1,20 @@
 """The committed studies in LaTeX: tables, and the numbers that every paper cites."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
 from ..analysis import estimators, series
 from ..analysis.public_records import RUNS
+from ..analysis.report import Analysis
 from ..analysis.statistics import CONTROL, TREATMENT
 from ..analysis.studies import common_sign
 from ..analysis.theory import EXAMPLES
 from ..experiment.sigma_coverage import FREEDOM
 from ..record.schema import Params
+from . import findings
 from .formatting import bracket_of, escape, format_percent, interval_of, number_of, pair_of
+from .output import context
 from .tables import Number, Raw, filled, frame_of, interval, label, number, table_of, values_of
 
 PRETRAINED_METRICS = (
@@ -52,6 +55,26 @@ def public_records_values(findings: Mapping[str, float]) -> dict[str, str]:
         f"public.{name}": f"{value:,}" if isinstance(value, int) else number_of(value)
         for name, value in findings.items()
     }
+
+
+# ---- the study that decides
+
+
+def confirmed_values(
+    params: Params,
+    analysis: Analysis,
+    decided: pd.DataFrame,
+    training: Iterable[tuple[str, int, int, dict]],
+    commits: Sequence[str],
+) -> dict[str, str]:
+    """confirmed.K for every key K that notebook 7 writes of a profile's own runs, statistics and set-up, and
+    confirmed.commit, at which the runs were made.
+
+    analysis, decided: `studies.analysed` and `primary.verdicts`; training: results of that stage.
+    """
+    found = findings.values(analysis) | findings.primary_values(decided) | context(params, training)
+    found |= {"finding": findings.finding(analysis), "commit": ", ".join(commit[:10] for commit in commits)}
+    return {f"confirmed.{key}": text for key, text in found.items()}
 
 
 # ---- a recursion that can be solved
