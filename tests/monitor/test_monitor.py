@@ -184,3 +184,27 @@ def test_a_refused_check_is_not_counted():
     with pytest.raises(ValueError, match="as many"):
         monitor.check(texts=STORIES[:40])
     assert monitor.checks == 0 and monitor.check(texts=STORIES[60:120]).frame["check"].tolist() == [1] * 4
+
+
+def test_other_prompts_blocks_or_encoders_than_the_references_are_noticed(tmp_path, model):
+    log = tmp_path / "log.jsonl"
+    prompts = [f"tell me of {word}" for word in "abc"] * 20
+    monitor = Monitor(encoder=WordEncoder(), log_file=log)
+    monitor.check(texts=STORIES[:60], prompts=prompts)
+    assert monitor.check(texts=STORIES[60:120], prompts=prompts).status == "sound"
+    for again in (monitor, Monitor(encoder=WordEncoder(), log_file=log)):
+        with pytest.raises(ValueError, match="the prompts of this check are not those of the reference"):
+            again.check(texts=STORIES[60:120], prompts=prompts[::-1])
+    other = Monitor(encoder=lambda texts: -WordEncoder()(texts), log_file=log)
+    with pytest.raises(ValueError, match="the encoder of this check"):
+        other.check(texts=STORIES[60:120], prompts=prompts)
+    shorter = Monitor(encoder=lambda texts: WordEncoder()(texts)[:, :4], log_file=log)
+    with pytest.raises(ValueError, match="the encoder of this check"):
+        shorter.check(texts=STORIES[60:120])
+    blocks = torch.randint(0, 64, (6, 8), generator=torch.Generator().manual_seed(0))
+    Monitor(model, blocks=blocks, log_file=tmp_path / "model.jsonl")
+    same = Monitor(blocks=blocks.numpy(), log_file=tmp_path / "model.jsonl")
+    same.check(model=model)
+    assert same.checks == 1
+    with pytest.raises(ValueError, match="the held-out blocks of this check"):
+        Monitor(blocks=blocks.flip(0), log_file=tmp_path / "model.jsonl").check(model=model)

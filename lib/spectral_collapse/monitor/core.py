@@ -1,5 +1,6 @@
 """The monitor: compares every check with a reference, and says what it sees."""
 
+import hashlib
 import json
 import logging
 import math
@@ -19,6 +20,8 @@ from .report import COLUMNS, SOUND, UNJUDGED, WARNING, Report
 log = logging.getLogger(__name__)
 
 SAMPLES = 3  # texts of a check that a report shows
+PROBE = "The embedding of this sentence tells one encoder from another."
+SAME_VECTOR = 0.99  # cosine of the embeddings of one encoder on two machines, and more
 LIMIT = (
     "Each change is held against the signal's own sampling error. That tells it from chance, not from training: a "
     "model that learns from real text moves too. Control runs would tell the two apart."
@@ -65,6 +68,7 @@ class Monitor:
         self._reference: dict[str, Estimate] = {}
         self._rows: list[tuple] = []
         self._check, self._left_out, self._samples = 0, (), ((), ())
+        self._kept: dict[str, Any] = {}
         if self.log_file is not None and self.log_file.exists():
             self._resume()
         if reference is not None and not self.referenced:
@@ -124,22 +128,48 @@ class Monitor:
         self._left_out = tuple(left_out)
         return readings
 
-    def _refer(self, readings: dict[str, Estimate], texts: Sequence[str] | None, step: int | float) -> None:
+    def _inputs(self, prompts: Sequence[str] | None) -> dict[str, Any]:
+        """What must be the same at every check: digests of prompts and held-out blocks, the embedding of `PROBE`."""
+        found = {} if prompts is None else {"prompts": _digest(list(prompts))}
+        if self.blocks is not None:
+            found["held-out blocks"] = _digest(self.blocks)
+        if self.encoder is not None:
+            found["encoder"] = np.asarray(self.encoder([PROBE]), dtype=float)[0].round(5).tolist()
+        return found
+
+    def _require_same(self, prompts: Sequence[str] | None) -> None:
+        """ValueError where prompts, held-out blocks or encoder are not those of the reference."""
+        for name, now in self._inputs(prompts).items():
+            before = self._kept.setdefault(name, now)
+            if before == now or (name == "encoder" and _alike(before, now)):
+                continue
+            raise ValueError(
+                f"the {name} of this check are not those of the reference: what changes with them is no sign "
+                "of the model. Keep them, or start a new reference."
+            )
+
+    def _refer(
+        self,
+        readings: dict[str, Estimate],
+        texts: Sequence[str] | None,
+        prompts: Sequence[str] | None,
+        step: int | float,
+    ) -> None:
         """Takes readings as the reference."""
-        self._reference, self._samples = readings, (_shown(texts), ())
+        self._reference, self._samples, self._kept = readings, (_shown(texts), ()), self._inputs(prompts)
         packed = {name: _packed(found) for name, found in readings.items()}
-        self._write({"step": step, "reference": packed, "samples": self._samples[0]})
+        self._write({"step": step, "reference": packed, "samples": self._samples[0], "inputs": self._kept})
 
     def _set_reference(self, reference: Any) -> None:
         """Of texts, rows of metrics, one row, or a model."""
         items = list(reference) if isinstance(reference, list | tuple) else []
         if items and all(isinstance(row, Mapping) for row in items):
-            self._refer(_of_rows(items), None, 0)
+            self._refer(_of_rows(items), None, None, 0)
         elif isinstance(reference, list | tuple):
-            self._refer(self._read({"texts": items}, limited=False), items, 0)
+            self._refer(self._read({"texts": items}, limited=False), items, None, 0)
         else:
             kind = "metrics" if isinstance(reference, Mapping) else "model"
-            self._refer(self._read({kind: reference}, limited=False), None, 0)
+            self._refer(self._read({kind: reference}, limited=False), None, None, 0)
 
     # ---- judging
 
@@ -149,20 +179,24 @@ class Monitor:
         texts: Sequence[str] | None = None,
         model: Any = None,
         metrics: Mapping[str, float] | None = None,
+        prompts: Sequence[str] | None = None,
         step: int | float | None = None,
     ) -> Report:
         """Compares texts, a model, a row of metrics, or several of these, with the reference.
 
-        ValueError, and nothing is noted, for what cannot be read: too few texts, other numbers of them than the
-        reference has, NaN, a model without blocks, nothing at all.
+        prompts: those that the texts answer, so that others are noticed. ValueError, and nothing is noted, for what
+        cannot be read or compared: too few texts, other numbers of them than the reference has, other prompts, blocks
+        or another encoder, NaN, a model without blocks, nothing at all.
         """
         given = {"texts": texts, "model": model, "metrics": metrics}
         if all(each is None for each in given.values()):
             raise ValueError("nothing to check: give texts, a model, or a row of metrics.")
         step = self._check + 1 if step is None else step
+        if self.referenced:
+            self._require_same(prompts)
         readings = self._read(given, limited=self.referenced)
         if not self.referenced:
-            self._refer(readings, texts, step)
+            self._refer(readings, texts, prompts, step)
             return self.report()
         number, signals = self._check + 1, len(self._reference)
         known = {name: found for name, found in readings.items() if name in self._reference}
@@ -234,13 +268,25 @@ class Monitor:
             entries = [json.loads(line) for line in whole.splitlines()]
             for first in entries[:1]:
                 self._reference = {name: _unpacked(one) for name, one in first["reference"].items()}
-                self._samples = (tuple(first["samples"]), ())
+                self._samples, self._kept = (tuple(first["samples"]), ()), dict(first["inputs"])
             for entry in entries[1:]:
                 self._rows += [tuple(math.nan if part is None else part for part in row) for row in entry["rows"]]
                 self._check, self._samples = entry["check"], (self._samples[0], tuple(entry["samples"]))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.log_file} is no monitor's log: name another file, or delete it.") from error
         log.info("%s: goes on after check %d.", self.log_file, self._check)
+
+
+def _digest(value: Any) -> str:
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+
+def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two embeddings of one sentence are of one encoder."""
+    if len(one) != len(other):
+        return False
+    return float(np.dot(one, other)) >= SAME_VECTOR * float(np.linalg.norm(one) * np.linalg.norm(other))
 
 
 def _shown(texts: Sequence[str] | None) -> tuple[str, ...]:

@@ -72,6 +72,22 @@ def read_texts(path: Path) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
+def read_prompts(path: Path) -> list[str] | None:
+    """The column `prompt` of the same files; None where one has none."""
+    files = sorted((file for file in path.iterdir() if file.suffix in TEXTS), key=natural) if path.is_dir() else [path]
+    found: list[str] = []
+    for file in files:
+        frame = pd.DataFrame()
+        if file.suffix == ".jsonl":
+            frame = pd.DataFrame(list(_lines(file)))
+        elif file.suffix == ".parquet":
+            frame = pd.read_parquet(file)
+        if "prompt" not in frame:
+            return None
+        found += frame["prompt"].astype(str).tolist()
+    return found
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
@@ -210,7 +226,8 @@ def _monitor(chosen: argparse.Namespace) -> tuple[Monitor, Callable[[Any], dict[
     if kind == "checkpoints" and chosen.text is not None:
         blocks = _blocks(_load(found[0])[1], Path(chosen.text))
         return Monitor(blocks=blocks, **options), lambda folder: {"model": _load(folder)[0]}
-    return Monitor(encoder=_encoder(chosen.embed), **options), lambda place: {"texts": read_texts(place)}
+    read = lambda place: {"texts": read_texts(place), "prompts": read_prompts(place)}  # noqa: E731
+    return Monitor(encoder=_encoder(chosen.embed), **options), read
 
 
 def watch(chosen: argparse.Namespace) -> Report:
