@@ -8,9 +8,10 @@ import math
 import numpy as np
 import pandas as pd
 from scipy import stats
+from spectral_collapse.analysis import public_records, series
 from spectral_collapse.estimate import Estimate
 from spectral_collapse.monitor import Monitor, Rule, decision
-from spectral_collapse.record import paths
+from spectral_collapse.record import evidence, params, paths
 from spectral_collapse.text import storyworld
 
 DOCUMENT = paths.ROOT / "docs" / "monitor.md"
@@ -19,7 +20,8 @@ SIGNALS = {
     **{"held_out_perplexity": 1, "predictive_entropy": -1, "distinct_2": -1, "distinct_4": -1},
     **{"ngram_entropy_2": -1, "repetition_4": 1, "track_two_drift": -1},
 }
-STUDIES = {"tinystories": "recursive", "smollm2_offline": "recursive"}
+STUDIES = {"study": "recursive", "tinystories": "recursive", "smollm2_offline": "recursive"}
+BLOCKS, SHARE = 64, 0.02  # of a check of a model, and of the training time that it may take
 
 
 # ---- null runs
@@ -112,6 +114,53 @@ def judged(profile: str, treated: str, with_controls: bool) -> dict[str, float |
     }
 
 
+def of_public_tables() -> dict[str, float | str]:
+    """The Hessian study's own table of text metrics: its one recursive run against its two controls."""
+    table = public_records.text_metrics()
+    runs = {name: own.drop(columns="condition").to_dict("records") for name, own in table.groupby("condition")}
+
+    def watched(name: str, controls: list[pd.DataFrame]) -> pd.DataFrame:
+        rows = [{metric: value for metric, value in row.items() if metric != "generation"} for row in runs[name]]
+        monitor = Monitor(rows[0], controls=controls, rule=Rule(RATE, checks=len(rows) - 1))
+        for generation, row in enumerate(rows[1:], start=1):
+            report = monitor.check(metrics=row, step=generation)
+        return report.to_frame()
+
+    frame = watched("recursive", [watched(name, []) for name in ("fresh", "static")])
+    alarms = frame.loc[frame["alarm"], "step"]
+    return {
+        "study": "the Hessian study's table (SmolLM2)",
+        "noise from": "its 2 controls",
+        "detected": f"{int(len(alarms) > 0)} of 1",
+        "first alarm, median generation": f"{alarms.min():g}" if len(alarms) else "–",
+        "false alarms": "–",
+    }
+
+
+def prices() -> list[str]:
+    """What a check of a model once a generation costs of the training time, by the times in the records."""
+    rows = []
+    for profile in STUDIES:
+        settings = params.load(profile)
+        later = range(1, settings.generations + 1)
+        taken = {}
+        for stage in ("training", "anchors"):  # the latter is one pass over the held-out blocks
+            found = series.records(settings, stage, settings.conditions[:1], generations=later, source=evidence.PACKS)
+            taken[stage] = float(np.median([record["timing"]["wall_seconds"] for *_, record in found]))
+        check = BLOCKS * taken["anchors"] / settings.held_out_blocks
+        share = check / taken["training"]
+        cells = (
+            profile,
+            f"{taken['training']:.0f} s",
+            f"{check:.1f} s",
+            f"{share:.1%}",
+            f"{BLOCKS * SHARE / share:.0f}",
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+    head = f"| study | training of a generation | a pass over {BLOCKS} blocks | share | blocks for {SHARE:.0%} |"
+    return ["", head, "|---" * 5 + "|", *rows]
+
+
 def mitigations(profile: str = "tinystories") -> list[str]:
     """Share of recursion's rise in log perplexity, over the fresh control's, that a mixture of text avoids."""
     frame = pd.read_parquet(paths.EVIDENCE / "trajectories.parquet")
@@ -139,9 +188,10 @@ def tables() -> str:
         for with_controls in (False, True)
         if not with_controls or len({seed for _, seed in runs_of(profile)}) > 2
     ]
+    rows.append(of_public_tables())
     lines += ["", "| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
-    return "\n".join([*lines, *mitigations()])
+    return "\n".join([*lines, *mitigations(), *prices()])
 
 
 def main() -> None:
