@@ -15,8 +15,8 @@ LIB = ROOT / "lib"
 sys.path.insert(0, str(LIB))
 
 import spectral_collapse  # noqa: E402
-from spectral_collapse.analysis import claims, report, series  # noqa: E402
-from spectral_collapse.paper import figures  # noqa: E402
+from spectral_collapse.analysis import claims, primary, report, series, studies  # noqa: E402
+from spectral_collapse.paper import figures, findings  # noqa: E402
 from spectral_collapse.record import params  # noqa: E402
 from spectral_collapse.record.evidence import PACKS  # noqa: E402
 
@@ -74,8 +74,21 @@ def claims_table(verdicts) -> str:
     return "\n".join(lines)
 
 
+def primary_table(verdicts) -> str:
+    """The primary hypotheses with what the confirmatory runs say of them, as a table in Markdown."""
+    lines = ["| Hypothesis | Runs for | Runs against | *p*, corrected | Verdict |", "|---|---|---|---|---|"]
+    for row in verdicts.itertuples():
+        statement = row.statement[0].upper() + row.statement[1:]
+        lines.append(f"| {statement} | {row.held} | {row.failed} | {number(row.p_holm)} | **{row.verdict}** |")
+    return "\n".join(lines)
+
+
 def results() -> dict[str, str]:
-    """What the page of results shows: the table of claims, and a link to the PDF where one was typeset."""
+    """What the page of results shows: primary hypotheses, the table of claims, and a link to the PDF where one was
+    typeset."""
+    deciding = studies.shown()["confirmation"]
+    confirmed = studies.analysed(deciding)
+    decided = primary.verdicts(params.load(deciding), confirmed.table, confirmed.alarms)
     settings = params.load(STUDY)
     analysis = report.analyse(series.table(settings, source=PACKS), series.drifts(settings, source=PACKS))
     verdicts = claims.verdicts(claims.gather(analysis))
@@ -84,6 +97,8 @@ def results() -> dict[str, str]:
     counts = verdicts["verdict"].value_counts()
     made = (ROOT / "paper" / f"{STUDY}.pdf").exists()
     return {
+        "primary": primary_table(decided),
+        "finding": findings.finding(confirmed),
         "claims": claims_table(verdicts),
         "verdicts": ", ".join(f"{counts[word]} {word}" for word in claims.VERDICTS if word in counts),
         "pdf": f"[The paper](../paper/{STUDY}.pdf) (PDF)"

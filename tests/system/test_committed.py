@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 from spectral_collapse.analysis import (
     ablations,
+    early_warning,
     estimators,
     mechanism,
+    primary,
     series,
     sigma_settings,
     studies,
@@ -210,12 +212,32 @@ def test_the_paper_on_tinystories_is_typeset_from_what_is_committed(tinystories)
 
 
 def test_the_readme_says_what_the_committed_study_found():
-    """In the words of its paper; run notebook 7 with the profile and copy the value `finding` when it changes."""
-    numbers = (paths.ROOT / "paper/generated/tinystories/numbers.tex").read_text()
-    (found,) = re.findall(r"\\setval\{finding\}\{(.*)\}", numbers)
+    """In the words of its paper; run notebook 8 and copy the value `confirmed.finding` when it changes."""
+    numbers = (paths.ROOT / "paper/generated/tinystories/studies.tex").read_text()
+    (found,) = re.findall(r"\\setval\{confirmed\.finding\}\{(.*)\}", numbers)
     readme = (paths.ROOT / "README.md").read_text()
     assert found in " ".join(readme.split())
-    assert (paths.ROOT / "paper/generated/tinystories/warnings.svg").is_file()
+    assert (paths.ROOT / "paper/generated/tinystories/confirmed_warnings.svg").is_file()
+
+
+def test_the_confirmatory_study_is_whole_decides_and_names_its_commit():
+    settings = params.load(SHOWN["confirmation"])
+    primary.require_answerable(settings)
+    table = studies.runs(SHOWN["confirmation"])
+    assert len(table) == len(settings.conditions) * len(settings.seeds) * (settings.generations + 1)
+    assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in studies.commits(SHOWN["confirmation"]))
+    chosen = [primary.HYPOTHESES[name] for name in settings.primary]
+    metrics = {name for each in chosen for name in (each.metric, *getattr(each, "outcomes", ()))}
+    alarms = early_warning.alarms(table, sorted(metrics))
+    decided = primary.verdicts(settings, table, alarms).set_index("hypothesis")
+    assert decided["verdict"].isin(["supported", "contradicted"]).all()
+    # Counted anew from the rows.
+    last = table[table["generation"] == settings.generations]
+    ratios = last.pivot(index="seed", columns="condition", values="log_spectral_ratio")
+    assert decided.loc["ratio_falls", "held"] == (ratios["recursive"] < ratios["fresh"]).sum()
+    first = alarms[alarms["condition"] == "recursive"].pivot(index="seed", columns="metric", values="alarm")
+    earlier = (first["predictive_entropy"] < first["held_out_perplexity"]).sum()
+    assert decided.loc["entropy_warns", "held"] == earlier
 
 
 def test_a_missing_record_is_named(monkeypatch, tmp_path):
