@@ -37,6 +37,7 @@ from spectral_collapse.analysis import (
     mechanism,
     mediation,
     primary,
+    rescue,
     series,
     sigma_settings,
     studies,
@@ -78,7 +79,10 @@ decided = primary.verdicts(confirmation, confirmed.table, confirmed.alarms)
 output.table("confirmed", results.primary(decided, primary.capabilities(confirmation)))
 training = series.results(confirmation, "training", source=evidence.PACKS)
 commits = studies.commits(shown["confirmation"])
-values |= report.confirmed_values(confirmation, confirmed, decided, training, commits)
+last = [confirmation.generations]
+dosed = series.results(confirmation, "doses", confirmation.conditions, generations=last, source=evidence.PACKS)
+closed = rescue.recovered(confirmed.table, dosed)
+values |= report.confirmed_values(confirmation, confirmed, decided, closed, training, commits)
 decided.style.format(precision=3).hide()
 
 # %%

@@ -141,7 +141,7 @@ def primary(verdicts: pd.DataFrame, capable: pd.DataFrame) -> pd.DataFrame:
     """The primary hypotheses (`primary.verdicts`) beside what the design can find of each (`primary.capabilities`)."""
     found = verdicts.merge(capable[["hypothesis", "test", "least_p_holm", "detectable"]], on="hypothesis")
     columns = {
-        "Hypothesis": lambda row: paragraph(escape(row.statement[0].upper() + row.statement[1:]), 50),
+        "Hypothesis": lambda row: paragraph(escape(row.statement[0].upper() + row.statement[1:]), 36),
         "Test": "test",
         "Least $p$": p_value("least_p_holm"),
         "Finds": lambda row: escape(row.detectable),

@@ -64,15 +64,18 @@ def confirmed_values(
     params: Params,
     analysis: Analysis,
     decided: pd.DataFrame,
+    closed: pd.DataFrame,
     training: Iterable[tuple[str, int, int, dict]],
     commits: Sequence[str],
 ) -> dict[str, str]:
     """confirmed.K for every key K that notebook 7 writes of a profile's own runs, statistics and set-up, and
     confirmed.commit, at which the runs were made.
 
-    analysis, decided: `studies.analysed` and `primary.verdicts`; training: results of that stage.
+    analysis, decided, closed: `studies.analysed`, `primary.verdicts`, `rescue.recovered`; training: results of that
+    stage.
     """
     found = findings.values(analysis) | findings.primary_values(decided) | context(params, training)
+    found |= findings.dose_values(closed)
     found |= {"finding": findings.finding(analysis), "commit": ", ".join(commit[:10] for commit in commits)}
     return {f"confirmed.{key}": text for key, text in found.items()}
 
