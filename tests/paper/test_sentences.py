@@ -61,5 +61,5 @@ def test_lists_and_primary_verdicts():
         }
     )
     assert sentences.decided(verdicts) == (
-        "supported: that Track II warns; contradicted: that the ratio warns, and that entropy falls"
+        "supported is that Track II warns; contradicted are that the ratio warns and that entropy falls"
     )

@@ -70,10 +70,12 @@ def listed(words: list[str]) -> str:
 
 
 def decided(verdicts: pd.DataFrame) -> str:
-    """The primary hypotheses in one sentence, by their verdicts: "supported: …; contradicted: …"."""
+    """The primary hypotheses in one sentence, by their verdicts: "supported is that …; contradicted are that … and that
+    …"."""
     groups = verdicts.groupby("verdict", sort=False)["statement"].apply(list)
     parts = []
     for word in ("supported", "contradicted", "undecided", "not judged"):
         if word in groups:
-            parts.append(f"{word}: that {', and that '.join(groups[word])}")
+            stated = [f"that {statement}" for statement in groups[word]]
+            parts.append(f"{word} {'is' if len(stated) == 1 else 'are'} {listed(stated)}")
     return "; ".join(parts)
