@@ -93,6 +93,11 @@ output.picture("confirmed_warnings", figures.warnings(confirmed, warned))
 output.table("confirmed_warnings", results.warnings(figures.shown_warnings(warned)))
 
 # %%
+samples = studies.samples(shown["confirmation"])
+output.table("samples", report.samples_table(samples))
+samples.style.hide()
+
+# %%
 headline = ["log_spectral_ratio", "track_two_drift", "held_out_perplexity", "predictive_entropy"]
 output.figure("confirmed_series", figures.series(confirmed.table, headline, columns=2))
 

@@ -238,6 +238,9 @@ def test_the_confirmatory_study_is_whole_decides_and_names_its_commit():
     first = alarms[alarms["condition"] == "recursive"].pivot(index="seed", columns="metric", values="alarm")
     earlier = (first["predictive_entropy"] < first["held_out_perplexity"]).sum()
     assert decided.loc["entropy_warns", "held"] == earlier
+    samples = studies.samples(SHOWN["confirmation"])
+    assert samples["condition"].tolist() == ["", "", "recursive", "recursive", "fresh", "fresh"]
+    assert samples["story"].nunique() == 6 and samples["story"].str.len().min() > 50
 
 
 def test_a_missing_record_is_named(monkeypatch, tmp_path):

@@ -97,6 +97,20 @@ def commits(profile: str) -> list[str]:
     return sorted({places[place]["git"]["commit"] for place in places if place.endswith("/training.json")})
 
 
+def samples(profile: str, count: int = 2) -> pd.DataFrame:
+    """The first stories of the first seed's models: columns condition ("": the base model), generation, story.
+
+    All are drawn with the same random numbers, so that none is chosen.
+    """
+    params = load(profile)
+    where = {"seeds": params.seeds[:1], "generations": [0, params.generations], "source": PACKS}
+    found: dict[tuple[str, int], list[str]] = {}
+    for condition, _, generation, result in series.results(params, "evaluation", **where):
+        found[condition if generation else "", generation] = result["stories"][:count]
+    rows = [(*model, story) for model, stories in found.items() for story in stories]
+    return pd.DataFrame(rows, columns=["condition", "generation", "story"])
+
+
 def implied_recursion(profile: str) -> dict[str, float]:
     """`theory.implied` of a profile's treatment in the encoder's live dimensions; blocks, tokens of a generation."""
     params = load(profile)

@@ -15,7 +15,7 @@ from ..record.schema import Params
 from . import findings
 from .formatting import bracket_of, escape, format_percent, interval_of, number_of, pair_of
 from .output import context
-from .tables import Number, Raw, filled, frame_of, interval, label, number, table_of, values_of
+from .tables import Number, Raw, filled, frame_of, interval, label, number, paragraph, table_of, values_of
 
 PRETRAINED_METRICS = (
     *("held_out_perplexity", "distinct_2", "distinct_4", "rare_token_coverage", "predictive_entropy"),
@@ -78,6 +78,15 @@ def confirmed_values(
     found |= findings.dose_values(closed)
     found |= {"finding": findings.finding(analysis), "commit": ", ".join(commit[:10] for commit in commits)}
     return {f"confirmed.{key}": text for key, text in found.items()}
+
+
+def samples_table(samples: pd.DataFrame) -> pd.DataFrame:
+    """Stories of `studies.samples`, each beside its model."""
+    columns = {
+        "Model": lambda row: f"{row.condition}, generation {row.generation}" if row.condition else "base model",
+        "Story, cut where the limit of tokens cut it": lambda row: paragraph(escape(" ".join(row.story.split())), 125),
+    }
+    return table_of(samples, columns)
 
 
 # ---- a recursion that can be solved
