@@ -27,6 +27,7 @@ from spectral_collapse.curvature import (
     spectral_signature,
 )
 from spectral_collapse.curvature.memory import available_memory
+from spectral_collapse.curvature.model import Blocks
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -355,8 +356,9 @@ def test_the_model_is_left_as_it_was(kind):
     v = vectors(operator.n, 1)[0].float()
     operator.matvec(v)
     operator.block_forms([[v]], [v])
+    long = tokens.repeat(1, 3)  # longer than the positions there are
     with pytest.raises(IndexError):
-        operator._linearise(tokens.repeat(1, 3))  # longer than the positions there are
+        operator._linearise(Blocks(long, long[:, 1:]))
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training and model.get_input_embeddings().padding_idx == 1
     for name, parameter in model.named_parameters():
