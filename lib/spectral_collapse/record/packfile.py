@@ -14,8 +14,9 @@ import io
 import itertools
 import json
 import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from operator import ge
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -184,12 +185,16 @@ def verify_design(folder: str, held: Mapping[Cell, dict]) -> None:
     design = {BASELINE: [0]} if params.base is None else {}
     if any(condition in CONDITIONS for condition, *_ in held):  # else a study of base models alone
         design |= dict.fromkeys(params.conditions, range(1, params.generations + 1))
-    counts = Counter((condition, stage) for condition, *_, stage in held)
-    # A stage with fewer records belongs to the first seed or to the last generation alone.
-    regular = {stage for (_, stage), count in counts.items() if count >= max(2, params.generations)}
-    wanted = sorted(regular or {stage for _, stage in counts})
+    seen: dict[tuple[str, str], tuple[set[int], set[int]]] = defaultdict(lambda: (set(), set()))
+    for condition, seed, generation, stage in held:
+        seen[condition, stage][0].add(seed)
+        seen[condition, stage][1].add(generation)
+    # A stage at one seed alone belongs to the first, at one generation alone to the last.
+    fewest = min(2, len(params.seeds)), min(2, params.generations)
+    regular = {stage for (_, stage), parts in seen.items() if all(map(ge, map(len, parts), fewest))}
+    wanted = sorted(regular or {stage for _, stage in seen})
     for condition, generations in design.items():
-        stages = [stage for stage in wanted if (condition, stage) in counts] or wanted[:1]
+        stages = [stage for stage in wanted if (condition, stage) in seen] or wanted[:1]
         for seed, generation, stage in itertools.product(params.seeds, generations, stages):
             if (cell := (condition, seed, generation, stage)) not in held:
                 place = place_of(folder, cell)
