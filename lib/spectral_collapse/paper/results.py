@@ -144,7 +144,7 @@ def primary(verdicts: pd.DataFrame, capable: pd.DataFrame) -> pd.DataFrame:
         "Hypothesis": lambda row: paragraph(escape(row.statement[0].upper() + row.statement[1:]), 36),
         "Test": "test",
         "Least $p$": p_value("least_p_holm"),
-        "Finds": lambda row: escape(row.detectable),
+        "Finds": "detectable",
         "Runs for : against": filled("{held} : {failed}"),
         "Estimate": interval("value"),
         "p_holm": p_value("p_holm"),
