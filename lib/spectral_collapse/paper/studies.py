@@ -1,6 +1,8 @@
 """The committed studies in LaTeX: tables, and the numbers that every paper cites."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -82,9 +84,13 @@ def confirmed_values(
 
 def samples_table(samples: pd.DataFrame) -> pd.DataFrame:
     """Stories of `studies.samples`, each beside its model."""
+
+    def story(row: Any) -> Raw:
+        return paragraph(re.sub(r'(?<!\S)"', "``", escape(" ".join(row.story.split()))), 125)  # opening quotes
+
     columns = {
         "Model": lambda row: f"{row.condition}, generation {row.generation}" if row.condition else "base model",
-        "Story, cut where the limit of tokens cut it": lambda row: paragraph(escape(" ".join(row.story.split())), 125),
+        "Story, cut where the limit of tokens cut it": story,
     }
     return table_of(samples, columns)
 
