@@ -15,10 +15,9 @@ LIB = ROOT / "lib"
 sys.path.insert(0, str(LIB))
 
 import spectral_collapse  # noqa: E402
-from spectral_collapse.analysis import claims, primary, report, series, studies  # noqa: E402
+from spectral_collapse.analysis import claims, primary, studies  # noqa: E402
 from spectral_collapse.paper import figures, findings  # noqa: E402
 from spectral_collapse.record import params  # noqa: E402
-from spectral_collapse.record.evidence import PACKS  # noqa: E402
 
 STUDY = "tinystories"
 PUBLIC = ["curvature", "sigma", "estimate", "analysis", "experiment", "monitor", "text", "model", "record"]
@@ -89,8 +88,7 @@ def results() -> dict[str, str]:
     deciding = studies.shown()["confirmation"]
     confirmed = studies.analysed(deciding)
     decided = primary.verdicts(params.load(deciding), confirmed.table, confirmed.alarms)
-    settings = params.load(STUDY)
-    analysis = report.analyse(series.table(settings, source=PACKS), series.drifts(settings, source=PACKS))
+    analysis = studies.analysed(STUDY)
     verdicts = claims.verdicts(claims.gather(analysis))
     BUILT.mkdir(exist_ok=True)
     figures.alarms(analysis).savefig(BUILT / "alarms.svg", bbox_inches="tight")

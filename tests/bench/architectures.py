@@ -94,7 +94,7 @@ def timed(kind: str, name: str) -> str:
 def lines(found: dict[str, str]) -> list[str]:
     """A table of the outcomes, the measured ones first."""
     order = [FUSED, LOGITS, *sorted(set(found.values()) - {FUSED, LOGITS})]
-    rows = ["| outcome | classes | |", "|---|---|---|"]
+    rows = ["| outcome | classes | names |", "|---|---|---|"]
     for outcome in order:
         names = sorted({name for name, what in found.items() if what == outcome}, key=str.lower)
         short = ", ".join(name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") for name in names)

@@ -46,3 +46,6 @@ def test_wrong_arguments_are_told_in_one_sentence(capsys):
     assert "'seed' must be a whole number" in capsys.readouterr().out
     assert seeds.main(["smoke", "temperature"]) == 1
     assert capsys.readouterr().out == "'temperature': write key=value.\n"
+    with pytest.raises(SystemExit):
+        seeds.main(["smoke", "--seeds", "1;2"])
+    assert "'1;2' is no list of seeds such as 1,2" in capsys.readouterr().err

@@ -193,18 +193,18 @@ def test_other_prompts_blocks_or_encoders_than_the_references_are_noticed(tmp_pa
     monitor.check(texts=STORIES[:60], prompts=prompts)
     assert monitor.check(texts=STORIES[60:120], prompts=prompts).status == "sound"
     for again in (monitor, Monitor(encoder=WordEncoder(), log_file=log)):
-        with pytest.raises(ValueError, match="the prompts of this check are not those of the reference"):
+        with pytest.raises(ValueError, match="prompts: not the same as for the reference"):
             again.check(texts=STORIES[60:120], prompts=prompts[::-1])
     other = Monitor(encoder=lambda texts: -WordEncoder()(texts), log_file=log)
-    with pytest.raises(ValueError, match="the encoder of this check"):
+    with pytest.raises(ValueError, match="encoder: not the same"):
         other.check(texts=STORIES[60:120], prompts=prompts)
     shorter = Monitor(encoder=lambda texts: WordEncoder()(texts)[:, :4], log_file=log)
-    with pytest.raises(ValueError, match="the encoder of this check"):
+    with pytest.raises(ValueError, match="encoder: not the same"):
         shorter.check(texts=STORIES[60:120])
     blocks = torch.randint(0, 64, (6, 8), generator=torch.Generator().manual_seed(0))
     Monitor(model, blocks=blocks, log_file=tmp_path / "model.jsonl")
     same = Monitor(blocks=blocks.numpy(), log_file=tmp_path / "model.jsonl")
     same.check(model=model)
     assert same.checks == 1
-    with pytest.raises(ValueError, match="the held-out blocks of this check"):
+    with pytest.raises(ValueError, match="held-out blocks: not the same"):
         Monitor(blocks=blocks.flip(0), log_file=tmp_path / "model.jsonl").check(model=model)

@@ -112,7 +112,7 @@ def test_embeddings_and_their_log_determinant(tmp_path, capsys):
         (lambda path: folder_of(path / "one", SOUND[:1]), "holds 1 generation"),
         (lambda path: folder_of(path / "few", [["a b c"] * 5, ["a b c"] * 5]), "too few"),
         (lambda path: folder_of(path / "unequal", [STORIES[:60], STORIES[:40]]), "as many"),
-        (lambda path: with_prompts(path / "asked"), "the prompts of this check are not those of the reference"),
+        (lambda path: with_prompts(path / "asked"), "prompts: not the same as for the reference"),
         (lambda path: write(path / "cut.jsonl", '{"text": "a"}\n{"te'), "line 2 is cut off"),
         (lambda path: write(path / "empty.csv", "step,loss\n"), "no rows"),
         (lambda path: write(path / "nan.csv", "step,loss\n1,2\n2,2.1\n3,1.9\n4,nan\n"), "diverged"),

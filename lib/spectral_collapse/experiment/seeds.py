@@ -58,7 +58,10 @@ def make(settings: Params, seeds: Sequence[int], until: float, say: Callable[[st
 
 def numbers(text: str) -> list[int]:
     """The seeds in "1,2"."""
-    return [int(number) for number in text.split(",")]
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds such as 1,2") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -144,8 +144,8 @@ class Monitor:
             if before == now or (name == "encoder" and _alike(before, now)):
                 continue
             raise ValueError(
-                f"the {name} of this check are not those of the reference: what changes with them is no sign "
-                "of the model. Keep them, or start a new reference."
+                f"{name}: not the same as for the reference, and what changes with them is no sign of the model. Keep "
+                "them, or start a new reference."
             )
 
     def _refer(

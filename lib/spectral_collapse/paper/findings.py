@@ -32,7 +32,8 @@ def values(analysis: Analysis) -> dict[str, str]:
     alarm.rate, alarm.metrics (tried), alarm.runs (judged, of the treatment), alarm.detecting (metrics with an alarm in
     every judged treated run), alarm.false.share (of all control runs and metrics); alarm.M.{detected,false,auc,p}.
     lead.O.always, metrics that fire before O in every judged run; lead.M.O.{median,bounds,both,earlier,later}, no
-    median where no run has both alarms; word.lead.M.O; lead.least.{p,p_holm}, the least that the sign test can give,
+    median where no run has both alarms; word.lead.M.O; lead.O.possible, the most generations by which any metric could
+    have led in the treated runs, since none alarms before generation 1; lead.least.{p,p_holm}, the least that the sign test can give,
     and after Holm's correction; lead.impossible, where the latter is not below 0.05. For the first outcome
     lag.M.O.{best,rho}, the lag with the greatest |ρ| of M before O.
 
@@ -143,6 +144,10 @@ def _leads(analysis: Analysis) -> dict[str, str]:
     for outcome, leads in analysis.leads.groupby("outcome", sort=False):
         first = leads.loc[(leads["earlier"] == design["judged"]) & (design["judged"] > 0), "metric"]
         text[f"lead.{outcome}.always"] = sentences.listed(list(map(label, first)))
+        rows = (analysis.alarms["metric"] == outcome) & (analysis.alarms["condition"] == TREATMENT)
+        raised = analysis.alarms.loc[rows, "alarm"]
+        if len(raised := raised[np.isfinite(raised)]):
+            text[f"lead.{outcome}.possible"] = f"{raised.max() - 1:g}"
     key = "lead.{metric}.{outcome}"
     return text | values_of(
         analysis.leads,

@@ -16,7 +16,6 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from operator import ge
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -190,8 +189,12 @@ def verify_design(folder: str, held: Mapping[Cell, dict]) -> None:
         seen[condition, stage][0].add(seed)
         seen[condition, stage][1].add(generation)
     # A stage at one seed alone belongs to the first, at one generation alone to the last.
-    fewest = min(2, len(params.seeds)), min(2, params.generations)
-    regular = {stage for (_, stage), parts in seen.items() if all(map(ge, map(len, parts), fewest))}
+    several_seeds, several_generations = min(2, len(params.seeds)), min(2, params.generations)
+    regular = {
+        stage
+        for (_, stage), (seeds, generations) in seen.items()
+        if len(seeds) >= several_seeds and len(generations) >= several_generations
+    }
     wanted = sorted(regular or {stage for _, stage in seen})
     for condition, generations in design.items():
         stages = [stage for stage in wanted if (condition, stage) in seen] or wanted[:1]
