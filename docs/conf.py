@@ -97,6 +97,7 @@ def results() -> dict[str, str]:
     return {
         "primary": primary_table(decided),
         "finding": findings.finding(confirmed),
+        "possible": findings.values(confirmed)["lead.held_out_perplexity.possible"],
         "claims": claims_table(verdicts),
         "verdicts": ", ".join(f"{counts[word]} {word}" for word in claims.VERDICTS if word in counts),
         "pdf": f"[The paper](../paper/{STUDY}.pdf) (PDF)"

@@ -216,7 +216,15 @@ def test_the_readme_says_what_the_committed_study_found():
     numbers = (paths.ROOT / "paper/generated/tinystories/studies.tex").read_text()
     (found,) = re.findall(r"\\setval\{confirmed\.finding\}\{(.*)\}", numbers)
     readme = (paths.ROOT / "README.md").read_text()
-    assert found in " ".join(readme.split())
+    readme = " ".join(readme.split())
+    values = dict(re.findall(r"\\setval\{confirmed\.([^{}]*)\}\{(.*)\}", numbers))
+    order = {side: values[f"lead.log_spectral_ratio.held_out_perplexity.{side}"] for side in ("earlier", "later")}
+    assert found in readme
+    assert f"certainly later than it in {order['later']} runs and earlier in {order['earlier']}" in readme
+    assert values["lead.held_out_perplexity.possible"] == "1" and "no metric could have led it by two" in readme
+    assert values["primary.decided"].startswith(
+        "supported is that anchor entropy warns before perplexity; contradicted"
+    )
     assert (paths.ROOT / "paper/generated/tinystories/confirmed_warnings.svg").is_file()
 
 
