@@ -34,8 +34,8 @@ def values(analysis: Analysis) -> dict[str, str]:
     lead.O.always, metrics that fire before O in every judged run; lead.M.O.{median,bounds,both,earlier,later}, no
     median where no run has both alarms; word.lead.M.O; lead.O.possible, the most generations by which any metric could
     have led in the treated runs, since none alarms before generation 1; lead.least.{p,p_holm}, the least that the sign
-    test can give, and after Holm's correction; lead.impossible, where the latter is not below 0.05. For the first outcome
-    lag.M.O.{best,rho}, the lag with the greatest |ρ| of M before O.
+    test can give, and after Holm's correction; lead.impossible, where the latter is not below 0.05. For the first
+    outcome lag.M.O.{best,rho}, the lag with the greatest |ρ| of M before O.
 
     Keys that need an absent control or treatment are absent too.
     """
