@@ -1,12 +1,14 @@
 """Whole seeds in one process, within a limit of time: every record that the notebooks of a profile would make.
 
-python -m spectral_collapse.experiment.seeds PROFILE [--seeds 1,2] [--hours 2.5] [key=value ...]
+python -m spectral_collapse.experiment.seeds PROFILE [--seeds 1,2] [--conditions fresh] [--sigma] [--hours 2.5]
+                                             [key=value ...]
 
 What is recorded is not made again, so that a later call goes on; the notebooks then find all records. A finished study
 is packed by `make pack`.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,14 +33,29 @@ def stages(run: Run, generation: int) -> list[Callable]:
     return wanted
 
 
-def make(settings: Params, seeds: Sequence[int], until: float, say: Callable[[str], None] = print) -> bool:
+# What SIGMA's protocol asks of a generation; anchor entropy and held-out perplexity are the cheap rivals of its tracks.
+SIGMA = {name: measure.STAGES[name] for name in ("training", "evaluation", "anchors", "responses")} | {
+    "sigma": encoded.sigma
+}
+
+
+def make(
+    settings: Params,
+    seeds: Sequence[int],
+    until: float,
+    say: Callable[[str], None] = print,
+    *,
+    conditions: Sequence[str] | None = None,
+    sigma: bool = False,
+) -> bool:
     """Makes the records of the seeds, one generation after another; False if it stopped, at a generation that would
-    probably end after `until` (of `time.monotonic`)."""
+    probably end after `until` (of `time.monotonic`). `conditions`: the profile's if None. `sigma`: the stages of SIGMA
+    alone."""
     real, longest = corpora.RealText(settings), 0.0
     order = [
         (seed, condition, generation)
         for seed in seeds
-        for condition in settings.conditions
+        for condition in conditions or settings.conditions
         for generation in range(settings.generations + 1)
     ]
     for place, (seed, condition, generation) in enumerate(order):
@@ -47,8 +64,8 @@ def make(settings: Params, seeds: Sequence[int], until: float, say: Callable[[st
             say(f"The time is up after {place} of {len(order)} generations; the same command goes on.")
             return False
         run = Run(settings, condition, seed, real=real, say=say)
-        measure.generation(run, generation)
-        for stage in stages(run, generation):
+        measure.generation(run, generation, SIGMA if sigma else measure.STAGES)
+        for stage in [] if sigma else stages(run, generation):
             stage(run, generation)
         took = time.monotonic() - start
         longest = max(longest, took)
@@ -71,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("profile")
     parser.add_argument("--seeds", type=numbers, metavar="1,2", help="the profile's if left out")
+    parser.add_argument("--conditions", type=lambda text: text.split(","), metavar="fresh,mixed", help="likewise")
+    parser.add_argument("--sigma", action="store_true", help="SIGMA's stages alone: no curvature, coherence or rescue")
     parser.add_argument("--hours", type=float, default=float("inf"), help="no generation starts that would end later")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="parameters of the profile")
     chosen = parser.parse_intermixed_args(arguments)
@@ -79,9 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         until = time.monotonic() + 3600 * chosen.hours
         settings = params.load(chosen.profile, **cli.assignments(chosen.overrides))
         seeds = settings.seeds if chosen.seeds is None else chosen.seeds
-        for seed in seeds:
-            check_selectors(seed, settings.conditions[0])
-        state = "complete" if make(settings, seeds, until) else "not complete"
+        conditions = chosen.conditions or settings.conditions
+        for seed, condition in itertools.product(seeds, conditions):
+            check_selectors(seed, condition)
+        whole = make(settings, seeds, until, conditions=conditions, sigma=chosen.sigma)
+        state = "complete" if whole else "not complete"
         return f"{params.name_of(settings)}, seeds {', '.join(map(str, seeds))}: {state}."
 
     return cli.outcome(run)
