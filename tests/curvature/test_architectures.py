@@ -1,5 +1,6 @@
 """Products on tiny random models of many architectures, by the fused head and without it, against their own loss."""
 
+import peft
 import pytest
 import torch
 import transformers
@@ -143,3 +144,23 @@ def test_compiled_models_and_adapters_around_a_model_are_taken_off():
     plain = hessian_operator(model, tokens) @ v
     for wrapped in (torch.compile(model), Adapters(model)):
         assert torch.equal(hessian_operator(wrapped, tokens) @ v, plain)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for it
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
+def test_a_model_of_peft_is_measured_in_its_adapters_parameters(targets):
+    """LoRA of the library itself, after a step, since its second matrix starts at 0; against double backward."""
+    model, tokens = small("Llama"), blocks()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets, lora_dropout=0.1)).eval()
+    trained = [weight for weight in adapted.parameters() if weight.requires_grad]
+    adapted(input_ids=tokens, labels=tokens).loss.backward()
+    with torch.no_grad():
+        for weight in trained:
+            weight += 0.1 * torch.sign(weight.grad)
+    operator = hessian_operator(adapted, tokens)
+    assert operator.n == sum(weight.numel() for weight in trained) < 5_000
+    v = direction(operator.n)
+    loss = adapted(input_ids=tokens, labels=tokens).loss
+    gradient = torch.cat([part.flatten() for part in torch.autograd.grad(loss, trained, create_graph=True)])
+    expected = torch.cat([part.flatten() for part in torch.autograd.grad(gradient @ v, trained)])
+    assert float((operator @ v - expected).norm() / expected.norm()) < 1e-4

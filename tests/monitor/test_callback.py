@@ -1,29 +1,23 @@
 """The callback in a real Trainer: checks, logs, stops, resumes, and never harms a run."""
 
+import json
+import os
+import subprocess
+import sys
+
+import peft
 import pytest
 import torch
+import watched
 from spectral_collapse.monitor import Monitor
 from spectral_collapse.monitor.callback import MonitorCallback
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from torch.distributed.fsdp import FSDPModule
+from watched import HELD_OUT
 
 
 @pytest.fixture
 def trainer(tmp_path):
-    def build(**options):
-        torch.manual_seed(0)
-        sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-        model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2))
-        rows = torch.randint(0, 4, (32, 8), generator=torch.Generator().manual_seed(1))  # four tokens alone
-        data = [{"input_ids": row, "labels": row} for row in rows]
-        chosen = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 0.1, "report_to": "none"}
-        chosen |= {"use_cpu": True, "disable_tqdm": True, "logging_steps": 2, "save_strategy": "no", "seed": 1}
-        arguments = TrainingArguments(output_dir=str(tmp_path / "run"), **(chosen | options))
-        return Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=data[:8])
-
-    return build
-
-
-HELD_OUT = torch.randint(0, 32, (16, 8), generator=torch.Generator().manual_seed(2))
+    return lambda adapt=None, **options: watched.trainer(tmp_path / "run", adapt, **options)
 
 
 def test_a_model_that_forgets_most_tokens_raises_an_alarm_in_the_trainers_log(trainer):
@@ -42,6 +36,15 @@ def test_listed_callbacks_write_to_the_history_and_may_check_between_evaluations
     run.add_callback(callback)
     run.train()
     assert [entry["step"] for entry in run.state.log_history if "collapse/alarms" in entry] == [3, 6]
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_the_trainers_own_log_misses_nothing(trainer, attached):
+    run = trainer(logging_steps=2)
+    callback = MonitorCallback(Monitor(blocks=HELD_OUT), every=1)
+    callback.attach(run) if attached else run.add_callback(callback)
+    run.train()
+    assert [entry["step"] for entry in run.state.log_history if "loss" in entry] == [2, 4, 6]
 
 
 def test_it_stops_the_run_only_if_told_so(trainer):
@@ -102,3 +105,37 @@ def test_the_weights_are_those_of_a_run_without_a_monitor(trainer, sampling):
         run.train()
     for one, other in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for it
+def test_adapters_of_peft_are_judged_as_they_are_trained(trainer):
+    adapters = peft.LoraConfig(r=2, target_modules="all-linear")
+    run = trainer(lambda model: peft.get_peft_model(model, adapters), max_steps=20)
+    callback = MonitorCallback(Monitor(blocks=HELD_OUT, spectrum=8), every=10, strict=True).attach(run)
+    run.train()
+    assert callback.report.status == "warning" and callback.report.frame["check"].max() == 2
+    assert callback.report.frame["value"].notna().all()
+
+
+def test_a_shard_of_a_model_is_left_alone(trainer, caplog):
+    """Its layers would wait for processes that do not check."""
+
+    class Shard(type(trainer().model), FSDPModule):
+        pass
+
+    run = trainer()
+    run.model.__class__ = Shard
+    MonitorCallback(Monitor(blocks=HELD_OUT)).attach(run)
+    run.train()
+    assert run.state.global_step == 6 and "sharded over processes" in caplog.text
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_first_checks_and_both_stop_at_its_alarm(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", watched.__file__]
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([*launch, str(tmp_path)], env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1))
+    assert first["status"] == "warning" and second["status"] is None
+    assert first["step"] == second["step"] < 40

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .core import Monitor
@@ -23,7 +24,9 @@ class MonitorCallback(TrainerCallback):
 
     monitor: with `blocks` of held-out token ids. sample: model → texts, for diversity; None: none. stop: ends training
     at an alarm. strict: lets an error of the monitor end the run; otherwise it is logged and training goes on. `report`
-    is the last report. Adapters and wrapped models are judged as they are trained, by what they predict.
+    is the last report. Adapters and wrapped models are judged as they are trained, by what they predict. Of several
+    processes the first checks, and all stop together; it cannot run a model of which others hold shards, whose
+    checkpoints `spectral-collapse watch` judges.
 
     Metrics (`collapse/<signal>`, `collapse/alarms`) go through the trainer's own log, hence to every tracker, where the
     callback is attached; a callback that is only listed writes them to `trainer.state.log_history`:
@@ -56,7 +59,7 @@ class MonitorCallback(TrainerCallback):
         trainer.add_callback(self)
         return self
 
-    def _check(self, state: TrainerState, control: TrainerControl, model: Any) -> None:
+    def _check(self, state: TrainerState, model: Any) -> None:
         if not state.is_world_process_zero or state.global_step <= self._checked:
             return
         self._checked = state.global_step
@@ -70,8 +73,14 @@ class MonitorCallback(TrainerCallback):
             log.exception("the monitor failed at step %d; training goes on.", state.global_step)
             return
         self._tell(state)
-        if self.stop and self.report.status == WARNING:
-            log.warning("training is stopped: %s", self.report.line())
+
+    def _stop(self, args: TrainingArguments, control: TrainerControl) -> None:
+        """Ends training at an alarm in the first process, in all of them."""
+        alarm = torch.tensor(float(self.report is not None and self.report.status == WARNING), device=args.device)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.broadcast(alarm, 0)
+        if alarm and not control.should_training_stop:
+            log.warning("training is stopped%s", f": {self.report.line()}" if self.report else ".")
             control.should_training_stop = True
 
     def _tell(self, state: TrainerState) -> None:
@@ -82,7 +91,10 @@ class MonitorCallback(TrainerCallback):
         metrics = {f"{PREFIX}{row.signal}": row.value for row in last.itertuples()}
         metrics[f"{PREFIX}alarms"] = float(self.report.alarms.shape[0])
         if self._trainer is not None:
+            # `log` withdraws a log of the trainer's own that is due after this step.
+            due = self._trainer.control.should_log
             self._trainer.log(metrics)
+            self._trainer.control.should_log = due
         else:
             state.log_history.append(metrics | {"step": state.global_step})
         log.info("%s", self.report.line())
@@ -91,7 +103,9 @@ class MonitorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
         """A check; the first is the reference."""
-        self._check(state, control, model)
+        self._check(state, model)
+        if self.stop:
+            self._stop(args, control)
 
     on_train_begin = on_evaluate = on_train_end = _now
 
@@ -100,7 +114,7 @@ class MonitorCallback(TrainerCallback):
     ) -> None:
         """A check after every `every` steps."""
         if self.every and state.global_step % self.every == 0:
-            self._check(state, control, model)
+            self._now(args, state, control, model)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 
 from .. import curvature
 from ..estimate import Estimate
@@ -37,12 +39,23 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def _require_whole(model: torch.nn.Module) -> None:
+    """ValueError where this process holds a shard of the model alone: it would wait for the others in every layer."""
+    tensors = any(isinstance(each, DTensor) or hasattr(each, "ds_id") for each in model.parameters())
+    if tensors or any(isinstance(part, FSDPModule | FullyShardedDataParallel) for part in model.modules()):
+        raise ValueError(
+            "the model is sharded over processes, and the monitor reads it in one: give texts or metrics to check, or "
+            "let `spectral-collapse watch` read the checkpoints."
+        )
+
+
 @torch.no_grad()
 def of_model(model: torch.nn.Module, blocks: Any) -> dict[str, Estimate]:
     """Mean loss and mean entropy of the next-token predictions on held-out blocks, jackknifed over the blocks.
 
     ValueError where they are not finite.
     """
+    _require_whole(model)
     blocks, losses, entropies = as_blocks(blocks), [], []
     device = next(model.parameters()).device
     with _evaluating(model):
