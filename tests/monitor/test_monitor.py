@@ -1,5 +1,6 @@
 """The monitor on texts, embeddings, models and tables: what it sees, what it refuses, what it keeps."""
 
+import copy
 import json
 import math
 
@@ -113,6 +114,24 @@ def test_what_does_not_fit_into_the_budget_is_left_out_by_name(monkeypatch):
     report = monitor.check(texts=STORIES[40:80])
     assert report.left_out == ("text",) and report.status == "cannot judge"
     assert "budget: text" in report.to_html()
+
+
+@pytest.mark.parametrize("share, read", [(2.0, 16), (0.75, 12), (0.5, 8), (0.45, 0)])
+def test_a_model_is_read_on_as_many_blocks_as_fit_into_the_budget(monkeypatch, model, share, read):
+    """As a monitor of these blocks alone reads it; a pass over all takes four seconds, and the budget has a share."""
+    later, blocks = copy.deepcopy(model), torch.randint(0, 64, (16, 8), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        later.lm_head.weight *= 1.2
+    clock = iter([0.0, 0.0, 0.0, 4.0, 400.0 * (1 + share), 0.0, 1.0])
+    monkeypatch.setattr(core.time, "monotonic", lambda: next(clock))
+    monitor = Monitor(budget=0.01, blocks=blocks)
+    for each in (model, later):
+        report = monitor.check(model=each)
+    assert report.left_out == {16: (), 0: ("model",)}.get(read, (f"{16 - read} of 16 held-out blocks",))
+    monkeypatch.undo()
+    fewer = Monitor(model, blocks=blocks[: read or 3])
+    expected = fewer.check(model=later).frame[: 2 * (read > 0)]
+    pd.testing.assert_frame_equal(report.frame, expected, rtol=1e-4, check_dtype=False)
 
 
 def test_reports_are_saved_in_four_forms_and_escape_what_models_write(tmp_path):

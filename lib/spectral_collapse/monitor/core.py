@@ -1,5 +1,6 @@
 """The monitor: compares every check with a reference, and says what it sees."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -13,12 +14,14 @@ import numpy as np
 import pandas as pd
 
 from ..estimate import Estimate
+from ..text.metrics import mean_over_texts
 from .decision import Rule, against_controls, boundary, p_value
 from .readings import SIGNALS, TIERS, direction_of, label_of, of_embeddings, of_row, of_texts
 from .report import COLUMNS, SOUND, UNJUDGED, WARNING, Report
 
 log = logging.getLogger(__name__)
 
+LEAST_BLOCKS = 8  # of a check of a model whose budget does not reach for all
 SAMPLES = 3  # texts of a check that a report shows
 PROBE = "The embedding of this sentence tells one encoder from another."
 SAME_VECTOR = 0.99  # cosine of the embeddings of one encoder on two machines, and more
@@ -91,9 +94,9 @@ class Monitor:
 
     # ---- reading
 
-    def _tiers(self, given: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, Estimate]]]:
-        """What can be read of texts, a model and metrics, by tier."""
-        found: dict[str, Callable[[], dict[str, Estimate]]] = {}
+    def _tiers(self, given: Mapping[str, Any]) -> dict[str, Callable[..., dict[str, Estimate]]]:
+        """What can be read of texts, a model and metrics, by tier; of a model also on its first blocks alone."""
+        found: dict[str, Callable[..., dict[str, Estimate]]] = {}
         if (metrics := given.get("metrics")) is not None:
             found["metrics"] = lambda: of_row(metrics)
         if (texts := given.get("texts")) is not None:
@@ -105,7 +108,7 @@ class Monitor:
                 raise ValueError("blocks: a model is judged on held-out blocks of token ids: give them to the monitor.")
             from . import models  # needs torch, for which texts and tables need not wait
 
-            found["model"] = lambda: models.of_model(model, self.blocks)
+            found["model"] = lambda count=None: models.of_model(model, self.blocks[:count])
             if self.spectrum:
                 found["curvature"] = lambda: models.of_spectrum(model, self.blocks[: self.spectrum])
         return found
@@ -115,16 +118,22 @@ class Monitor:
         readings, left_out, tiers = {}, [], self._tiers(given)
         for name in sorted(tiers, key=TIERS.index):
             allowed = math.inf if self.budget is None else self.budget * (time.monotonic() - self._started)
-            if limited and self._spent + self._costs.get(name, 0.0) > allowed:
-                left_out.append(name)
-                continue
+            room, cost, share = allowed - self._spent, self._costs.get(name, 0.0), 1.0
+            if limited and cost > room:
+                count = int(len(self.blocks) * room / cost) if name == "model" else 0
+                if count < LEAST_BLOCKS:
+                    left_out.append(name)
+                    continue
+                left_out.append(f"{len(self.blocks) - count} of {len(self.blocks)} held-out blocks")
+                share, tiers[name] = count / len(self.blocks), functools.partial(tiers[name], count)
             start = time.monotonic()
             found = tiers[name]()
             if twice := sorted(readings.keys() & found.keys()):
                 raise ValueError(f"{twice[0]} is given twice: as a metric, and by what is read of texts or model.")
             readings |= found
-            self._costs[name] = time.monotonic() - start
-            self._spent += self._costs[name]
+            took = time.monotonic() - start
+            self._costs[name] = took / share
+            self._spent += took
         self._left_out = tuple(left_out)
         return readings
 
@@ -211,7 +220,9 @@ class Monitor:
         """A row of `COLUMNS`."""
         before, direction = self._reference[name], direction_of(name)
         sizes = [len(each.left_out) for each in (now, before) if each.left_out is not None]
-        if len(set(sizes)) > 1 and name in SIGNALS and SIGNALS[name].tier != "model":
+        if len(set(sizes)) > 1 and name in SIGNALS and SIGNALS[name].tier == "model":
+            before = _of_first(before, sizes[0])
+        elif len(set(sizes)) > 1 and name in SIGNALS:
             raise ValueError(
                 f"{label_of(name)}: the reference has {sizes[1]} texts and this check {sizes[0]}; diversity depends on "
                 "their number: give as many."
@@ -291,6 +302,12 @@ def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
 
 def _shown(texts: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(map(str, (texts or ())[:SAMPLES]))
+
+
+def _of_first(mean: Estimate, count: int) -> Estimate:
+    """The mean of the first parts alone, of a mean of at least as many: a part is N θ − (N − 1) θ_(i)."""
+    n = len(mean.left_out)
+    return mean_over_texts((n * mean.value - (n - 1) * mean.left_out)[:count])
 
 
 def _plain(value: Any) -> Any:
