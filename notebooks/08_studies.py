@@ -194,6 +194,19 @@ published = sigma_settings.published_counts(pd.read_csv(paths.PUBLISHED / "sigma
 values |= report.settings_values(settled["stories"]) | report.counts_values(published)
 
 # %% [markdown]
+# The protocol over fifty generations, on a checkpoint that others trained (`experiment.seeds stories260k --sigma`), beside
+# the published series: last values, and when S1 and S2 left what their control ever did.
+
+# %%
+fifty = params.load(shown["fifty"])
+long = studies.runs(shown["fifty"], ("training", "evaluation", "anchors", "sigma"))
+left = sigma_settings.first_beyond(long, report.FIFTY_METRICS, report.FIFTY_CONTROL)
+output.figure("sigma_fifty", figures.sigma_fifty(long, pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv")))
+output.table("sigma_fifty", report.fifty_table(long, left))
+values |= report.fifty_values(fifty, long, studies.drifts(shown["fifty"]), left)
+left.pivot_table("generation", "metric", ["condition", "seed"])
+
+# %% [markdown]
 # ## Recursions that can be solved
 #
 # What each signal can detect there (notebook 9), and the sample size that the runs on TinyStories would have, were they

@@ -33,6 +33,17 @@ def test_all_records_of_the_statistics_are_there_and_a_second_call_makes_none(se
     assert seeds.make(settings, [1], float("inf"), said.append)
 
 
+def test_sigmas_stages_of_a_condition_alone(settings):
+    said = []
+    assert seeds.make(settings, [1], float("inf"), said.append, conditions=["fresh"], sigma=True)
+    assert said[-1].endswith("2 of 2 done.")
+    table = series.table(settings, ["fresh"], stages=("training", "evaluation", "anchors", "sigma"))
+    assert list(table["generation"]) == [0, 1] and table["track_two_drift"].notna().all()
+    for stage, condition in (("sigma", "recursive"), ("curvature", "fresh"), ("coherence", "fresh")):
+        with pytest.raises(ValueError, match="is missing"):
+            list(series.results(settings, stage, [condition]))
+
+
 def test_nothing_starts_that_would_end_after_the_limit(settings, monkeypatch):
     said, made = [], []
     monkeypatch.setattr(measure, "generation", lambda run, generation: made.append(generation))
@@ -44,6 +55,8 @@ def test_nothing_starts_that_would_end_after_the_limit(settings, monkeypatch):
 def test_wrong_arguments_are_told_in_one_sentence(capsys):
     assert seeds.main(["smoke", "--seeds", "-1"]) == 1
     assert "'seed' must be a whole number" in capsys.readouterr().out
+    assert seeds.main(["smoke", "--conditions", "recursiv"]) == 1
+    assert "the nearest valid name is 'recursive'" in capsys.readouterr().out
     assert seeds.main(["smoke", "temperature"]) == 1
     assert capsys.readouterr().out == "'temperature': write key=value.\n"
     with pytest.raises(SystemExit):

@@ -1,7 +1,7 @@
 """SIGMA's settings S1 (weights restart) and S2 (weights are carried over): their drifts, slopes and proxies."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,7 @@ from scipy.stats import pearsonr, spearmanr
 from ..estimate import Estimate
 from ..record.schema import Params, split_condition
 from ..sigma import TRACKS, ols_slope, track_agreement
+from .metrics import COLLAPSE
 
 # Metrics under the published artefacts' column names.
 COLUMNS = {
@@ -66,6 +67,33 @@ def compared(drifts: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     tracks = last["track"].unique()
     gaps = [("difference", track, *Estimate.mean(differences(drifts, names, track))) for track in tracks]
     return pd.concat([last, pd.DataFrame(gaps, columns=["setting", "track", "drift", "low", "high"])])
+
+
+# ---- against control runs of the same length
+
+
+def first_beyond(table: pd.DataFrame, metrics: Sequence[str], control: str) -> pd.DataFrame:
+    """When each run of the other conditions leaves what the control runs ever did: columns metric, condition, seed,
+    generation; inf where it never does.
+
+    Changes since generation 0 are compared: a run is beyond where its change is greater than every change of every
+    control run, or smaller than every one; to the side of collapse alone where `metrics.COLLAPSE` has it. A run without
+    effect lies at one of G generations beyond R control runs of G, to one side, with probability 1/(R + 1) if all are
+    independent draws.
+    """
+    rows = []
+    for metric in metrics:
+        wide = table.pivot(index=["condition", "seed"], columns="generation", values=metric)
+        later, direction = wide.sub(wide[0], axis=0).drop(columns=0), COLLAPSE.get(metric, 0)
+        known, treated = later.loc[control], later.drop(index=control, level="condition")
+        beyond = treated.ne(treated)
+        if direction >= 0:
+            beyond |= treated > known.max(axis=None)
+        if direction <= 0:
+            beyond |= treated < known.min(axis=None)
+        first = beyond.idxmax(axis=1).where(beyond.any(axis=1), np.inf)
+        rows += [(metric, *run, generation) for run, generation in first.items()]
+    return pd.DataFrame(rows, columns=["metric", "condition", "seed", "generation"])
 
 
 # ---- tables of the SIGMA paper, from `series.table`

@@ -12,7 +12,7 @@ import pandas as pd
 from ..record import paths
 from ..record.evidence import PACKS, read_study
 from ..record.params import load, profiles, read_yaml
-from . import estimators, mechanism, report, series, sigma_settings, theory
+from . import estimators, mechanism, metrics, report, series, sigma_settings, theory
 from .statistics import CONTROL, TREATMENT
 
 SHOWN = paths.ROOT / "paper" / "studies.yaml"
@@ -123,9 +123,9 @@ def implied_recursion(profile: str) -> dict[str, float]:
 # ---- pretrained weights
 
 
-def runs(profile: str) -> pd.DataFrame:
-    """`series.table` of the packed runs of a profile."""
-    return series.table(load(profile), source=PACKS)
+def runs(profile: str, stages: tuple[str, ...] = metrics.STAGES) -> pd.DataFrame:
+    """`series.table` of the packed runs of a profile, with the metrics of the stages."""
+    return series.table(load(profile), stages=stages, source=PACKS)
 
 
 def before_and_after(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:

@@ -1,12 +1,14 @@
 """The committed studies in LaTeX: tables, and the numbers that every paper cites."""
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from ..analysis import estimators, series
+from ..analysis.metrics import condition_label
 from ..analysis.public_records import RUNS
 from ..analysis.report import Analysis
 from ..analysis.statistics import CONTROL, TREATMENT
@@ -14,6 +16,7 @@ from ..analysis.studies import common_sign
 from ..analysis.theory import EXAMPLES
 from ..experiment.sigma_coverage import FREEDOM
 from ..record.schema import Params
+from ..text.prompts import prompt_bank
 from . import findings
 from .formatting import bracket_of, escape, format_percent, interval_of, number_of, pair_of
 from .output import context
@@ -293,6 +296,59 @@ def settings_values(found: pd.DataFrame) -> dict[str, str]:
     text = values_of(found, {"settings.{track}.{setting}": interval("drift")})
     runs, generations = (str(int(found[name].max())) for name in ("runs", "generation"))
     return text | {"settings.seeds": runs, "settings.generations": generations}
+
+
+FIFTY_METRICS = (
+    *("held_out_perplexity", "predictive_entropy", "distinct_2", "response_distinct_2", "hashed_ngram_hhi"),
+    *("track_two_drift", "logdet_drift", "track_one_sharp_drift", "track_one_drift"),
+)
+FIFTY_CONTROL = "fresh_carry"
+SETTING_OF = {"recursive_restart": "S1", "recursive_carry": "S2"}
+
+
+def span(values: pd.Series, show: Callable[[float], str] = number_of) -> str:
+    """The least and the greatest of a few values, `3.1 to 4.2`."""
+    return " to ".join(dict.fromkeys(show(value) for value in (values.min(), values.max())))
+
+
+def _generation(value: float) -> str:
+    return f"{value:.0f}" if math.isfinite(value) else "never"
+
+
+def fifty_table(table: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
+    """Metric by metric the base model's values, the last ones of every condition, and when the runs of each treated one
+    left what the control ever did (`sigma_settings.first_beyond`), as spans over seeds."""
+    treated, last = list(first["condition"].unique()), table["generation"].max()
+    rows = []
+    for metric in FIFTY_METRICS:
+        own = table.set_index(["generation", "condition"])[metric].sort_index()
+        left = first[first["metric"] == metric].set_index("condition")["generation"]
+        ends = [span(own.loc[0]), *(span(own.loc[last, name]) for name in (FIFTY_CONTROL, *treated))]
+        rows.append([label(metric), *map(Number, ends), *(Number(span(left[[name]], _generation)) for name in treated)])
+    names = [condition_label(name) for name in (FIFTY_CONTROL, *treated)]
+    return frame_of(rows, ["Metric", "Base", *names, *(f"{SETTING_OF[name]} beyond at" for name in treated)])
+
+
+def fifty_values(params: Params, table: pd.DataFrame, drifts: pd.DataFrame, first: pd.DataFrame) -> dict[str, str]:
+    """fifty.<metric>.{base,<condition>}, spans over seeds, the latter of the last generation; fifty.<metric>.first,
+    of the generation at which runs left what the control ever did; fifty.track_one.most, its largest absolute drift of
+    all; fifty.{seeds,generations,contexts,tokens,epochs,rate,blocks}."""
+    last, found = table["generation"].max(), {}
+    for metric in FIFTY_METRICS:
+        found[f"fifty.{metric}.base"] = span(table.loc[table["generation"] == 0, metric])
+        found[f"fifty.{metric}.first"] = span(first.loc[first["metric"] == metric, "generation"], _generation)
+        for condition, own in table[table["generation"] == last].groupby("condition"):
+            found[f"fifty.{metric}.{condition}"] = span(own[metric])
+    return found | {
+        "fifty.track_one.most": number_of(drifts.loc[drifts["track"] == "track_one", "drift"].abs().max()),
+        "fifty.seeds": str(table["seed"].nunique()),
+        "fifty.generations": str(last),
+        "fifty.contexts": f"{params.blocks_per_generation:,}",
+        "fifty.tokens": str(params.block_tokens),
+        "fifty.epochs": str(params.epochs),
+        "fifty.rate": number_of(params.learning_rate),
+        "fifty.blocks": f"{len(prompt_bank(params.prompt_bank)) * params.response_blocks:,}",
+    }
 
 
 def counts_values(counts: Mapping[str, float]) -> dict[str, str]:

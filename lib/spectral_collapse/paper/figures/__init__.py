@@ -9,6 +9,6 @@ from .runs import doses, rescue, series, training_curves
 from .spectra import batch_sizes, density, distribution, estimators, layers, published_estimator
 from .style import colour, save
 from .theory import detectability, recursion
-from .tracks import sigma_buckets, sigma_overlay, sigma_published, sigma_tracks
+from .tracks import sigma_buckets, sigma_fifty, sigma_overlay, sigma_published, sigma_tracks
 from .warning import shown as shown_warnings
 from .warning import warnings

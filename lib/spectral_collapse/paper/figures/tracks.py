@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ...analysis.metrics import condition_label
-from .style import WIDTH, colour, conditions_of, drawn, in_lines, legend_above, panels_of
+from .style import WIDTH, colour, conditions_of, drawn, in_lines, legend_above, linestyle, panels_of
 
 TRACK_STYLES = {
     "track_two": ("Track II", "-"),
@@ -102,6 +102,28 @@ def sigma_published(points: pd.DataFrame, drifts: pd.DataFrame, dimension: int =
     right.set_title(f"ours, {condition_label(drifts['condition'].iloc[0])}")
     _finish_drifts(figure, [right], drifts)
     right.legend(fontsize=7)
+    return figure
+
+
+@drawn
+def sigma_fifty(table: pd.DataFrame, points: pd.DataFrame) -> Figure:
+    """Track II and Track I on one scale, and held-out perplexity, by condition of `series.table`: means over seeds, and
+    single runs; beside the tracks the published S1 series (results/published/sigma_fin_s1_points.csv)."""
+    figure, panels = plt.subplots(1, 3, figsize=(WIDTH, 2.3), layout="constrained")
+    published = {"track_two_drift": "track2_drift", "track_one_drift": "track1_drift"}
+    titles = ("Track II drift (nats)", "Track I drift (nats)", "held-out perplexity")
+    for axes, metric, title in zip(panels, (*published, "held_out_perplexity"), titles, strict=True):
+        for condition in conditions_of(table):
+            own = table[table["condition"] == condition].pivot(index="generation", columns="seed", values=metric)
+            style = {"color": colour(condition), "linestyle": linestyle(condition)}
+            axes.plot(own.index, own, **style, linewidth=0.5, alpha=0.45)
+            axes.plot(own.index, own.mean(axis=1), **style, label=condition_label(condition))
+        if metric in published:
+            axes.plot(points["generation"], points[published[metric]], ".-", color="0.35", lw=0.8, label="published S1")
+        axes.set(title=title, xlabel="generation")
+    panels[1].sharey(panels[0])
+    panels[2].set_yscale("log")
+    legend_above(figure, panels[0])
     return figure
 
 
