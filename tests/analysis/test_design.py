@@ -35,6 +35,13 @@ def test_a_design_says_what_it_can_find_and_one_that_cannot_answer_is_refused():
         design.limits(ten.model_copy(update={"primary": ["entropy_warn"]}))
 
 
+def test_a_lead_that_has_no_room_is_told_before():
+    study = params.load("study")
+    assert any("first alarm at generation 3 or later" in line for line in design.limits(study))
+    with pytest.raises(ValueError, match="in 2 generations no run can support 'ratio_warns', .* take 3 generations"):
+        design.limits(study.model_copy(update={"generations": 2}))
+
+
 def test_the_command_prints_the_design_or_the_reason(capsys):
     assert design.main(["default"]) == 0
     assert "63 models" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..record import cli, params
 from ..record.schema import Params, split_condition
-from . import early_warning, power, primary
+from . import early_warning, metrics, power, primary
 from .statistics import CONTROL, TREATMENT, matched_controls
 
 
@@ -27,8 +27,14 @@ def limits(settings: Params) -> list[str]:
             raise ValueError(f"conditions: statistics need {name!r}, and there is {', '.join(conditions)}: add it.")
     primary.require_answerable(settings)
     weights = {"condition": conditions, "weights": [split_condition(name, settings.weights)[1] for name in conditions]}
+    leads = [
+        f"{name}: a lead has room only in runs where {' and '.join(map(metrics.label, each.outcomes))} first alarm at "
+        f"generation {each.lead + 1} or later; an earlier alarm counts against it, whatever the metric does."
+        for name, each in primary.named(settings).items()
+        if isinstance(each, primary.Warns)
+    ]
     unmatched = [name for name, control in matched_controls(pd.DataFrame(weights)).items() if control is None]
-    found = []
+    found = leads
     if unmatched:
         found.append(
             f"{', '.join(unmatched)}: no control has the same weights ({CONTROL}_carry or {CONTROL}_restart), so that "

@@ -136,7 +136,14 @@ def capabilities(params: Params) -> pd.DataFrame:
 
 
 def require_answerable(params: Params) -> None:
-    """ValueError where the clearest outcome of a primary hypothesis would not be significant after correction."""
+    """ValueError where the clearest outcome of a primary hypothesis would not be significant after correction, or where
+    its lead is as long as the runs."""
+    for name, each in named(params).items():
+        if isinstance(each, Warns) and each.lead >= params.generations:
+            raise ValueError(
+                f"primary: in {params.generations} generations no run can support {name!r}, whose lead is {each.lead}: "
+                f"take {each.lead + 1} generations or more."
+            )
     found = capabilities(params)
     if not (found["least_p_holm"] >= ALPHA).any():
         return
