@@ -38,7 +38,7 @@ def test_a_design_says_what_it_can_find_and_one_that_cannot_answer_is_refused():
 def test_a_lead_that_has_no_room_is_told_before():
     study = params.load("study")
     assert any("first alarm at generation 3 or later" in line for line in design.limits(study))
-    with pytest.raises(ValueError, match="in 2 generations no run can support 'ratio_warns', .* take 3 generations"):
+    with pytest.raises(ValueError, match=r"in 2 generations no run can support 'ratio_warns', .* take 3 generations"):
         design.limits(study.model_copy(update={"generations": 2}))
 
 
