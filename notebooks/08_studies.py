@@ -199,7 +199,7 @@ values |= report.settings_values(settled["stories"]) | report.counts_values(publ
 
 # %%
 fifty = params.load(shown["fifty"])
-long = studies.runs(shown["fifty"], ("training", "evaluation", "anchors", "sigma"))
+long = studies.long_runs(shown["fifty"])
 left = sigma_settings.first_beyond(long, report.FIFTY_METRICS, report.FIFTY_CONTROL)
 output.figure("sigma_fifty", figures.sigma_fifty(long, pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv")))
 output.table("sigma_fifty", report.fifty_table(long, left))

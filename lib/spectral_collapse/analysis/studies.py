@@ -4,6 +4,7 @@ paper/studies.yaml names the profile of each; it is the only place that does.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 from ..record import paths
 from ..record.evidence import PACKS, read_study
 from ..record.params import load, profiles, read_yaml
-from . import estimators, mechanism, metrics, report, series, sigma_settings, theory
+from . import estimators, mechanism, report, series, sigma_settings, theory
 from .statistics import CONTROL, TREATMENT
 
 SHOWN = paths.ROOT / "paper" / "studies.yaml"
@@ -123,9 +124,23 @@ def implied_recursion(profile: str) -> dict[str, float]:
 # ---- pretrained weights
 
 
-def runs(profile: str, stages: tuple[str, ...] = metrics.STAGES) -> pd.DataFrame:
-    """`series.table` of the packed runs of a profile, with the metrics of the stages."""
-    return series.table(load(profile), stages=stages, source=PACKS)
+def runs(profile: str) -> pd.DataFrame:
+    """`series.table` of the packed runs of a profile."""
+    return series.table(load(profile), source=PACKS)
+
+
+def long_runs(profile: str) -> pd.DataFrame:
+    """`series.table` of the packed runs of SIGMA's stages (`experiment.seeds --sigma`), with the curvature of those
+    conditions of which it was measured."""
+    params, keys = load(profile), ["condition", "seed", "generation"]
+    found = series.table(params, stages=("training", "evaluation", "anchors", "sigma"), source=PACKS)
+    places = [PurePath(place) for place in PACKS.content(profile)]
+    measured = {place.parts[2] for place in places if place.name == "curvature.json"}
+    chosen = [name for name in params.conditions if name in measured]
+    if not chosen:
+        return found
+    spectra = series.table(params, chosen, stages=("curvature",), source=PACKS)
+    return found.merge(spectra.drop(columns=["model", "weights"]), "left", keys)
 
 
 def before_and_after(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:

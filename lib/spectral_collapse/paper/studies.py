@@ -301,6 +301,7 @@ def settings_values(found: pd.DataFrame) -> dict[str, str]:
 FIFTY_METRICS = (
     *("held_out_perplexity", "predictive_entropy", "distinct_2", "response_distinct_2", "hashed_ngram_hhi"),
     *("track_two_drift", "logdet_drift", "track_one_sharp_drift", "track_one_drift"),
+    *("log_spectral_ratio", "lambda_max", "bulk_sigma"),
 )
 FIFTY_CONTROL = "fresh_carry"
 SETTING_OF = {"recursive_restart": "S1", "recursive_carry": "S2"}
@@ -312,7 +313,7 @@ def span(values: pd.Series, show: Callable[[float], str] = number_of) -> str:
 
 
 def _generation(value: float) -> str:
-    return f"{value:.0f}" if math.isfinite(value) else "never"
+    return "--" if math.isnan(value) else f"{value:.0f}" if math.isfinite(value) else "never"
 
 
 def fifty_table(table: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
@@ -320,7 +321,7 @@ def fifty_table(table: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
     left what the control ever did (`sigma_settings.first_beyond`), as spans over seeds."""
     treated, last = list(first["condition"].unique()), table["generation"].max()
     rows = []
-    for metric in FIFTY_METRICS:
+    for metric in first["metric"].unique():
         own = table.set_index(["generation", "condition"])[metric].sort_index()
         left = first[first["metric"] == metric].set_index("condition")["generation"]
         ends = [span(own.loc[0]), *(span(own.loc[last, name]) for name in (FIFTY_CONTROL, *treated))]
@@ -334,7 +335,7 @@ def fifty_values(params: Params, table: pd.DataFrame, drifts: pd.DataFrame, firs
     of the generation at which runs left what the control ever did; fifty.track_one.most, its largest absolute drift of
     all; fifty.{seeds,generations,contexts,tokens,epochs,rate,blocks}."""
     last, found = table["generation"].max(), {}
-    for metric in FIFTY_METRICS:
+    for metric in first["metric"].unique():
         found[f"fifty.{metric}.base"] = span(table.loc[table["generation"] == 0, metric])
         found[f"fifty.{metric}.first"] = span(first.loc[first["metric"] == metric, "generation"], _generation)
         for condition, own in table[table["generation"] == last].groupby("condition"):

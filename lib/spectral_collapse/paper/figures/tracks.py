@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...analysis.metrics import condition_label
+from ...analysis.metrics import condition_label, label
 from .style import WIDTH, colour, conditions_of, drawn, in_lines, legend_above, linestyle, panels_of
 
 TRACK_STYLES = {
@@ -107,20 +107,22 @@ def sigma_published(points: pd.DataFrame, drifts: pd.DataFrame, dimension: int =
 
 @drawn
 def sigma_fifty(table: pd.DataFrame, points: pd.DataFrame) -> Figure:
-    """Track II and Track I on one scale, and held-out perplexity, by condition of `series.table`: means over seeds, and
-    single runs; beside the tracks the published S1 series (results/published/sigma_fin_s1_points.csv)."""
-    figure, panels = plt.subplots(1, 3, figsize=(WIDTH, 2.3), layout="constrained")
+    """Track II and Track I on one scale, perplexity, anchor entropy, distinct-2 and, if measured, log spectral ratio,
+    by condition of `series.table`: means over seeds, and single runs; beside the tracks the published S1 series
+    (results/published/sigma_fin_s1_points.csv)."""
     published = {"track_two_drift": "track2_drift", "track_one_drift": "track1_drift"}
-    titles = ("Track II drift (nats)", "Track I drift (nats)", "held-out perplexity")
-    for axes, metric, title in zip(panels, (*published, "held_out_perplexity"), titles, strict=True):
-        for condition in conditions_of(table):
+    others = ("held_out_perplexity", "predictive_entropy", "distinct_2", "log_spectral_ratio")
+    shown = [*published, *(metric for metric in others if metric in table)]
+    figure, panels = panels_of(len(shown), 3, 1.9)
+    for axes, metric in zip(panels, shown, strict=True):
+        for condition in conditions_of(table.dropna(subset=metric)):
             own = table[table["condition"] == condition].pivot(index="generation", columns="seed", values=metric)
             style = {"color": colour(condition), "linestyle": linestyle(condition)}
             axes.plot(own.index, own, **style, linewidth=0.5, alpha=0.45)
             axes.plot(own.index, own.mean(axis=1), **style, label=condition_label(condition))
         if metric in published:
             axes.plot(points["generation"], points[published[metric]], ".-", color="0.35", lw=0.8, label="published S1")
-        axes.set(title=title, xlabel="generation")
+        axes.set(title=label(metric), xlabel="generation")
     panels[1].sharey(panels[0])
     panels[2].set_yscale("log")
     legend_above(figure, panels[0])
