@@ -22,7 +22,7 @@ from spectral_collapse.analysis import (
 from spectral_collapse.estimate import Estimate
 from spectral_collapse.experiment import factors
 from spectral_collapse.paper import ablations as ablations_report
-from spectral_collapse.paper import formatting, pdf
+from spectral_collapse.paper import figures, formatting, pdf
 from spectral_collapse.paper import studies as report
 from spectral_collapse.record import packfile, params, paths
 from spectral_collapse.record.evidence import PACKS
@@ -360,3 +360,29 @@ def test_the_runs_on_pretrained_weights_are_whole():
     assert len(runs) == cells and runs[list(report.PRETRAINED_METRICS)].notna().all(axis=None)
     base = runs[runs["generation"] == 0].groupby("seed")["held_out_perplexity"]
     assert (base.nunique() == 1).all() and runs["held_out_perplexity"].max() < settings.perplexity_bound
+
+
+def test_sigmas_protocol_over_fifty_generations_is_whole_and_its_track_one_silent():
+    settings, long = params.load(SHOWN["fifty"]), studies.long_runs(SHOWN["fifty"])
+    assert len(long) == len(settings.conditions) * len(settings.seeds) * (settings.generations + 1)
+    last = long[long["generation"] == settings.generations].set_index("condition")
+    start = long.loc[long["generation"] == 0, "held_out_perplexity"].max()
+    for condition in ("recursive_restart", "recursive_carry"):
+        assert (
+            last.loc[condition, "track_two_drift"] < 10 * -last.loc["fresh_carry", "track_two_drift"].abs().max()
+        ).all()
+    assert last.loc["recursive_carry", "held_out_perplexity"].min() > 100 * start
+    assert last.loc["fresh_carry", "held_out_perplexity"].max() < 1.1 * start
+    assert long["track_one_drift"].abs().max() < 1
+    first = sigma_settings.first_beyond(long, report.FIFTY_METRICS, report.FIFTY_CONTROL)
+    left = first[first["metric"].isin(["track_two_drift", "held_out_perplexity"])].set_index("metric")["generation"]
+    assert left["track_two_drift"].max() <= left["held_out_perplexity"].min() <= 3
+    table = report.fifty_table(long, first)
+    assert list(table.columns) == [
+        *("Metric", "Base", "fresh, carried", "recursive, restarted", "recursive, carried"),
+        *("S1 beyond at", "S2 beyond at"),
+    ]
+    axes = figures.sigma_fifty(long, pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv")).axes
+    (line,) = (each for each in axes[2].lines if each.get_label() == "recursive, carried")
+    means = long[long["condition"] == "recursive_carry"].groupby("generation")["held_out_perplexity"].mean()
+    assert list(line.get_ydata()) == pytest.approx(list(means))
