@@ -171,7 +171,7 @@ def test_what_carries_weights_is_held_against_a_control_that_does():
     assert found.estimate.value == pytest.approx(-2, abs=0.05)
     own = evidence(track_two_drift=means | {"fresh_carry": [0.0, -1.0, -2.0]})
     found = judge(claim("difference", (-math.inf, 0), **arguments), own)
-    assert found.quantity.compared == "recursive_carry less fresh_carry"
+    assert found.quantity.compared == "recursive, carried less fresh, carried"
     alone = evidence(track_two_drift={name: means[name] for name in ("recursive_carry", "fresh")})
     found = judge(claim("difference", (-math.inf, 0), **arguments), alone)
     assert (found.verdict, found.reason) == ("not tested", "no fresh condition with as many updates")

@@ -18,9 +18,9 @@ START = Estimate(16.4, 16.0, 16.8)
     [
         (START, Estimate(23, 22, 24), "rose from 16.4 to 23.0"),
         (START, Estimate(12, 11, 13), "fell from 16.4 to 12.0"),
-        (START, Estimate(16.9, 16, 18), "stayed near 16.4"),
+        (START, Estimate(16.9, 16, 18), "went from 16.4 to 16.9, no further than its error"),
         (Estimate(0, 0, 0), Estimate(-70, -90, -50), "fell to $-70.0$"),
-        (Estimate(0, 0, 0), Estimate(1, -2, 4), "stayed near zero"),
+        (Estimate(0, 0, 0), Estimate(1, -2, 4), "went to 1.00, no further than its error"),
         (Estimate(2.0), Estimate(3.0), "rose from 2.00 to 3.00"),  # one run
     ],
 )

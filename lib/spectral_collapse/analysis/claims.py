@@ -12,8 +12,10 @@ import scipy.stats
 import yaml
 
 from ..estimate import Estimate
+from ..experiment.factors import ALL
 from ..record import paths
 from . import ablations, early_warning, mechanism, studies
+from .metrics import condition_label
 from .power import range_coverage
 from .report import Analysis
 from .statistics import CONTROL, TREATMENT, matched_controls, verdict
@@ -116,7 +118,7 @@ def change(evidence: Evidence, metric: str, conditions: Sequence[str], first: in
     """Mean over seeds of the metric at the last generation less that at `first`."""
     condition = evidence.condition(conditions)
     moved = evidence.values(metric, condition, None) - evidence.values(metric, condition, first)
-    return _over_seeds(moved, f"{condition}, since generation {first}")
+    return _over_seeds(moved, f"{condition_label(condition)}, since generation {first}")
 
 
 def difference(
@@ -125,7 +127,7 @@ def difference(
     """Mean over seeds of the metric of a condition less that of its matched control, at one generation."""
     names = evidence.pair(conditions, control)
     treated, untreated = (evidence.values(metric, name, generation) for name in names)
-    return _over_seeds(treated - untreated, " less ".join(names))
+    return _over_seeds(treated - untreated, " less ".join(map(condition_label, names)))
 
 
 def settings(evidence: Evidence, track: str) -> Quantity:
@@ -147,7 +149,9 @@ def settings(evidence: Evidence, track: str) -> Quantity:
 def share(evidence: Evidence, metric: str, of: str, conditions: Sequence[str]) -> Quantity:
     """Mean over seeds of the ratio of two metrics at the last generation."""
     condition = evidence.condition(conditions)
-    return _over_seeds(evidence.values(metric, condition, None) / evidence.values(of, condition, None), condition)
+    return _over_seeds(
+        evidence.values(metric, condition, None) / evidence.values(of, condition, None), condition_label(condition)
+    )
 
 
 def lead(evidence: Evidence, metric: str, outcome: str, conditions: Sequence[str]) -> Quantity:
@@ -160,14 +164,14 @@ def lead(evidence: Evidence, metric: str, outcome: str, conditions: Sequence[str
     generations = evidence.table["generation"].unique()
     runs = early_warning.leads(evidence.alarms, metric, outcome, generations, condition).dropna()
     if runs.empty:
-        return Quantity(Estimate(math.nan), "", condition)
+        return Quantity(Estimate(math.nan), "", condition_label(condition))
     known = runs.loc[runs["low"] == runs["high"], "low"]
     covered = range_coverage(len(runs))
     kind = f"range of {len(runs)} runs, covers {100 * covered:.0f} %"
     return Quantity(
         Estimate(known.median(), runs["low"].min(), runs["high"].max()),
         kind,
-        f"{condition}, band of {control}",
+        f"{condition_label(condition)}, band of {condition_label(control)}",
         covered,
     )
 
@@ -194,7 +198,7 @@ def error_exponent(evidence: Evidence) -> Quantity:
             half = float(scipy.stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(((x * errors) ** 2).sum()) / (x * x).sum())
             found.append((slope, slope - half, slope + half))
     if not found:
-        raise NotTested("asymptotic, and the study ends at n_A = 10 m")
+        raise NotTested("asymptotic, and the study ends at ten embeddings a dimension")
     return _hull(np.array(found), f"hull of {len(found)} Monte Carlo intervals", "plug-in")
 
 
@@ -213,7 +217,11 @@ def ablation(
         raise NotTested(f"no study of {factor}")
     runs = evidence.ablated[factor].runs
     interval = ablations.contrast(runs, metric, level, against, control)
-    compared = f"{factor} {level}" + (f" less {against}" if against else "") + (f", less {control}" if control else "")
+    compared = (
+        (f"all levels of {factor}" if level == ALL else f"{factor} {level}")
+        + (f" less {against}" if against else "")
+        + (f", less {control}" if control else "")
+    )
     return Quantity(interval, ablations.interval_kind(runs, level), compared)
 
 

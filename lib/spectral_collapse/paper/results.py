@@ -243,7 +243,7 @@ def separation(separated: pd.DataFrame) -> pd.DataFrame:
         "Said to": lambda row: "rises" if row.direction > 0 else "falls",
         "AUC": number("auc"),
         Raw("Threshold (change)"): number("threshold"),
-        "Models": filled("{models} of {runs} runs"),
+        "Models": filled("{models} in {runs} runs"),
     }
     return table_of(separated, columns)
 

@@ -9,18 +9,18 @@ from ..analysis.statistics import matched_controls
 from ..estimate import Estimate
 from .formatting import format_interval, format_number
 
-STAYED = "stayed near"
-
 
 def moved(first: Estimate, last: Estimate) -> str:
-    """How a mean moved between two generations: "rose from 2 to 3", "fell from …", "stayed near 2", and of a drift,
-    which starts at 0, "rose to 3". It stayed where the change is within the half-width of the last interval."""
+    """How a mean moved between two generations: "rose from 2 to 3", "fell from …", "went from …, no further than its
+    error", and of a drift, which starts at 0, "rose to 3". The error is the half-width of the last interval."""
     change, half = last.value - first.value, (last.high - last.low) / 2
     end = format_number(last.value)
     if math.isfinite(half) and abs(change) <= half:
-        return f"{STAYED} {'zero' if first.value == 0 else format_number(first.value)}"
-    verb = "rose" if change > 0 else "fell"
-    return f"{verb} to {end}" if first.value == 0 else f"{verb} from {format_number(first.value)} to {end}"
+        verb, note = "went", ", no further than its error"
+    else:
+        verb, note = "rose" if change > 0 else "fell", ""
+    start = "" if first.value == 0 else f" from {format_number(first.value)}"
+    return f"{verb}{start} to {end}{note}"
 
 
 def predicate(first: Estimate, last: Estimate, control: float, difference: Estimate, verdict: str | None) -> str:

@@ -232,7 +232,7 @@ def pretrained_runs_values(found: pd.DataFrame) -> dict[str, str]:
             moved = _of_all(seeds[condition] - seeds["start"], "rose", "fell", "did not move to one side")
             text[f"pretrained.{metric}.{condition}.moved"] = moved
         text[f"pretrained.{metric}.word"] = _of_all(
-            seeds["difference"], "higher", "lower", "not to one side of it for every seed"
+            seeds["difference"], "higher", "lower", "higher for some seeds and lower for others"
         )
     return text
 
