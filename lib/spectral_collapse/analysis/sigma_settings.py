@@ -73,8 +73,8 @@ def compared(drifts: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
 
 
 def first_beyond(table: pd.DataFrame, metrics: Sequence[str], control: str) -> pd.DataFrame:
-    """When each run of the other conditions leaves what the control runs ever did, by the metrics that the table has:
-    columns metric, condition, seed, generation; inf where it never does, NaN where the metric was not measured.
+    """When each run of the other conditions leaves what the control runs ever did: columns metric, condition, seed,
+    generation; inf where it never does.
 
     Changes since generation 0 are compared: a run is beyond where its change is greater than every change of every
     control run, or smaller than every one; to the side of collapse alone where `metrics.COLLAPSE` has it. A run without
@@ -82,7 +82,7 @@ def first_beyond(table: pd.DataFrame, metrics: Sequence[str], control: str) -> p
     independent draws.
     """
     rows = []
-    for metric in (name for name in metrics if name in table):
+    for metric in metrics:
         wide = table.pivot(index=["condition", "seed"], columns="generation", values=metric)
         later, direction = wide.sub(wide[0], axis=0).drop(columns=0), COLLAPSE.get(metric, 0)
         known, treated = later.loc[control], later.drop(index=control, level="condition")
@@ -91,7 +91,7 @@ def first_beyond(table: pd.DataFrame, metrics: Sequence[str], control: str) -> p
             beyond |= treated > known.max(axis=None)
         if direction <= 0:
             beyond |= treated < known.min(axis=None)
-        first = beyond.idxmax(axis=1).where(beyond.any(axis=1), np.inf).where(treated.notna().any(axis=1))
+        first = beyond.idxmax(axis=1).where(beyond.any(axis=1), np.inf)
         rows += [(metric, *run, generation) for run, generation in first.items()]
     return pd.DataFrame(rows, columns=["metric", "condition", "seed", "generation"])
 

@@ -4,7 +4,6 @@ paper/studies.yaml names the profile of each; it is the only place that does.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -130,17 +129,8 @@ def runs(profile: str) -> pd.DataFrame:
 
 
 def long_runs(profile: str) -> pd.DataFrame:
-    """`series.table` of the packed runs of SIGMA's stages (`experiment.seeds --sigma`), with the curvature of those
-    conditions of which it was measured."""
-    params, keys = load(profile), ["condition", "seed", "generation"]
-    found = series.table(params, stages=("training", "evaluation", "anchors", "sigma"), source=PACKS)
-    places = [PurePath(place) for place in PACKS.content(profile)]
-    measured = {place.parts[2] for place in places if place.name == "curvature.json"}
-    chosen = [name for name in params.conditions if name in measured]
-    if not chosen:
-        return found
-    spectra = series.table(params, chosen, stages=("curvature",), source=PACKS)
-    return found.merge(spectra.drop(columns=["model", "weights"]), "left", keys)
+    """`series.table` of the packed runs of SIGMA's stages (`experiment.seeds --sigma`)."""
+    return series.table(load(profile), stages=("training", "evaluation", "anchors", "sigma"), source=PACKS)
 
 
 def before_and_after(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:

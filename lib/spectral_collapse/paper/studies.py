@@ -301,7 +301,6 @@ def settings_values(found: pd.DataFrame) -> dict[str, str]:
 FIFTY_METRICS = (
     *("held_out_perplexity", "predictive_entropy", "distinct_2", "response_distinct_2", "hashed_ngram_hhi"),
     *("track_two_drift", "logdet_drift", "track_one_sharp_drift", "track_one_drift"),
-    *("log_spectral_ratio", "lambda_max", "bulk_sigma"),
 )
 FIFTY_CONTROL = "fresh_carry"
 SETTING_OF = {"recursive_restart": "S1", "recursive_carry": "S2"}
@@ -313,7 +312,7 @@ def span(values: pd.Series, show: Callable[[float], str] = number_of) -> str:
 
 
 def _generation(value: float) -> str:
-    return "--" if math.isnan(value) else f"{value:.0f}" if math.isfinite(value) else "never"
+    return f"{value:.0f}" if math.isfinite(value) else "never"
 
 
 def fifty_table(table: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:

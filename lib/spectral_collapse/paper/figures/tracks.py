@@ -107,12 +107,11 @@ def sigma_published(points: pd.DataFrame, drifts: pd.DataFrame, dimension: int =
 
 @drawn
 def sigma_fifty(table: pd.DataFrame, points: pd.DataFrame) -> Figure:
-    """Track II and Track I on one scale, perplexity, anchor entropy, distinct-2 and, if measured, log spectral ratio,
-    by condition of `series.table`: means over seeds, and single runs; beside the tracks the published S1 series
+    """Track II and Track I on one scale, perplexity, anchor entropy, distinct-2 and the responses' n-gram
+    concentration, by condition of `series.table`: means over seeds, and single runs; beside the tracks the published S1 series
     (results/published/sigma_fin_s1_points.csv)."""
     published = {"track_two_drift": "track2_drift", "track_one_drift": "track1_drift"}
-    others = ("held_out_perplexity", "predictive_entropy", "distinct_2", "log_spectral_ratio")
-    shown = [*published, *(metric for metric in others if metric in table)]
+    shown = [*published, "held_out_perplexity", "predictive_entropy", "distinct_2", "hashed_ngram_hhi"]
     figure, panels = panels_of(len(shown), 3, 1.9)
     for axes, metric in zip(panels, shown, strict=True):
         for condition in conditions_of(table.dropna(subset=metric)):
