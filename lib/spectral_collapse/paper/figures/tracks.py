@@ -107,14 +107,14 @@ def sigma_published(points: pd.DataFrame, drifts: pd.DataFrame, dimension: int =
 
 @drawn
 def sigma_fifty(table: pd.DataFrame, points: pd.DataFrame) -> Figure:
-    """Track II and Track I on one scale, perplexity, anchor entropy, distinct-2 and the responses' n-gram
-    concentration, by condition of `series.table`: means over seeds, and single runs; beside the tracks the published S1 series
-    (results/published/sigma_fin_s1_points.csv)."""
+    """Track II and Track I on one scale, perplexity, anchor entropy, distinct-2 and the concentration of the responses'
+    n-grams, by condition of `series.table`: means over seeds, and single runs; beside the tracks the published S1
+    series (results/published/sigma_fin_s1_points.csv)."""
     published = {"track_two_drift": "track2_drift", "track_one_drift": "track1_drift"}
     shown = [*published, "held_out_perplexity", "predictive_entropy", "distinct_2", "hashed_ngram_hhi"]
     figure, panels = panels_of(len(shown), 3, 1.9)
     for axes, metric in zip(panels, shown, strict=True):
-        for condition in conditions_of(table.dropna(subset=metric)):
+        for condition in conditions_of(table):
             own = table[table["condition"] == condition].pivot(index="generation", columns="seed", values=metric)
             style = {"color": colour(condition), "linestyle": linestyle(condition)}
             axes.plot(own.index, own, **style, linewidth=0.5, alpha=0.45)
@@ -123,7 +123,8 @@ def sigma_fifty(table: pd.DataFrame, points: pd.DataFrame) -> Figure:
             axes.plot(points["generation"], points[published[metric]], ".-", color="0.35", lw=0.8, label="published S1")
         axes.set(title=label(metric), xlabel="generation")
     panels[1].sharey(panels[0])
-    panels[2].set_yscale("log")
+    for axes in (panels[2], panels[5]):
+        axes.set_yscale("log")
     legend_above(figure, panels[0])
     return figure
 
