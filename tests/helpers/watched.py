@@ -32,6 +32,6 @@ if __name__ == "__main__":
     run = trainer(folder / "run", max_steps=40)
     callback = MonitorCallback(Monitor(blocks=HELD_OUT), every=2, stop=True).attach(run)
     run.train()
-    found = {"step": run.state.global_step, "status": callback.report and callback.report.status}
+    found = {"step": run.state.global_step, "status": callback.report.status}
     (folder / f"rank_{torch.distributed.get_rank()}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()

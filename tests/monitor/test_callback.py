@@ -70,6 +70,14 @@ def test_an_error_inside_is_logged_and_training_goes_on_unless_strict(trainer, c
         MonitorCallback(Monitor(blocks=HELD_OUT), every=0)
 
 
+def test_a_report_is_there_whatever_happened(trainer, tmp_path):
+    run = trainer()
+    callback = MonitorCallback(Monitor(blocks=HELD_OUT), sample=lambda _: 1 / 0).attach(run)
+    run.train()
+    assert callback.report.status == "cannot judge"
+    assert callback.report.save(tmp_path / "report.html").stat().st_size > 0
+
+
 def test_samples_are_checked_beside_the_model_and_a_resumed_run_goes_on(trainer, tmp_path):
     texts = iter([[f"a story of number {n} and {k}" for k in range(30)] for n in range(20)])
     log = tmp_path / "monitor.jsonl"
@@ -137,5 +145,5 @@ def test_of_two_processes_the_first_checks_and_both_stop_at_its_alarm(tmp_path):
     done = subprocess.run([*launch, str(tmp_path)], env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1))
-    assert first["status"] == "warning" and second["status"] is None
+    assert first["status"] == "warning" and second["status"] == "cannot judge"
     assert first["step"] == second["step"] < 40

@@ -112,8 +112,25 @@ def test_what_does_not_fit_into_the_budget_is_left_out_by_name(monkeypatch):
     monkeypatch.setattr(core.time, "monotonic", lambda: next(clock))
     monitor = Monitor(STORIES[:40], budget=0.01)
     report = monitor.check(texts=STORIES[40:80])
-    assert report.left_out == ("text",) and report.status == "cannot judge"
-    assert "budget: text" in report.to_html()
+    assert report.left_out == ("text (budget)",) and report.status == "cannot judge"
+    assert "check: text (budget)" in report.to_html() and report.line() == "cannot judge: left out: text (budget)."
+
+
+def test_what_is_not_judged_is_said_with_the_reason(tmp_path):
+    rows = [{"loss": loss, "rate": 0.1, "bleu": 3 * loss} for loss in (2.0, 2.1, 1.9)]
+    report = Monitor(rows).check(metrics={"loss": 2.0, "rate": 0.09, "extra": 1.0})
+    assert report.left_out == (
+        "bleu (not in this check)", "extra (not in the reference)", "rate (does not vary in the reference)"
+    )  # fmt: skip
+    assert report.status == "sound" and "rate (does not vary in the reference)" in str(report)
+
+
+def test_a_log_of_another_run_is_refused(tmp_path):
+    log = tmp_path / "log.jsonl"
+    Monitor(STORIES[:60], log_file=log).check(texts=STORIES[60:120])
+    assert Monitor(STORIES[:60], log_file=log).checks == 1
+    with pytest.raises(ValueError, match=r"belongs to another run, .* name another log, or delete it"):
+        Monitor(STORIES[60:120], log_file=log)
 
 
 @pytest.mark.parametrize("share, read", [(2.0, 16), (0.75, 12), (0.5, 8), (0.45, 0)])
@@ -127,7 +144,9 @@ def test_a_model_is_read_on_as_many_blocks_as_fit_into_the_budget(monkeypatch, m
     monitor = Monitor(budget=0.01, blocks=blocks)
     for each in (model, later):
         report = monitor.check(model=each)
-    assert report.left_out == {16: (), 0: ("model",)}.get(read, (f"{16 - read} of 16 held-out blocks",))
+    assert report.left_out == {16: (), 0: ("model (budget)",)}.get(
+        read, (f"{16 - read} of 16 held-out blocks (budget)",)
+    )
     monkeypatch.undo()
     fewer = Monitor(model, blocks=blocks[: read or 3])
     expected = fewer.check(model=later).frame[: 2 * (read > 0)]

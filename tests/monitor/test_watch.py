@@ -55,7 +55,7 @@ def test_folders_of_files_natural_order_and_json(tmp_path, capsys):
         folder_of(tmp_path / f"round {number}", [STORIES[:60]])
     assert [path.name for path in watch.checkpoints_or_texts(tmp_path)[1]] == ["round 0", "round 2", "round 10"]
     assert watch.main(["watch", str(tmp_path), "--json"]) == 0
-    assert {row["step"] for row in json.loads(capsys.readouterr().out)} == {1, 2}
+    assert {row["step"] for row in json.loads(capsys.readouterr().out)} == {2, 10}
 
 
 def test_tables_of_metrics_are_judged_against_their_first_rows(tmp_path, capsys):
@@ -68,13 +68,16 @@ def test_tables_of_metrics_are_judged_against_their_first_rows(tmp_path, capsys)
     assert watch.main(["watch", str(tmp_path / "log.jsonl"), "--rate", "0.01", "--checks", "1"]) == 0
 
 
-def test_an_interrupted_watch_goes_on_with_its_log(tmp_path):
+def test_an_interrupted_watch_goes_on_with_its_log(tmp_path, capsys):
     folder, log = folder_of(tmp_path / "runs", SOUND[:2]), tmp_path / "log.jsonl"
     assert watch.main(["watch", str(folder), "--log", str(log)]) == 0
     folder_of(folder, SOUND)
     assert watch.main(["watch", str(folder), "--log", str(log)]) == 0
     checks = [json.loads(line).get("check") for line in log.read_text().splitlines()]
     assert checks == [None, 1, 2]
+    other = folder_of(tmp_path / "others", [STORIES[180:240], *POOR])
+    assert watch.main(["watch", str(other), "--log", str(log)]) == 2
+    assert "belongs to another run" in capsys.readouterr().err
 
 
 def test_what_arrives_is_followed_until_an_alarm(tmp_path, monkeypatch):
@@ -82,6 +85,18 @@ def test_what_arrives_is_followed_until_an_alarm(tmp_path, monkeypatch):
     arriving = iter([SOUND[:2], [*SOUND[:2], STORIES[60:70] * 6]])
     monkeypatch.setattr(watch.time, "sleep", lambda _: folder_of(folder, next(arriving)))
     assert watch.main(["watch", str(folder), "--follow"]) == 1
+
+
+def test_following_ends_at_a_key_and_a_report_outlives_bad_input(tmp_path, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    folder, report = folder_of(tmp_path / "runs", SOUND), tmp_path / "report.csv"
+    monkeypatch.setattr(watch.time, "sleep", interrupt)
+    assert watch.main(["watch", str(folder), "--follow"]) == 0
+    folder_of(folder, [*SOUND, STORIES[:3]])
+    assert watch.main(["watch", str(folder), "--report", str(report)]) == 2
+    assert set(pd.read_csv(report)["step"]) == {1, 2}
 
 
 def test_texts_need_no_torch(tmp_path):
@@ -110,13 +125,14 @@ def test_embeddings_and_their_log_determinant(tmp_path, capsys):
         (lambda path: path / "absent", "does not exist"),
         (lambda path: path, "neither checkpoints"),
         (lambda path: folder_of(path / "one", SOUND[:1]), "holds 1 generation"),
-        (lambda path: folder_of(path / "few", [["a b c"] * 5, ["a b c"] * 5]), "too few"),
+        (lambda path: folder_of(path / "few", [["a b c"] * 5, ["a b c"] * 5]), "generation_0.txt: 5 texts are too few"),
         (lambda path: folder_of(path / "unequal", [STORIES[:60], STORIES[:40]]), "as many"),
         (lambda path: with_prompts(path / "asked"), "prompts: not the same as for the reference"),
         (lambda path: write(path / "cut.jsonl", '{"text": "a"}\n{"te'), "line 2 is cut off"),
         (lambda path: write(path / "empty.csv", "step,loss\n"), "no rows"),
         (lambda path: write(path / "nan.csv", "step,loss\n1,2\n2,2.1\n3,1.9\n4,nan\n"), "diverged"),
         (lambda path: write(path / "inf.csv", "step,loss\n1,2\n2,2.1\n3,1.9\n4,inf\n"), "diverged"),
+        (lambda path: write(path / "typo.csv", "step,loss\n1,2\n2,2.1\n3,abc\n4,2\n"), "row 3, column loss: 'abc' is"),
         (lambda path: write(path / "words.csv", "step,name\n1,a\n2,b\n"), "no column of numbers"),
         (lambda path: write(path / "one.txt", "a\n\nb"), "give a folder"),
     ],
@@ -129,8 +145,9 @@ def test_bad_input_is_one_sentence_and_exit_status_two(tmp_path, capsys, arrange
 
 def test_a_trainers_log_of_alternating_rows_is_read_step_by_step(tmp_path, capsys):
     rows = [{"step": step, "loss": 2.0 + 0.01 * (step % 3)} for step in range(1, 9)]
-    rows += [{"step": step, "eval_loss": 2.1 + 0.02 * (step % 2)} for step in range(2, 9, 2)]
+    rows += [{"step": step, "eval_loss": 2.1 + 0.01 * (step // 2 % 2)} for step in range(2, 9, 2)]
     rows += [{"step": 10, "eval_loss": 5.0, "note": "end"}]
+    rows = [{**row, "learning_rate": 0.1 / row["step"], "eval_runtime": row["step"] ** 2} for row in rows]
     lines = "".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["step"]))
     assert watch.main(["watch", str(write(tmp_path / "log.jsonl", lines))]) == 2  # no eval_loss at step 1
     told = capsys.readouterr()
@@ -138,7 +155,8 @@ def test_a_trainers_log_of_alternating_rows_is_read_step_by_step(tmp_path, capsy
     rows = [row for row in rows if row["step"] % 2 == 0]
     lines = "".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["step"]))
     assert watch.main(["watch", str(write(tmp_path / "log.jsonl", lines))]) == 1
-    assert "eval loss at step 10" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "eval loss at step 10" in told and "rate" not in told and "runtime" not in told
 
 
 def test_checkpoints_are_judged_on_held_out_text_and_a_half_written_one_is_bad_input(tmp_path, capsys):

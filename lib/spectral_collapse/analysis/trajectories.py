@@ -3,6 +3,7 @@
 python -m spectral_collapse.analysis.trajectories    makes it again from the packs; `make pack` does
 """
 
+import argparse
 import io
 import sys
 from collections import defaultdict
@@ -101,5 +102,6 @@ def write(folder: Path) -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     root = evidence.PACKS.root
     sys.exit(cli.outcome(lambda: f"{write(root):,} rows in {root / NAMES[0]}; commit it with the packs."))

@@ -48,7 +48,7 @@ class MonitorCallback(TrainerCallback):
             raise ValueError(f"every: checks come after one step or more, not {every}.")
         self.monitor, self.sample, self.every = monitor, sample, every
         self.stop, self.strict = stop, strict
-        self.report: Report | None = None
+        self.report: Report = monitor.report()
         self._trainer: Trainer | None = None
         # A run that resumes repeats steps that were checked before it stopped.
         self._checked = -1 if monitor.last_step is None else monitor.last_step
@@ -72,15 +72,17 @@ class MonitorCallback(TrainerCallback):
                 raise
             log.exception("the monitor failed at step %d; training goes on.", state.global_step)
             return
+        if self.report.frame.empty and self.report.left_out:
+            log.warning("the monitor, step %d: %s", state.global_step, self.report.line())
         self._tell(state)
 
     def _stop(self, args: TrainingArguments, control: TrainerControl) -> None:
         """Ends training at an alarm in the first process, in all of them."""
-        alarm = torch.tensor(float(self.report is not None and self.report.status == WARNING), device=args.device)
+        alarm = torch.tensor(float(self.report.status == WARNING), device=args.device)
         if distributed.is_available() and distributed.is_initialized():
             distributed.broadcast(alarm, 0)
         if alarm and not control.should_training_stop:
-            log.warning("training is stopped%s", f": {self.report.line()}" if self.report else ".")
+            log.warning("training is stopped: %s", self.report.line())
             control.should_training_stop = True
 
     def _tell(self, state: TrainerState) -> None:

@@ -74,7 +74,9 @@ class Monitor:
         self._kept: dict[str, Any] = {}
         if self.log_file is not None and self.log_file.exists():
             self._resume()
-        if reference is not None and not self.referenced:
+        if reference is not None and self.referenced:
+            self.require_reference(reference)
+        elif reference is not None:
             self._set_reference(reference)
 
     @property
@@ -91,6 +93,15 @@ class Monitor:
     def last_step(self) -> int | float | None:
         """The step of the last check; None before the first."""
         return self._rows[-1][0] if self._rows else None
+
+    def require_reference(self, reference: Any) -> None:
+        """ValueError where the log that the monitor goes on with began with other texts or rows than these."""
+        known = self._kept.get("reference")
+        if known is not None and isinstance(reference, list | tuple) and known != _digest(list(reference)):
+            raise ValueError(
+                f"{self.log_file} belongs to another run, whose reference was not this one: name another log, or "
+                "delete it."
+            )
 
     # ---- reading
 
@@ -122,9 +133,9 @@ class Monitor:
             if limited and cost > room:
                 count = int(len(self.blocks) * room / cost) if name == "model" else 0
                 if count < LEAST_BLOCKS:
-                    left_out.append(name)
+                    left_out.append(f"{name} (budget)")
                     continue
-                left_out.append(f"{len(self.blocks) - count} of {len(self.blocks)} held-out blocks")
+                left_out.append(f"{len(self.blocks) - count} of {len(self.blocks)} held-out blocks (budget)")
                 share, tiers[name] = count / len(self.blocks), functools.partial(tiers[name], count)
             start = time.monotonic()
             found = tiers[name]()
@@ -163,9 +174,12 @@ class Monitor:
         texts: Sequence[str] | None,
         prompts: Sequence[str] | None,
         step: int | float,
+        given: Sequence[Any] | None = None,
     ) -> None:
-        """Takes readings as the reference."""
+        """Takes readings as the reference; `given`: the texts or rows that they are of."""
         self._reference, self._samples, self._kept = readings, (_shown(texts), ()), self._inputs(prompts)
+        if given is not None:
+            self._kept["reference"] = _digest(list(given))
         packed = {name: _packed(found) for name, found in readings.items()}
         self._write({"step": step, "reference": packed, "samples": self._samples[0], "inputs": self._kept})
 
@@ -173,9 +187,9 @@ class Monitor:
         """Of texts, rows of metrics, one row, or a model."""
         items = list(reference) if isinstance(reference, list | tuple) else []
         if items and all(isinstance(row, Mapping) for row in items):
-            self._refer(_of_rows(items), None, None, 0)
+            self._refer(_of_rows(items), None, None, 0, items)
         elif isinstance(reference, list | tuple):
-            self._refer(self._read({"texts": items}, limited=False), items, None, 0)
+            self._refer(self._read({"texts": items}, limited=False), items, None, 0, items)
         else:
             kind = "metrics" if isinstance(reference, Mapping) else "model"
             self._refer(self._read({kind: reference}, limited=False), None, None, 0)
@@ -205,16 +219,32 @@ class Monitor:
             self._require_same(prompts)
         readings = self._read(given, limited=self.referenced)
         if not self.referenced:
-            self._refer(readings, texts, prompts, step)
+            self._refer(readings, texts, prompts, step, texts)
             return self.report()
         number, signals = self._check + 1, len(self._reference)
         known = {name: found for name, found in readings.items() if name in self._reference}
         rows = [self._judged(step, number, name, found, signals) for name, found in known.items()]
+        self._left_out += self._not_judged(readings)
         self._check, self._samples = number, (self._samples[0], _shown(texts) or self._samples[1])
         self._rows += rows
         self._write({"step": step, "check": number, "rows": [list(map(_plain, row)) for row in rows],
                      "samples": self._samples[1]})  # fmt: skip
         return self.report()
+
+    def _not_judged(self, readings: Mapping[str, Estimate]) -> tuple[str, ...]:
+        """Names of signals that this check or the reference lacks, or whose reference rows are all equal, with the
+        reason."""
+        budget = {each.removesuffix(" (budget)") for each in self._left_out}
+        missing = [name for name in self._reference if name not in readings]
+        missing = [name for name in missing if name not in SIGNALS or SIGNALS[name].tier not in budget]
+        new = [name for name in readings if name not in self._reference]
+        still = [name for name, each in self._reference.items() if name in readings and each.standard_error == 0]
+        still = [] if self.controls else [name for name in still if math.isnan(readings[name].standard_error)]
+        return (
+            *(f"{label_of(name)} (not in this check)" for name in missing),
+            *(f"{label_of(name)} (not in the reference)" for name in new),
+            *(f"{label_of(name)} (does not vary in the reference)" for name in still),
+        )
 
     def _judged(self, step: int | float, check: int, name: str, now: Estimate, signals: int) -> tuple:
         """A row of `COLUMNS`."""
@@ -229,7 +259,8 @@ class Monitor:
             )
         change = now.change_from(before, paired=True)
         if math.isnan(now.standard_error):  # of a table, whose reference rows hold the noise
-            change = Estimate.of_error(change.value, before.standard_error, before.df)
+            error = before.standard_error if before.standard_error > 0 else math.nan
+            change = Estimate.of_error(change.value, error, before.df)
         if self.controls:
             others = [run.get((check, name)) for run in self.controls]
             change = against_controls(change.value, [each for each in others if each is not None])
@@ -290,7 +321,7 @@ class Monitor:
 
 def _digest(value: Any) -> str:
     plain = value.tolist() if hasattr(value, "tolist") else value
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(plain, default=float).encode()).hexdigest()
 
 
 def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
@@ -336,10 +367,11 @@ def _of_rows(rows: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
         raise ValueError("reference: no metric is in all of its rows.")
     values = {name: [of_row({name: row[name]})[name].value for row in rows] for name in sorted(names)}
     factor = math.sqrt(1 + 1 / len(rows))
-    return {
-        name: Estimate.of_error(float(np.mean(each)), float(np.std(each, ddof=1)) * factor, len(rows) - 1)
-        for name, each in values.items()
-    }
+    found = {}
+    for name, each in values.items():
+        spread = float(np.std(each, ddof=1)) if np.ptp(each) > 0 else 0.0  # which rounding would make more
+        found[name] = Estimate.of_error(float(np.mean(each)), spread * factor, len(rows) - 1)
+    return found
 
 
 def _control(frame: pd.DataFrame, place: int) -> dict[tuple[int, str], float]:

@@ -48,8 +48,8 @@ class Report:
     """What a monitor has seen so far.
 
     status: `sound`, `warning` (an alarm at this check or an earlier one) or `cannot judge`; compared: what the changes
-    were held against; left_out: tiers that did not fit into the budget; samples: texts of the reference and of the last
-    check.
+    were held against; left_out: what was not judged at the last check, with the reason; samples: texts of the reference
+    and of the last check.
     """
 
     frame: pd.DataFrame
@@ -71,7 +71,8 @@ class Report:
     def line(self) -> str:
         """The status in one line."""
         if self.frame.empty:
-            return f"{self.status}: nothing to compare yet."
+            told = f"left out: {', '.join(self.left_out)}" if self.left_out else "nothing to compare yet"
+            return f"{self.status}: {told}."
         step, raised = self.frame["step"].iloc[-1], self.alarms
         if raised.empty:
             signals = self.frame["signal"].nunique()
@@ -85,7 +86,8 @@ class Report:
     def __str__(self) -> str:
         last = self.frame[self.frame["step"] == self.frame["step"].iloc[-1]] if len(self.frame) else self.frame
         table = last[["signal", "reference", "value", "change", "low", "high", "p", "level", "alarm"]]
-        return f"{self.line()}\n{table.to_string(index=False, float_format='{:.4g}'.format)}\n{self.compared}"
+        told = f"\nLeft out at the last check: {', '.join(self.left_out)}." if self.left_out else ""
+        return f"{self.line()}\n{table.to_string(index=False, float_format='{:.4g}'.format)}\n{self.compared}{told}"
 
     def plot(self) -> Figure:
         """Changes with their intervals and boundaries, a panel a signal."""
@@ -217,7 +219,7 @@ def _html(report: "Report") -> str:
     body = [f"<h1>Monitor of collapse</h1><p class='status {state}'>{escaping.escape(report.line())}</p>"]
     body.append(f"<p>{escaping.escape(report.compared)}</p>")
     if report.left_out:
-        body.append(f"<p>Left out at the last check, for the budget: {', '.join(report.left_out)}.</p>")
+        body.append(f"<p>Left out at the last check: {escaping.escape(', '.join(report.left_out))}.</p>")
     if len(frame):
         last = frame[frame["check"] == frame["check"].max()]
         body.append(f"<h2>Last check, step {last['step'].iloc[0]}</h2>{_table(last)}")

@@ -7,6 +7,7 @@ spectral-collapse sigma FILE                log-determinant tracks of embeddings
 
 import argparse
 import csv
+import itertools
 import json
 import re
 import sys
@@ -28,8 +29,11 @@ STATUS = {SOUND: 0, WARNING: 1, UNJUDGED: 2}
 BAD_INPUT = 2
 TEXTS, TABLES, ROWS = (".txt", ".jsonl", ".parquet"), (".csv", ".jsonl"), (".npy", ".parquet", ".arrow", ".feather")
 KEYS = ("text", "response", "continuation", "output", "completion")
+# Columns that change as planned, or with the machine.
+PLANNED = re.compile(r"learning_rate|runtime|per_second|total_flos|grad_norm")
 STEPS = ("step", "generation", "epoch", "global_step")
 BLOCK, BLOCKS = 128, 64  # of held-out text
+SUFFIXES = (".html", ".csv", ".parquet", ".jsonl")  # of reports
 PAUSE = 10.0  # seconds between two looks at a folder
 
 
@@ -135,8 +139,9 @@ def _number(cell: Any) -> float | None:
 def table_of(path: Path) -> list[tuple[Any, dict[str, float]]] | None:
     """(step, metrics) of a table, rows of one step together, in order; None where the file holds texts.
 
-    A cell that is empty is a metric that was not logged then, and "nan" one that diverged. Columns that hold anything
-    but numbers are left out. ValueError for a table without rows or numbers.
+    A cell that is empty is a metric that was not logged then, and "nan" one that diverged. Columns of words, and
+    those of `PLANNED`, are left out. ValueError for a table without rows or numbers, and for a word in a column of
+    numbers.
     """
     if path.suffix == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -152,7 +157,12 @@ def table_of(path: Path) -> list[tuple[Any, dict[str, float]]] | None:
     columns = dict.fromkeys(key for row in rows for key in row)
     named = next((name for name in STEPS if name in columns), None)
     words = {key for row in rows for key, cell in row.items() if _number(cell) is None}
-    if not (kept := [key for key in columns if key not in words and key not in STEPS]):
+    for key in words - set(STEPS):
+        cells = [(number, row[key]) for number, row in enumerate(rows, start=1) if key in row]
+        wrong = [(number, cell) for number, cell in cells if _number(cell) is None]
+        if 2 * len(wrong) < len(cells):
+            raise ValueError(f"{path}, row {wrong[0][0]}, column {key}: {wrong[0][1]!r} is no number.")
+    if not (kept := [key for key in columns if not (key in words or key in STEPS or PLANNED.search(key))]):
         raise ValueError(f"{path} has no column of numbers.")
     found: dict[Any, dict[str, float]] = {}
     for place, row in enumerate(rows):
@@ -195,6 +205,14 @@ def _encoder(wanted: bool) -> Callable[[list[str]], Any] | None:
     return Encoder()
 
 
+def _steps(found: Sequence[Path]) -> list[int]:
+    """The last numbers in the names, where all have one and they rise; otherwise places."""
+    numbers = [re.findall(r"\d+", path.stem) for path in found]
+    steps = [int(each[-1]) for each in numbers if each]
+    rising = len(steps) == len(found) and all(one < other for one, other in itertools.pairwise(steps))
+    return steps if rising else list(range(len(found)))
+
+
 def _items(chosen: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
     """(step, what is checked) of everything that is there, in order."""
     path = Path(chosen.folder)
@@ -208,7 +226,7 @@ def _items(chosen: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
     kind, found = checkpoints_or_texts(path)
     if kind == "checkpoints" and chosen.text is None:
         raise ValueError(f"{path} holds checkpoints, which are judged on held-out text: name one with --text FILE.")
-    yield from enumerate(found)
+    yield from zip(_steps(found), found, strict=True)
 
 
 def _monitor(chosen: argparse.Namespace) -> tuple[Monitor, Callable[[Any], dict[str, Any]]]:
@@ -231,8 +249,17 @@ def _monitor(chosen: argparse.Namespace) -> tuple[Monitor, Callable[[Any], dict[
 
 
 def watch(chosen: argparse.Namespace) -> Report:
-    """Checks what is there, and with --follow what arrives, until an alarm; the last report."""
+    """Checks what is there, and with --follow what arrives, until an alarm or an interruption; the last report, which
+    --report keeps after every check."""
+    if chosen.report and (
+        Path(chosen.report).suffix not in SUFFIXES or not Path(chosen.report).absolute().parent.is_dir()
+    ):
+        raise ValueError(
+            f"--report {chosen.report}: a report is a file of {', '.join(SUFFIXES)} in a folder that exists."
+        )
     monitor, read = _monitor(chosen)
+    if monitor.referenced and Path(chosen.folder).is_dir() and "texts" in (first := read(next(_items(chosen))[1])):
+        monitor.require_reference(first["texts"])
     # What the reference took, and what an earlier call with the same log has checked.
     taken = (chosen.reference if Path(chosen.folder).is_file() else 1) if monitor.referenced else 0
     seen, report = taken + monitor.checks, monitor.report()
@@ -243,15 +270,22 @@ def watch(chosen: argparse.Namespace) -> Report:
                 f"{chosen.folder} holds {len(items)} generation(s): a change needs one more than the reference."
             )
         for step, item in items[seen:]:
-            report = monitor.check(**read(item), step=step)
+            try:
+                report = monitor.check(**read(item), step=step)
+            except ValueError as error:
+                where = f"{item if isinstance(item, Path) else f'{chosen.folder}, step {step}'}"
+                raise error if where in str(error) else ValueError(f"{where}: {error}") from None
+            if chosen.report:
+                report.save(chosen.report)
             if monitor.checks and not chosen.json:
                 print(report.line(), flush=True)
         seen = len(items)
-        if chosen.report:
-            report.save(chosen.report)
         if not chosen.follow or report.status == WARNING:
             return report
-        time.sleep(PAUSE)
+        try:
+            time.sleep(PAUSE)
+        except KeyboardInterrupt:  # as one ends it
+            return report
 
 
 def _signature(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -290,7 +324,10 @@ def _holds_texts(path: Path) -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="spectral-collapse", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    watching = commands.add_parser("watch", help="judge the generations of a folder, or the rows of a table")
+    shown = argparse.ArgumentDefaultsHelpFormatter
+    watching = commands.add_parser(
+        "watch", help="judge the generations of a folder, or the rows of a table", formatter_class=shown
+    )
     watching.add_argument("folder", help="one file or folder of texts, or one checkpoint, a generation; or a table")
     watching.add_argument("--text", help="held-out text, on which checkpoints are judged")
     watching.add_argument("--embed", action="store_true", help="also the log-determinant of the texts' embeddings")
