@@ -318,7 +318,7 @@ def _generation(value: float) -> str:
 def fifty_table(table: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
     """Metric by metric the base model's values, the last ones of every condition, and when the runs of each treated one
     left what the control ever did (`sigma_settings.first_beyond`), as spans over seeds."""
-    treated, last = list(first["condition"].unique()), table["generation"].max()
+    treated, last = [name for name in SETTING_OF if name in set(first["condition"])], table["generation"].max()
     rows = []
     for metric in first["metric"].unique():
         own = table.set_index(["generation", "condition"])[metric].sort_index()
