@@ -81,9 +81,19 @@ def test_an_interrupted_watch_goes_on_with_its_log(tmp_path, capsys):
 
 
 def test_what_arrives_is_followed_until_an_alarm(tmp_path, monkeypatch):
-    folder = folder_of(tmp_path / "runs", SOUND[:1])
-    arriving = iter([SOUND[:2], [*SOUND[:2], STORIES[60:70] * 6]])
-    monkeypatch.setattr(watch.time, "sleep", lambda _: folder_of(folder, next(arriving)))
+    """And not before it rests: a file that is cut off at one look and whole at the next is no bad input."""
+    folder, last = folder_of(tmp_path / "runs", SOUND[:1]), tmp_path / "runs" / "generation_2.txt"
+    whole = "\n\n".join(STORIES[60:70] * 6)
+    steps = iter(
+        [
+            lambda: None,  # generation 0 rests
+            lambda: (folder / "generation_1.txt").write_text("\n\n".join(SOUND[1])),
+            lambda: last.write_text(whole[:100]),
+            lambda: last.write_text(whole),
+            lambda: None,
+        ]
+    )
+    monkeypatch.setattr(watch.time, "sleep", lambda _: next(steps)())
     assert watch.main(["watch", str(folder), "--follow"]) == 1
 
 
@@ -93,7 +103,7 @@ def test_following_ends_at_a_key_and_a_report_outlives_bad_input(tmp_path, monke
 
     folder, report = folder_of(tmp_path / "runs", SOUND), tmp_path / "report.csv"
     monkeypatch.setattr(watch.time, "sleep", interrupt)
-    assert watch.main(["watch", str(folder), "--follow"]) == 0
+    assert watch.main(["watch", str(folder), "--follow"]) == 2  # at the first look nothing rests yet
     folder_of(folder, [*SOUND, STORIES[:3]])
     assert watch.main(["watch", str(folder), "--report", str(report)]) == 2
     assert set(pd.read_csv(report)["step"]) == {1, 2}

@@ -205,6 +205,13 @@ def _encoder(wanted: bool) -> Callable[[list[str]], Any] | None:
     return Encoder()
 
 
+def _state(path: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of change of a file or of a folder's files: equal at two looks where nobody writes."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    stats = [(file.name, file.stat()) for file in files]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
 def _steps(found: Sequence[Path]) -> list[int]:
     """The last numbers in the names, where all have one and they rise; otherwise places."""
     numbers = [re.findall(r"\d+", path.stem) for path in found]
@@ -262,9 +269,13 @@ def watch(chosen: argparse.Namespace) -> Report:
         monitor.require_reference(first["texts"])
     # What the reference took, and what an earlier call with the same log has checked.
     taken = (chosen.reference if Path(chosen.folder).is_file() else 1) if monitor.referenced else 0
-    seen, report = taken + monitor.checks, monitor.report()
+    seen, report, states = taken + monitor.checks, monitor.report(), {}
     while True:
         items = list(_items(chosen))
+        if chosen.follow:  # of what arrives, all before the first that is still being written
+            before, states = states, {item: _state(item) for _, item in items if isinstance(item, Path)}
+            resting = [not isinstance(item, Path) or states[item] == before.get(item) for _, item in items]
+            items = items[: resting.index(False)] if False in resting else items
         if len(items) <= max(taken, 1) and not chosen.follow:
             raise ValueError(
                 f"{chosen.folder} holds {len(items)} generation(s): a change needs one more than the reference."
@@ -279,7 +290,7 @@ def watch(chosen: argparse.Namespace) -> Report:
                 report.save(chosen.report)
             if monitor.checks and not chosen.json:
                 print(report.line(), flush=True)
-        seen = len(items)
+        seen = max(seen, len(items))
         if not chosen.follow or report.status == WARNING:
             return report
         try:
