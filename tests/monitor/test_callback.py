@@ -70,11 +70,16 @@ def test_an_error_inside_is_logged_and_training_goes_on_unless_strict(trainer, c
         MonitorCallback(Monitor(blocks=HELD_OUT), every=0)
 
 
-def test_a_report_is_there_whatever_happened(trainer, tmp_path):
+def test_a_report_is_there_whatever_happened(trainer, tmp_path, caplog):
     run = trainer()
     callback = MonitorCallback(Monitor(blocks=HELD_OUT), sample=lambda _: 1 / 0).attach(run)
     run.train()
-    assert callback.report.status == "cannot judge"
+    assert callback.report.status == "cannot judge" and "the reference is step" not in caplog.text
+    samples = iter([1 / 3, *([["a b c d"] * 30] * 9)])
+    late = trainer()
+    MonitorCallback(Monitor(blocks=HELD_OUT), sample=lambda _: next(samples), every=2).attach(late)
+    late.train()
+    assert "the reference is step 2, not the start of training" in caplog.text
     assert callback.report.save(tmp_path / "report.html").stat().st_size > 0
 
 

@@ -145,6 +145,14 @@ def test_embeddings_and_their_log_determinant(tmp_path, capsys):
         (lambda path: write(path / "typo.csv", "step,loss\n1,2\n2,2.1\n3,abc\n4,2\n"), "row 3, column loss: 'abc' is"),
         (lambda path: write(path / "words.csv", "step,name\n1,a\n2,b\n"), "no column of numbers"),
         (lambda path: write(path / "one.txt", "a\n\nb"), "give a folder"),
+        (
+            lambda path: write(path / "config.json", "{}") and write(path / "a.safetensors", "").parent,
+            "is one checkpoint",
+        ),
+        (
+            lambda path: write(folder_of(path / "a", []) / "adapter_config.json", "{}").parent.parent,
+            "holds PEFT's adapters",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_status_two(tmp_path, capsys, arrange, sentence):
@@ -180,6 +188,10 @@ def test_checkpoints_are_judged_on_held_out_text_and_a_half_written_one_is_bad_i
     assert watch.main(["watch", str(folder), "--text", str(text)]) == 0
     assert watch.main(["watch", str(folder)]) == 2
     assert "--text FILE" in capsys.readouterr().err
+    assert watch.main(["signature", str(tmp_path), str(text)]) == 2
+    assert capsys.readouterr().err == f"{tmp_path} holds no tokenizer: save it beside the model.\n"
+    assert watch.main(["signature", str(tmp_path / "absent"), str(text)]) == 2
+    assert "is no folder with a model" in capsys.readouterr().err
     assert watch.main(["signature", str(folder / "checkpoint-1"), str(text), "--blocks", "4"]) == 0
     assert json.loads(capsys.readouterr().out)["lambda_max"] > 0
     weights = folder / "checkpoint-1" / "model.safetensors"

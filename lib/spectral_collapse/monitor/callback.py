@@ -63,6 +63,7 @@ class MonitorCallback(TrainerCallback):
         if not state.is_world_process_zero or state.global_step <= self._checked:
             return
         self._checked = state.global_step
+        known = self.monitor.referenced
         try:
             with _own_randomness():
                 texts = None if self.sample is None else self.sample(model)
@@ -72,6 +73,8 @@ class MonitorCallback(TrainerCallback):
                 raise
             log.exception("the monitor failed at step %d; training goes on.", state.global_step)
             return
+        if not known and state.global_step:
+            log.warning("the monitor: the reference is step %d, not the start of training.", state.global_step)
         if self.report.frame.empty and self.report.left_out:
             log.warning("the monitor, step %d: %s", state.global_step, self.report.line())
         self._tell(state)

@@ -16,7 +16,7 @@ import pandas as pd
 from ..estimate import Estimate
 from ..text.metrics import mean_over_texts
 from .decision import Rule, against_controls, boundary, p_value
-from .readings import SIGNALS, TIERS, direction_of, label_of, of_embeddings, of_row, of_texts
+from .readings import SIGNALS, TIERS, direction_of, label_of, of_embeddings, of_row, of_texts, require_blocks
 from .report import COLUMNS, SOUND, UNJUDGED, WARNING, Report
 
 log = logging.getLogger(__name__)
@@ -58,8 +58,10 @@ class Monitor:
         budget: float | None = None,
         log_file: Path | str | None = None,
     ):
-        if budget is not None and not 0 < budget <= 1:
-            raise ValueError(f"budget: a share of the run's time lies between 0 and 1, and {budget} does not.")
+        if budget is not None and not (isinstance(budget, int | float) and 0 < budget <= 1):
+            raise ValueError(f"budget: a share of the run's time lies between 0 and 1, and {budget!r} does not.")
+        if blocks is not None:
+            require_blocks(blocks)
         if len(controls) == 1:
             raise ValueError("controls: one control run says nothing of how runs differ: give two or more, or none.")
         self.blocks, self.encoder, self.spectrum = blocks, encoder, spectrum

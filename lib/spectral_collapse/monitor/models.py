@@ -12,19 +12,16 @@ from torch.distributed.tensor import DTensor
 from .. import curvature
 from ..estimate import Estimate
 from ..text.metrics import mean_over_texts
+from .readings import require_blocks
 
 BATCH = 16  # blocks in a pass
 PROBES, STEPS = 3, 16  # of a spectrum
 
 
 def as_blocks(blocks: Any) -> torch.Tensor:
-    """Held-out token ids (N, T) as a tensor. ValueError for anything else, and for fewer than three blocks."""
-    blocks = torch.as_tensor(blocks)
-    if blocks.ndim != 2 or blocks.dtype.is_floating_point or blocks.shape[0] < 3 or blocks.shape[1] < 2:
-        raise ValueError(
-            f"blocks: held-out token ids of shape (N, T), N ≥ 3, T ≥ 2, not {blocks.dtype} of {tuple(blocks.shape)}."
-        )
-    return blocks.long()
+    """Held-out token ids (N, T) as a tensor. ValueError as `readings.require_blocks`."""
+    require_blocks(blocks)
+    return torch.as_tensor(blocks).long()
 
 
 @contextlib.contextmanager

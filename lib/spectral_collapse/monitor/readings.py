@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +61,20 @@ def direction_of(name: str) -> int:
 def label_of(name: str) -> str:
     """A signal's name for readers."""
     return SIGNALS[name].label if name in SIGNALS else name.replace("_", " ")
+
+
+def require_blocks(blocks: Any) -> None:
+    """ValueError unless these are token ids (N, T), N ≥ 3, T ≥ 2; without torch."""
+    try:
+        array = blocks if hasattr(blocks, "shape") else np.asarray(blocks)
+    except ValueError:  # rows of unequal length
+        array = np.empty(0)
+    shape = tuple(array.shape)
+    if len(shape) != 2 or shape[0] < 3 or shape[1] < 2 or "int" not in str(array.dtype):
+        raise ValueError(
+            "blocks: held-out token ids of shape (N, T), N ≥ 3, T ≥ 2, all of one length, not "
+            f"{type(blocks).__name__} of {array.dtype} and shape {shape}."
+        )
 
 
 def of_texts(texts: Sequence[str]) -> dict[str, Estimate]:

@@ -116,6 +116,10 @@ def checkpoints_or_texts(folder: Path) -> tuple[str, list[Path]]:
     found = sorted((path for path in folder.iterdir() if _is_checkpoint(path)), key=natural)
     if found:
         return "checkpoints", found
+    if _is_checkpoint(folder):
+        raise ValueError(f"{folder} is one checkpoint: give the folder that holds one a generation.")
+    if any((path / "adapter_config.json").is_file() for path in folder.iterdir()):
+        raise ValueError(f"{folder} holds PEFT's adapters: merge each into its model (merge_and_unload) and save that.")
     generations = [
         path
         for path in folder.iterdir()
@@ -189,6 +193,10 @@ def _load(folder: Path | str) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import
 
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder} is no folder with a model.")
+    if not any(Path(folder).glob("tokenizer*")):
+        raise ValueError(f"{folder} holds no tokenizer: save it beside the model.")
     try:
         options = {"local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
