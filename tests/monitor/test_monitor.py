@@ -163,7 +163,7 @@ def test_reports_are_saved_in_four_forms_and_escape_what_models_write(tmp_path):
     assert "&lt;script&gt;alert(1)" in page and "<script>alert" not in page
     assert "src=" not in page.split("<body>")[1].split("plotly")[0]
     assert pd.read_csv(tmp_path / "report.csv")["check"].tolist() == report.frame["check"].tolist()
-    with pytest.raises(ValueError, match=r"\.html, \.csv, \.parquet or \.jsonl"):
+    with pytest.raises(ValueError, match=r"\.html, \.csv, \.parquet, \.jsonl"):
         report.save(tmp_path / "report.pdf")
     assert len(report.plot().axes) >= 3
 

@@ -377,7 +377,7 @@ def test_sigmas_protocol_over_fifty_generations_is_whole_and_its_track_one_silen
     first = sigma_settings.first_beyond(long, report.FIFTY_METRICS, report.FIFTY_CONTROL)
     left = first[first["metric"].isin(["track_two_drift", "held_out_perplexity"])].set_index("metric")["generation"]
     assert left["track_two_drift"].max() <= left["held_out_perplexity"].min() <= 3
-    table = report.fifty_table(long, first)
+    table = report.fifty_table(long, first, sigma_settings.settings(settings))
     assert list(table.columns) == [
         *("Metric", "Base", "fresh, carried", "recursive, restarted", "recursive, carried"),
         *("S1 beyond at", "S2 beyond at"),

@@ -27,14 +27,13 @@ def limits(settings: Params) -> list[str]:
             raise ValueError(f"conditions: statistics need {name!r}, and there is {', '.join(conditions)}: add it.")
     primary.require_answerable(settings)
     weights = {"condition": conditions, "weights": [split_condition(name, settings.weights)[1] for name in conditions]}
-    leads = [
+    found = [
         f"{name}: a lead has room only in runs where {' and '.join(map(metrics.label, each.outcomes))} first alarm at "
         f"generation {each.lead + 1} or later; an earlier alarm counts against it, whatever the metric does."
         for name, each in primary.named(settings).items()
         if isinstance(each, primary.Warns)
     ]
     unmatched = [name for name, control in matched_controls(pd.DataFrame(weights)).items() if control is None]
-    found = leads
     if unmatched:
         found.append(
             f"{', '.join(unmatched)}: no control has the same weights ({CONTROL}_carry or {CONTROL}_restart), so that "

@@ -86,11 +86,8 @@ def first_beyond(table: pd.DataFrame, metrics: Sequence[str], control: str) -> p
         wide = table.pivot(index=["condition", "seed"], columns="generation", values=metric)
         later, direction = wide.sub(wide[0], axis=0).drop(columns=0), COLLAPSE.get(metric, 0)
         known, treated = later.loc[control], later.drop(index=control, level="condition")
-        beyond = treated.ne(treated)
-        if direction >= 0:
-            beyond |= treated > known.max(axis=None)
-        if direction <= 0:
-            beyond |= treated < known.min(axis=None)
+        above, below = treated > known.max(axis=None), treated < known.min(axis=None)
+        beyond = (above & (direction >= 0)) | (below & (direction <= 0))
         first = beyond.idxmax(axis=1).where(beyond.any(axis=1), np.inf)
         rows += [(metric, *run, generation) for run, generation in first.items()]
     return pd.DataFrame(rows, columns=["metric", "condition", "seed", "generation"])

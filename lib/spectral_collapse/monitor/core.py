@@ -72,7 +72,9 @@ class Monitor:
         self._costs: dict[str, float] = {}
         self._reference: dict[str, Estimate] = {}
         self._rows: list[tuple] = []
-        self._check, self._left_out, self._samples = 0, (), ((), ())
+        self._check, self._samples = 0, ((), ())
+        self._left_out: tuple[str, ...] = ()
+        self._skipped: set[str] = set()  # tiers that did not fit into the budget
         self._kept: dict[str, Any] = {}
         if self.log_file is not None and self.log_file.exists():
             self._resume()
@@ -128,7 +130,7 @@ class Monitor:
 
     def _read(self, given: Mapping[str, Any], limited: bool) -> dict[str, Estimate]:
         """Readings of all tiers, cheapest first, or of those that fit into the budget."""
-        readings, left_out, tiers = {}, [], self._tiers(given)
+        readings, left_out, skipped, tiers = {}, [], set(), self._tiers(given)
         for name in sorted(tiers, key=TIERS.index):
             allowed = math.inf if self.budget is None else self.budget * (time.monotonic() - self._started)
             room, cost, share = allowed - self._spent, self._costs.get(name, 0.0), 1.0
@@ -136,6 +138,7 @@ class Monitor:
                 count = int(len(self.blocks) * room / cost) if name == "model" else 0
                 if count < LEAST_BLOCKS:
                     left_out.append(f"{name} (budget)")
+                    skipped.add(name)
                     continue
                 left_out.append(f"{len(self.blocks) - count} of {len(self.blocks)} held-out blocks (budget)")
                 share, tiers[name] = count / len(self.blocks), functools.partial(tiers[name], count)
@@ -147,7 +150,7 @@ class Monitor:
             took = time.monotonic() - start
             self._costs[name] = took / share
             self._spent += took
-        self._left_out = tuple(left_out)
+        self._left_out, self._skipped = tuple(left_out), skipped
         return readings
 
     def _inputs(self, prompts: Sequence[str] | None) -> dict[str, Any]:
@@ -236,9 +239,8 @@ class Monitor:
     def _not_judged(self, readings: Mapping[str, Estimate]) -> tuple[str, ...]:
         """Names of signals that this check or the reference lacks, or whose reference rows are all equal, with the
         reason."""
-        budget = {each.removesuffix(" (budget)") for each in self._left_out}
         missing = [name for name in self._reference if name not in readings]
-        missing = [name for name in missing if name not in SIGNALS or SIGNALS[name].tier not in budget]
+        missing = [name for name in missing if name not in SIGNALS or SIGNALS[name].tier not in self._skipped]
         new = [name for name in readings if name not in self._reference]
         still = [name for name, each in self._reference.items() if name in readings and each.standard_error == 0]
         still = [] if self.controls else [name for name in still if math.isnan(readings[name].standard_error)]

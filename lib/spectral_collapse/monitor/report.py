@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from .readings import SIGNALS, label_of
 
 SOUND, WARNING, UNJUDGED = "sound", "warning", "cannot judge"
+SUFFIXES = (".html", ".csv", ".parquet", ".jsonl")  # of saved reports
 COLUMNS = ["step", "check", "signal", "reference", "value", "change", "low", "high", "p", "level", "boundary", "alarm"]
 INK, ALARM, EDGE = "#3b6ea5", "#d55e00", "#8a8a8a"
 ADVICE = (
@@ -111,7 +112,7 @@ class Report:
                 self.frame.to_json(path, orient="records", lines=True)
             case other:
                 raise ValueError(
-                    f"{path}: a report is .html, .csv, .parquet or .jsonl, not {other or 'without a suffix'}."
+                    f"{path}: a report is one of {', '.join(SUFFIXES)}, not {other or 'without a suffix'}."
                 )
         return path
 

@@ -23,7 +23,7 @@ from .. import sigma
 from .core import Monitor
 from .decision import Rule
 from .readings import DELTA
-from .report import SOUND, UNJUDGED, WARNING, Report
+from .report import SOUND, SUFFIXES, UNJUDGED, WARNING, Report
 
 STATUS = {SOUND: 0, WARNING: 1, UNJUDGED: 2}
 BAD_INPUT = 2
@@ -33,7 +33,6 @@ KEYS = ("text", "response", "continuation", "output", "completion")
 PLANNED = re.compile(r"learning_rate|runtime|per_second|total_flos|grad_norm")
 STEPS = ("step", "generation", "epoch", "global_step")
 BLOCK, BLOCKS = 128, 64  # of held-out text
-SUFFIXES = (".html", ".csv", ".parquet", ".jsonl")  # of reports
 PAUSE = 10.0  # seconds between two looks at a folder
 
 

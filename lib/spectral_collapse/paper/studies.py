@@ -303,7 +303,6 @@ FIFTY_METRICS = (
     *("track_two_drift", "logdet_drift", "track_one_sharp_drift", "track_one_drift"),
 )
 FIFTY_CONTROL = "fresh_carry"
-SETTING_OF = {"recursive_restart": "S1", "recursive_carry": "S2"}
 
 
 def span(values: pd.Series, show: Callable[[float], str] = number_of) -> str:
@@ -315,18 +314,19 @@ def _generation(value: float) -> str:
     return f"{value:.0f}" if math.isfinite(value) else "never"
 
 
-def fifty_table(table: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
-    """Metric by metric the base model's values, the last ones of every condition, and when the runs of each treated one
-    left what the control ever did (`sigma_settings.first_beyond`), as spans over seeds."""
-    treated, last = [name for name in SETTING_OF if name in set(first["condition"])], table["generation"].max()
+def fifty_table(table: pd.DataFrame, first: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """Metric by metric the base model's values, the last ones of the control and of each setting, and when the runs of
+    a setting left what the control ever did (`sigma_settings.first_beyond`), as spans over seeds. `names`: the
+    conditions by setting."""
+    treated, last = list(names.values()), table["generation"].max()
     rows = []
     for metric in first["metric"].unique():
         own = table.set_index(["generation", "condition"])[metric].sort_index()
         left = first[first["metric"] == metric].set_index("condition")["generation"]
         ends = [span(own.loc[0]), *(span(own.loc[last, name]) for name in (FIFTY_CONTROL, *treated))]
         rows.append([label(metric), *map(Number, ends), *(Number(span(left[[name]], _generation)) for name in treated)])
-    names = [condition_label(name) for name in (FIFTY_CONTROL, *treated)]
-    return frame_of(rows, ["Metric", "Base", *names, *(f"{SETTING_OF[name]} beyond at" for name in treated)])
+    labels = [condition_label(name) for name in (FIFTY_CONTROL, *treated)]
+    return frame_of(rows, ["Metric", "Base", *labels, *(f"{setting} beyond at" for setting in names)])
 
 
 def fifty_values(params: Params, table: pd.DataFrame, drifts: pd.DataFrame, first: pd.DataFrame) -> dict[str, str]:
