@@ -28,6 +28,7 @@ from .report import SOUND, SUFFIXES, UNJUDGED, WARNING, Report
 STATUS = {SOUND: 0, WARNING: 1, UNJUDGED: 2}
 BAD_INPUT = 2
 TEXTS, TABLES, ROWS = (".txt", ".jsonl", ".parquet"), (".csv", ".jsonl"), (".npy", ".parquet", ".arrow", ".feather")
+TOKENIZERS = ("tokenizer*", "vocab*", "merges.txt", "*.model")  # files of one of them
 KEYS = ("text", "response", "continuation", "output", "completion")
 # Columns that change as planned, or with the machine.
 PLANNED = re.compile(r"learning_rate|runtime|per_second|total_flos|grad_norm")
@@ -194,7 +195,7 @@ def _load(folder: Path | str) -> tuple[Any, Any]:
 
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is no folder with a model.")
-    if not any(Path(folder).glob("tokenizer*")):
+    if not any(file for names in TOKENIZERS for file in Path(folder).glob(names)):
         raise ValueError(f"{folder} holds no tokenizer: save it beside the model.")
     try:
         options = {"local_files_only": True, "trust_remote_code": False}
@@ -272,8 +273,8 @@ def watch(chosen: argparse.Namespace) -> Report:
             f"--report {chosen.report}: a report is a file of {', '.join(SUFFIXES)} in a folder that exists."
         )
     monitor, read = _monitor(chosen)
-    if monitor.referenced and Path(chosen.folder).is_dir() and "texts" in (first := read(next(_items(chosen))[1])):
-        monitor.require_reference(first["texts"])
+    if monitor.referenced and monitor.blocks is None and Path(chosen.folder).is_dir():
+        monitor.require_reference(read(next(_items(chosen))[1])["texts"])
     # What the reference took, and what an earlier call with the same log has checked.
     taken = (chosen.reference if Path(chosen.folder).is_file() else 1) if monitor.referenced else 0
     seen, report, states = taken + monitor.checks, monitor.report(), {}
