@@ -54,6 +54,19 @@ def test_it_stops_the_run_only_if_told_so(trainer):
     assert run.state.global_step < 40 and callback.report.status == "warning"
 
 
+def test_a_run_that_diverges_is_stopped_though_the_model_writes_nothing_any_more(trainer, caplog):
+    def sample(model):
+        if not all(each.isfinite().all() for each in model.parameters()):
+            raise RuntimeError("probability tensor contains nan")
+        return ["the cat sat on the mat"] * 20
+
+    run = trainer(max_steps=40, learning_rate=1e30, max_grad_norm=0)
+    callback = MonitorCallback(Monitor(blocks=HELD_OUT), sample=sample, every=2, stop=True).attach(run)
+    run.train()
+    assert run.state.global_step < 40 and "Held-out loss not finite" in callback.report.line()
+    assert "is judged without texts" in caplog.text
+
+
 def test_an_error_inside_is_logged_and_training_goes_on_unless_strict(trainer, caplog):
     def broken(model):
         raise RuntimeError("no samples today")

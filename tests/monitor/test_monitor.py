@@ -23,6 +23,25 @@ def model():
     return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).train()
 
 
+def test_a_model_that_diverged_is_an_alarm_and_no_control(model):
+    blocks = torch.randint(0, 64, (12, 10), generator=torch.Generator().manual_seed(1))
+    broken = copy.deepcopy(model)
+    broken.lm_head.weight.data.fill_(math.nan)
+    monitor = Monitor(model, blocks=blocks, spectrum=4)
+    sound, report = monitor.check(model=model, step=1), monitor.check(model=broken, step=2)
+    assert sound.status == "sound" and report.status == "warning"
+    assert list(report.alarms["signal"]) == ["held_out_loss"] and "Held-out loss not finite at step 2" in report.line()
+    assert {"Entropy of predictions (not finite)", "Log spectral ratio (not in this check)"} == set(report.left_out)
+    assert "Held-out loss not finite" in report.to_html() and report.plot()
+    controls = [report.to_frame()] * 3
+    assert Monitor(model, blocks=blocks, controls=controls).check(model=model).status == "sound"
+    second = Monitor(model, blocks=blocks, controls=controls)
+    second.check(model=model)
+    assert second.check(model=model).status == "cannot judge"  # no control has a finite second check
+    with pytest.raises(ValueError, match="Held-out loss is nan"):
+        Monitor(broken, blocks=blocks)
+
+
 def poorer(stories, kept):
     """As many stories, of which only so many differ."""
     return (stories[:kept] * (len(stories) // kept + 1))[: len(stories)]
@@ -176,7 +195,7 @@ def test_reports_are_saved_in_four_forms_and_escape_what_models_write(tmp_path):
         (lambda: Monitor(["..."] * 30), "no words"),
         (lambda: Monitor(STORIES[:30]).check(texts=STORIES[:40]), "as many"),
         (lambda: Monitor(STORIES[:30]).check(), "nothing to check"),
-        (lambda: Monitor({"loss": float("nan")}), "diverged"),
+        (lambda: Monitor({"loss": float("nan")}), "loss is nan, with which nothing can be compared"),
         (lambda: Monitor({"loss": "high"}), "no number"),
         (lambda: Monitor([{"loss": 1.0}] * 2), "no spread"),
         (lambda: Monitor(object()), "held-out blocks"),

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import peft
 import pytest
 import torch
 from spectral_collapse.monitor import watch
@@ -123,10 +124,31 @@ def test_texts_need_no_torch(tmp_path):
 def test_embeddings_and_their_log_determinant(tmp_path, capsys):
     rows = np.random.default_rng(0).normal(size=(400, 6))
     np.save(tmp_path / "rows.npy", rows)
-    assert watch.main(["sigma", str(tmp_path / "rows.npy")]) == 0
+    assert watch.main(["sigma", str(tmp_path / "rows.npy"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["embeddings"] == 400 and found["dimension"] == 6
     assert found["low"] < 0 < found["high"]  # log det of the identity
+    assert watch.main(["sigma", str(tmp_path / "rows.npy")]) == 0
+    assert f"[{found['low']:.6g}, {found['high']:.6g}]" in capsys.readouterr().out
+    np.save(tmp_path / "dead.npy", rows * [1, 1, 1, 1, 1, 0])
+    assert watch.main(["sigma", str(tmp_path / "dead.npy")]) == 0
+    assert "not identified, the Gram matrix has rank 5 in 6 dimensions" in capsys.readouterr().out
+    for name, wrong, told in (("none", rows[:0], "no embeddings"), ("nan", rows * np.nan, "embedding 0 is not finite")):
+        np.save(tmp_path / f"{name}.npy", wrong)
+        assert watch.main(["sigma", str(tmp_path / f"{name}.npy")]) == 2
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_loss_that_is_not_finite_is_an_alarm_and_in_the_reference_bad_input(tmp_path, capsys, value):
+    rows = ["1,2,5", "2,2.1,6", "3,1.9,4", f"4,{value},{value}"]
+    table, report = write(tmp_path / "log.csv", "step,loss,bleu\n" + "\n".join(rows)), tmp_path / "report.html"
+    assert watch.main(["watch", str(table), "--report", str(report)]) == 1
+    told = capsys.readouterr().out
+    assert "loss not finite at step 4" in told and "bleu (not finite)" in told and report.is_file()
+    write(table, "step,loss,bleu\n" + "\n".join(rows[::-1]))
+    assert watch.main(["watch", str(table)]) == 2
+    assert f"is {value}, with which nothing can be compared" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -140,18 +162,14 @@ def test_embeddings_and_their_log_determinant(tmp_path, capsys):
         (lambda path: with_prompts(path / "asked"), "prompts: not the same as for the reference"),
         (lambda path: write(path / "cut.jsonl", '{"text": "a"}\n{"te'), "line 2 is cut off"),
         (lambda path: write(path / "empty.csv", "step,loss\n"), "no rows"),
-        (lambda path: write(path / "nan.csv", "step,loss\n1,2\n2,2.1\n3,1.9\n4,nan\n"), "diverged"),
-        (lambda path: write(path / "inf.csv", "step,loss\n1,2\n2,2.1\n3,1.9\n4,inf\n"), "diverged"),
+        (lambda path: write(path / "twice.csv", "step,loss,loss\n1,2,3\n"), "there twice: step, loss, loss"),
+        (lambda path: write(path / "longer.csv", "step,loss\n1,2\n2,2,1\n"), "row 2 has more cells than the header"),
         (lambda path: write(path / "typo.csv", "step,loss\n1,2\n2,2.1\n3,abc\n4,2\n"), "row 3, column loss: 'abc' is"),
         (lambda path: write(path / "words.csv", "step,name\n1,a\n2,b\n"), "no column of numbers"),
         (lambda path: write(path / "one.txt", "a\n\nb"), "give a folder"),
         (
             lambda path: write(path / "config.json", "{}") and write(path / "a.safetensors", "").parent,
             "is one checkpoint",
-        ),
-        (
-            lambda path: write(folder_of(path / "a", []) / "adapter_config.json", "{}").parent.parent,
-            "holds PEFT's adapters",
         ),
     ],
 )
@@ -189,15 +207,57 @@ def test_checkpoints_are_judged_on_held_out_text_and_a_half_written_one_is_bad_i
     assert watch.main(["watch", str(folder)]) == 2
     assert "--text FILE" in capsys.readouterr().err
     assert watch.main(["signature", str(tmp_path), str(text)]) == 2
-    assert capsys.readouterr().err == f"{tmp_path} holds no tokenizer: save it beside the model.\n"
+    assert capsys.readouterr().err == f"{tmp_path}: there is no tokenizer; save it beside the model.\n"
     assert watch.main(["signature", str(tmp_path / "absent"), str(text)]) == 2
     assert "is no folder with a model" in capsys.readouterr().err
     assert watch.main(["signature", str(folder / "checkpoint-1"), str(text), "--blocks", "4"]) == 0
+    assert "λ_max" in capsys.readouterr().out
+    assert watch.main(["signature", str(folder / "checkpoint-1"), str(text), "--blocks", "4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["lambda_max"] > 0
     weights = folder / "checkpoint-1" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     assert watch.main(["watch", str(folder), "--text", str(text)]) == 2
     assert "cannot be loaded as a causal language model" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for it
+def test_an_adapter_is_judged_on_its_base_whose_tokenizer_serves(tmp_path, capsys):
+    tokenizer = tokenizers.train_tokenizer(STORIES, 300)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    base, folder = tmp_path / "base", tmp_path / "runs"
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(base)
+    text = write(tmp_path / "held_out.txt", "\n\n".join(STORIES))
+    for step in (0, 1):
+        adapted = peft.get_peft_model(
+            LlamaForCausalLM.from_pretrained(base), peft.LoraConfig(r=2, target_modules="all-linear")
+        )
+        for name, weights in adapted.named_parameters():
+            if "lora_B" in name:  # zero at first: the base itself
+                weights.data += 3.0 * step
+        adapted.save_pretrained(folder / f"checkpoint-{step}")
+    assert watch.main(["watch", str(folder), "--text", str(text)]) == 2
+    assert "there is no tokenizer" in capsys.readouterr().err
+    tokenizer.save_pretrained(base)
+    assert watch.main(["watch", str(folder), "--text", str(text), "--json"]) == 1
+    loss = json.loads(capsys.readouterr().out)[0]
+    blocks = torch.as_tensor(watch._blocks(tokenizer, text))
+    for place, name in enumerate(("reference", "value")):
+        model = peft.PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), folder / f"checkpoint-{place}")
+        with torch.no_grad():
+            assert loss[name] == pytest.approx(model(input_ids=blocks, labels=blocks).loss.item(), rel=1e-4)
+    config = folder / "checkpoint-1" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "absent/model"}))
+    assert watch.main(["watch", str(folder), "--text", str(text)]) == 2
+    assert "names the base 'absent/model', which is no folder here" in capsys.readouterr().err
+
+
+def test_options_that_do_not_apply_are_refused(tmp_path, capsys):
+    folder = str(folder_of(tmp_path / "runs", SOUND))
+    table = str(write(tmp_path / "log.csv", "step,loss\n1,2\n2,2.1\n3,1.9\n4,2\n"))
+    for arguments in ([folder, "--text", table], [folder, "--reference", "2"], [table, "--embed"]):
+        assert watch.main(["watch", *arguments]) == 2
+        assert f"{arguments[1]} is for" in capsys.readouterr().err
 
 
 def test_an_unforeseen_error_is_no_warning(monkeypatch, capsys, tmp_path):

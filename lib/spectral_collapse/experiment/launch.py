@@ -58,6 +58,10 @@ def main(arguments: list[str]) -> int:
     The launcher ends the others as soon as one exits with 1.
     """
     try:
+        if {"-h", "--help"} & set(arguments):
+            if processes.first():
+                print(__doc__)
+            return 0
         if not arguments:
             raise ValueError("name a profile: launch PROFILE seed=1 condition=recursive [key=value ...]")
         make(_run(*arguments))

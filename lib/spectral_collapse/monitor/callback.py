@@ -66,7 +66,7 @@ class MonitorCallback(TrainerCallback):
         known = self.monitor.referenced
         try:
             with _own_randomness():
-                texts = None if self.sample is None else self.sample(model)
+                texts = self._texts(model, state.global_step)
                 self.report = self.monitor.check(model=model, texts=texts, step=state.global_step)
         except Exception:
             if self.strict:
@@ -78,6 +78,16 @@ class MonitorCallback(TrainerCallback):
         if self.report.frame.empty and self.report.left_out:
             log.warning("the monitor, step %d: %s", state.global_step, self.report.line())
         self._tell(state)
+
+    def _texts(self, model: Any, step: int) -> list[str] | None:
+        """Texts of the model; None where it writes none, as after it has diverged, which its loss shows."""
+        try:
+            return None if self.sample is None else self.sample(model)
+        except Exception:
+            if self.strict or not self.monitor.referenced:
+                raise
+            log.exception("the model could not be sampled at step %d; it is judged without texts.", step)
+            return None
 
     def _stop(self, args: TrainingArguments, control: TrainerControl) -> None:
         """Ends training at an alarm in the first process, in all of them."""

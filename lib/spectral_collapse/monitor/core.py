@@ -132,6 +132,8 @@ class Monitor:
         """Readings of all tiers, cheapest first, or of those that fit into the budget."""
         readings, left_out, skipped, tiers = {}, [], set(), self._tiers(given)
         for name in sorted(tiers, key=TIERS.index):
+            if name == "curvature" and not all(math.isfinite(each.value) for each in readings.values()):
+                continue  # of a model that has diverged there is none
             allowed = math.inf if self.budget is None else self.budget * (time.monotonic() - self._started)
             room, cost, share = allowed - self._spent, self._costs.get(name, 0.0), 1.0
             if limited and cost > room:
@@ -182,6 +184,7 @@ class Monitor:
         given: Sequence[Any] | None = None,
     ) -> None:
         """Takes readings as the reference; `given`: the texts or rows that they are of."""
+        _require_finite({name: found.value for name, found in readings.items()})
         self._reference, self._samples, self._kept = readings, (_shown(texts), ()), self._inputs(prompts)
         if given is not None:
             self._kept["reference"] = _digest(list(given))
@@ -212,9 +215,9 @@ class Monitor:
     ) -> Report:
         """Compares texts, a model, a row of metrics, or several of these, with the reference.
 
-        prompts: those that the texts answer, so that others are noticed. ValueError, and nothing is noted, for what
-        cannot be read or compared: too few texts, other numbers of them than the reference has, other prompts, blocks
-        or another encoder, NaN, a model without blocks, nothing at all.
+        prompts: those that the texts answer, so that others are noticed. A loss that is no longer finite is an alarm.
+        ValueError, and nothing is noted, for what cannot be read or compared: too few texts, other numbers of them than
+        the reference has, other prompts, blocks or another encoder, a model without blocks, nothing at all.
         """
         given = {"texts": texts, "model": model, "metrics": metrics}
         if all(each is None for each in given.values()):
@@ -227,7 +230,7 @@ class Monitor:
             self._refer(readings, texts, prompts, step, texts)
             return self.report()
         number, signals = self._check + 1, len(self._reference)
-        known = {name: found for name, found in readings.items() if name in self._reference}
+        known = {name: found for name, found in readings.items() if name in self._reference and _judgeable(name, found)}
         rows = [self._judged(step, number, name, found, signals) for name, found in known.items()]
         self._left_out += self._not_judged(readings)
         self._check, self._samples = number, (self._samples[0], _shown(texts) or self._samples[1])
@@ -242,17 +245,22 @@ class Monitor:
         missing = [name for name in self._reference if name not in readings]
         missing = [name for name in missing if name not in SIGNALS or SIGNALS[name].tier not in self._skipped]
         new = [name for name in readings if name not in self._reference]
+        lost = [name for name in self._reference if name in readings and not _judgeable(name, readings[name])]
         still = [name for name, each in self._reference.items() if name in readings and each.standard_error == 0]
         still = [] if self.controls else [name for name in still if math.isnan(readings[name].standard_error)]
         return (
             *(f"{label_of(name)} (not in this check)" for name in missing),
             *(f"{label_of(name)} (not in the reference)" for name in new),
+            *(f"{label_of(name)} (not finite)" for name in lost),
             *(f"{label_of(name)} (does not vary in the reference)" for name in still),
         )
 
     def _judged(self, step: int | float, check: int, name: str, now: Estimate, signals: int) -> tuple:
         """A row of `COLUMNS`."""
         before, direction = self._reference[name], direction_of(name)
+        level = self.rule.level(check, signals)
+        if not math.isfinite(now.value):  # diverged, which no chance does
+            return (step, check, name, before.value, *[math.nan] * 4, 0.0, level, math.nan, level > 0)
         sizes = [len(each.left_out) for each in (now, before) if each.left_out is not None]
         if len(set(sizes)) > 1 and name in SIGNALS and SIGNALS[name].tier == "model":
             before = _of_first(before, sizes[0])
@@ -268,8 +276,7 @@ class Monitor:
         if self.controls:
             others = [run.get((check, name)) for run in self.controls]
             change = against_controls(change.value, [each for each in others if each is not None])
-        level, p = self.rule.level(check, signals), p_value(change, direction)
-        edge = boundary(change, direction, level)
+        p, edge = p_value(change, direction), boundary(change, direction, level)
         return (
             step, check, name, before.value, now.value, change.value, change.low, change.high, p, level, edge,
             bool(level > 0 and p <= level),
@@ -323,6 +330,17 @@ class Monitor:
         log.info("%s: goes on after check %d.", self.log_file, self._check)
 
 
+def _judgeable(name: str, found: Estimate) -> bool:
+    """Whether a value is finite, or tells by not being so: a loss has diverged, an entropy can lack its texts."""
+    return math.isfinite(found.value) or direction_of(name) > 0
+
+
+def _require_finite(values: Mapping[str, float]) -> None:
+    """ValueError for a reference that is not finite."""
+    if wrong := [name for name, value in values.items() if not math.isfinite(value)]:
+        raise ValueError(f"reference: {label_of(wrong[0])} is {values[wrong[0]]}, with which nothing can be compared.")
+
+
 def _digest(value: Any) -> str:
     plain = value.tolist() if hasattr(value, "tolist") else value
     return hashlib.sha256(json.dumps(plain, default=float).encode()).hexdigest()
@@ -370,6 +388,8 @@ def _of_rows(rows: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
     if not names:
         raise ValueError("reference: no metric is in all of its rows.")
     values = {name: [of_row({name: row[name]})[name].value for row in rows] for name in sorted(names)}
+    for name, each in values.items():
+        _require_finite({name: sum(each)})
     factor = math.sqrt(1 + 1 / len(rows))
     found = {}
     for name, each in values.items():
@@ -379,7 +399,8 @@ def _of_rows(rows: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
 
 
 def _control(frame: pd.DataFrame, place: int) -> dict[tuple[int, str], float]:
-    """(check, signal) to the change of a control run."""
+    """(check, signal) to the change of a control run, where it is finite."""
     if missing := {"check", "signal", "change"} - set(frame):
         raise ValueError(f"controls: run {place + 1} has no column {sorted(missing)[0]!r}: give `Report.to_frame()`.")
-    return {(int(row.check), row.signal): float(row.change) for row in frame.itertuples()}
+    found = {(int(row.check), row.signal): float(row.change) for row in frame.itertuples()}
+    return {place: change for place, change in found.items() if math.isfinite(change)}

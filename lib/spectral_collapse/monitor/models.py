@@ -48,10 +48,8 @@ def _require_whole(model: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def of_model(model: torch.nn.Module, blocks: Any) -> dict[str, Estimate]:
-    """Mean loss and mean entropy of the next-token predictions on held-out blocks, jackknifed over the blocks.
-
-    ValueError where they are not finite.
-    """
+    """Mean loss and mean entropy of the next-token predictions on held-out blocks, jackknifed over the blocks; NaN
+    where one block's is not finite."""
     _require_whole(model)
     blocks, losses, entropies = as_blocks(blocks), [], []
     device = next(model.parameters()).device
@@ -62,9 +60,10 @@ def of_model(model: torch.nn.Module, blocks: Any) -> dict[str, Estimate]:
             losses.append(-scores.gather(-1, tokens[:, 1:, None])[..., 0].mean(1).cpu())
             entropies.append(-(scores.exp() * scores).sum(-1).mean(1).cpu())
     found = {"held_out_loss": torch.cat(losses), "predictive_entropy": torch.cat(entropies)}
-    if not all(values.isfinite().all() for values in found.values()):
-        raise ValueError("the model's loss on the held-out blocks is not finite: it has diverged.")
-    return {name: mean_over_texts(values.double().numpy()) for name, values in found.items()}
+    return {
+        name: mean_over_texts(values.double().numpy()) if values.isfinite().all() else Estimate(math.nan)
+        for name, values in found.items()
+    }
 
 
 def of_spectrum(model: torch.nn.Module, blocks: Any) -> dict[str, Estimate]:

@@ -116,10 +116,7 @@ def of_row(row: Mapping[str, float]) -> dict[str, Estimate]:
     found = {}
     for name, value in row.items():
         try:
-            number = float(value)
+            found[name] = Estimate(float(value))
         except (TypeError, ValueError):
             raise ValueError(f"{name} holds {value!r}, which is no number.") from None
-        if not math.isfinite(number):
-            raise ValueError(f"{name} is {number}: a run that has diverged cannot be judged.")
-        found[name] = Estimate(number)
     return found

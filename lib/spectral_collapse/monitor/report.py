@@ -78,7 +78,10 @@ class Report:
         if raised.empty:
             signals = self.frame["signal"].nunique()
             return f"step {step}: {self.status}, {signals} signals over {self.frame['check'].max()} checks."
-        told = ", ".join(f"{label_of(row.signal)} at step {row.step}" for row in raised.itertuples())
+        told = ", ".join(
+            f"{label_of(row.signal)}{' not finite' if math.isnan(row.value) else ''} at step {row.step}"
+            for row in raised.itertuples()
+        )
         return f"step {step}: {self.status} ({told})."
 
     def __repr__(self) -> str:

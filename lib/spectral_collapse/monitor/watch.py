@@ -7,8 +7,10 @@ spectral-collapse sigma FILE                log-determinant tracks of embeddings
 
 import argparse
 import csv
+import importlib.util
 import itertools
 import json
+import math
 import re
 import sys
 import time
@@ -28,11 +30,14 @@ from .report import SOUND, SUFFIXES, UNJUDGED, WARNING, Report
 STATUS = {SOUND: 0, WARNING: 1, UNJUDGED: 2}
 BAD_INPUT = 2
 TEXTS, TABLES, ROWS = (".txt", ".jsonl", ".parquet"), (".csv", ".jsonl"), (".npy", ".parquet", ".arrow", ".feather")
+CONFIGS = ("config.json", "adapter_config.json")
 TOKENIZERS = ("tokenizer*", "vocab*", "merges.txt", "*.model")  # files of one of them
 KEYS = ("text", "response", "continuation", "output", "completion")
 # Columns that change as planned, or with the machine.
 PLANNED = re.compile(r"learning_rate|runtime|per_second|total_flos|grad_norm")
 STEPS = ("step", "generation", "epoch", "global_step")
+REFERENCE = 3  # rows of a table
+MANY = 10**6  # times the observed number: a population
 BLOCK, BLOCKS = 128, 64  # of held-out text
 PAUSE = 10.0  # seconds between two looks at a folder
 
@@ -108,7 +113,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return path.is_dir() and (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+    """A model of Transformers, or an adapter of PEFT beside a base that it names."""
+    return path.is_dir() and any((path / name).is_file() for name in CONFIGS) and any(path.glob("*.safetensors"))
 
 
 def checkpoints_or_texts(folder: Path) -> tuple[str, list[Path]]:
@@ -118,8 +124,6 @@ def checkpoints_or_texts(folder: Path) -> tuple[str, list[Path]]:
         return "checkpoints", found
     if _is_checkpoint(folder):
         raise ValueError(f"{folder} is one checkpoint: give the folder that holds one a generation.")
-    if any((path / "adapter_config.json").is_file() for path in folder.iterdir()):
-        raise ValueError(f"{folder} holds PEFT's adapters: merge each into its model (merge_and_unload) and save that.")
     generations = [
         path
         for path in folder.iterdir()
@@ -148,8 +152,7 @@ def table_of(path: Path) -> list[tuple[Any, dict[str, float]]] | None:
     numbers.
     """
     if path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+        rows = [{key: cell for key, cell in row.items() if cell} for row in _cells(path)]
     elif path.suffix == ".jsonl":
         rows = [{key: cell for key, cell in row.items() if cell is not None} for row in _lines(path)]
         if any(key in row for row in rows for key in KEYS):
@@ -177,6 +180,20 @@ def table_of(path: Path) -> list[tuple[Any, dict[str, float]]] | None:
     return [(int(step) if step == int(step) else step, row) for step, row in found.items() if row]
 
 
+def _cells(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV. ValueError for a header with a name that is missing or there twice, and for a row with more
+    cells than the header."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        names = [name.strip() for name in reader.fieldnames or ()]
+        if "" in names or len(set(names)) < len(names):
+            raise ValueError(f"{path}: a name of its header is missing or there twice: {', '.join(names)}.")
+        rows = list(reader)
+    if longer := [number for number, row in enumerate(rows, start=1) if None in row]:
+        raise ValueError(f"{path}, row {longer[0]} has more cells than the header.")
+    return rows
+
+
 # ---- the command
 
 
@@ -189,20 +206,39 @@ def _blocks(tokenizer: Any, path: Path) -> np.ndarray:
 
 
 def _load(folder: Path | str) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder of safetensors."""
+    """Model and tokenizer of a folder of safetensors; of an adapter on its base, whose tokenizer serves where the
+    adapter's folder has none."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import
 
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is no folder with a model.")
-    if not any(file for names in TOKENIZERS for file in Path(folder).glob(names)):
-        raise ValueError(f"{folder} holds no tokenizer: save it beside the model.")
+    places = [Path(folder), *_base(Path(folder))]
+    spoken = [place for place in places if any(file for names in TOKENIZERS for file in place.glob(names))]
+    if not spoken:
+        raise ValueError(f"{' or '.join(map(str, places))}: there is no tokenizer; save it beside the model.")
     try:
         options = {"local_files_only": True, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer = AutoTokenizer.from_pretrained(spoken[0], **options)
         return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options), tokenizer
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be loaded as a causal language model: {error}") from None
+
+
+def _base(folder: Path) -> list[Path]:
+    """The folder of an adapter's base; of a whole model none. ValueError where PEFT is not installed, or the base is no
+    folder."""
+    if not (config := folder / "adapter_config.json").is_file():
+        return []
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError(f"{folder} holds an adapter, which needs PEFT: pip install peft.")
+    try:
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{config} names no base model: write it again.") from None
+    if not base or not Path(base).is_dir():
+        raise ValueError(f"{config} names the base {base!r}, which is no folder here: write its folder there.")
+    return [Path(base)]
 
 
 def _encoder(wanted: bool) -> Callable[[list[str]], Any] | None:
@@ -233,15 +269,16 @@ def _items(chosen: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
     path = Path(chosen.folder)
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
-    if path.is_file():
-        if (rows := table_of(path)) is None:
-            raise ValueError(f"{path} is one file of texts: give a folder with one file or folder a generation.")
-        yield from rows
-        return
-    kind, found = checkpoints_or_texts(path)
+    kind, found = ("a table", table_of(path)) if path.is_file() else checkpoints_or_texts(path)
+    if found is None:
+        raise ValueError(f"{path} is one file of texts: give a folder with one file or folder a generation.")
     if kind == "checkpoints" and chosen.text is None:
         raise ValueError(f"{path} holds checkpoints, which are judged on held-out text: name one with --text FILE.")
-    yield from zip(_steps(found), found, strict=True)
+    given = {"--text": chosen.text is not None, "--embed": chosen.embed, "--reference": chosen.reference is not None}
+    for option, of in (("--text", "checkpoints"), ("--embed", "texts"), ("--reference", "a table")):
+        if given[option] and of != kind:
+            raise ValueError(f"{option} is for {of}, and {path} holds {kind}: leave it out.")
+    yield from found if kind == "a table" else zip(_steps(found), found, strict=True)
 
 
 def _monitor(chosen: argparse.Namespace) -> tuple[Monitor, Callable[[Any], dict[str, Any]]]:
@@ -253,7 +290,7 @@ def _monitor(chosen: argparse.Namespace) -> tuple[Monitor, Callable[[Any], dict[
         "log_file": chosen.log,
     }
     if path.is_file():
-        first = [row for _, row in _items(chosen)][: chosen.reference]
+        first = [row for _, row in _items(chosen)][: _first_rows(chosen)]
         return Monitor(first, **options), lambda row: {"metrics": row}
     kind, found = checkpoints_or_texts(path) if path.is_dir() else ("texts", [])
     if kind == "checkpoints" and chosen.text is not None:
@@ -261,6 +298,10 @@ def _monitor(chosen: argparse.Namespace) -> tuple[Monitor, Callable[[Any], dict[
         return Monitor(blocks=blocks, **options), lambda folder: {"model": _load(folder)[0]}
     read = lambda place: {"texts": read_texts(place), "prompts": read_prompts(place)}  # noqa: E731
     return Monitor(encoder=_encoder(chosen.embed), **options), read
+
+
+def _first_rows(chosen: argparse.Namespace) -> int:
+    return REFERENCE if chosen.reference is None else chosen.reference
 
 
 def watch(chosen: argparse.Namespace) -> Report:
@@ -276,7 +317,7 @@ def watch(chosen: argparse.Namespace) -> Report:
     if monitor.referenced and monitor.blocks is None and Path(chosen.folder).is_dir():
         monitor.require_reference(read(next(_items(chosen))[1])["texts"])
     # What the reference took, and what an earlier call with the same log has checked.
-    taken = (chosen.reference if Path(chosen.folder).is_file() else 1) if monitor.referenced else 0
+    taken = (_first_rows(chosen) if Path(chosen.folder).is_file() else 1) if monitor.referenced else 0
     seen, report, states = taken + monitor.checks, monitor.report(), {}
     while True:
         items = list(_items(chosen))
@@ -307,31 +348,45 @@ def watch(chosen: argparse.Namespace) -> Report:
             return report
 
 
-def _signature(chosen: argparse.Namespace) -> dict[str, Any]:
+def _signature(chosen: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The spectrum for a reader, and for --json."""
     from .. import curvature  # needs torch
 
+    if chosen.blocks < 1:
+        raise ValueError(f"--blocks: a spectrum is of one block or more, not {chosen.blocks}.")
     model, tokenizer = _load(chosen.model)
     blocks = _blocks(tokenizer, Path(chosen.text))[: chosen.blocks]
-    return curvature.as_result(curvature.spectral_signature(model, blocks, probes=3, later_steps=1))
+    found = curvature.spectral_signature(model, blocks, probes=3, later_steps=1)
+    table = found.to_frame().to_string(float_format="{:.4g}".format, na_rep="–")
+    of = f"Hessian of the mean loss on {len(blocks)} blocks of {BLOCK} tokens."
+    return "\n".join([repr(found), of, table, *found.notes]), curvature.as_result(found)
 
 
-def _sigma(chosen: argparse.Namespace) -> dict[str, Any]:
+def _sigma(chosen: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Track II, and the log-determinant of the population where the rows determine it."""
     path = Path(chosen.file)
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
     if path.suffix in ROWS and not (path.suffix == ".parquet" and _holds_texts(path)):
-        rows = np.concatenate(list(sigma.read_embeddings(path)))
+        chunks = list(sigma.read_embeddings(path))
     else:
-        rows = np.asarray(_encoder(True)(read_texts(path)))
+        chunks = [np.asarray(_encoder(True)(read_texts(path)))]
+    if not sum(map(len, chunks)):
+        raise ValueError(f"{path} holds no embeddings.")
+    rows = np.concatenate(chunks)
     n, m = rows.shape
-    gram = rows.T @ rows
+    gram = sigma.stream(chunks, m).gram
     found = {"embeddings": n, "dimension": m, "track_two": sigma.track_two(gram, n, DELTA)}
-    if n >= sigma.least_rows(m):
-        estimate = sigma.logdet_estimate(gram, n, n * 10**6, leverages=sigma.leverages(rows, gram))
-        found |= dict(
-            zip(("logdet", "low", "high"), (float(part) - m * np.log(n * 10**6) for part in estimate[:3]), strict=True)
-        )
-    return found
+    told = [f"{n:,} embeddings in {m:,} dimensions.",
+            f"Track II, log det(A + {DELTA:g} I) − m log n: {found['track_two']:.6g}"]  # fmt: skip
+    try:
+        estimate = sigma.logdet_estimate(gram, n, n * MANY, leverages=sigma.leverages(rows, gram))
+        ends = [float(part) - m * math.log(n * MANY) for part in estimate[:3]]
+        found |= dict(zip(("logdet", "low", "high"), ends, strict=True))
+        told.append("log det of the expected vvᵀ: {:.6g}, 95 % interval [{:.6g}, {:.6g}]".format(*ends))
+    except ValueError as reason:
+        told.append(f"log det of the expected vvᵀ: not identified, {reason}")
+    return "\n".join(told), found
 
 
 def _holds_texts(path: Path) -> bool:
@@ -343,27 +398,27 @@ def _holds_texts(path: Path) -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="spectral-collapse", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    shown = argparse.ArgumentDefaultsHelpFormatter
-    watching = commands.add_parser(
-        "watch", help="judge the generations of a folder, or the rows of a table", formatter_class=shown
-    )
+    watching = commands.add_parser("watch", help="judge the generations of a folder, or the rows of a table")
     watching.add_argument("folder", help="one file or folder of texts, or one checkpoint, a generation; or a table")
     watching.add_argument("--text", help="held-out text, on which checkpoints are judged")
     watching.add_argument("--embed", action="store_true", help="also the log-determinant of the texts' embeddings")
-    watching.add_argument("--reference", type=int, default=3, help="first rows of a table, the reference")
-    watching.add_argument("--rate", type=float, default=0.05, help="false alarms of the whole run")
+    watching.add_argument("--reference", type=int, help=f"first rows of a table, the reference (default {REFERENCE})")
+    watching.add_argument(
+        "--rate", type=float, default=0.05, help="false alarms of the whole run (default %(default)s)"
+    )
     watching.add_argument("--checks", type=int, help="planned checks; without it the run may go on for ever")
     watching.add_argument("--controls", nargs="*", default=[], help="reports of control runs (.csv), two or more")
     watching.add_argument("--follow", action="store_true", help="wait for new generations until one raises an alarm")
     watching.add_argument("--log", help="JSONL of all checks")
-    watching.add_argument("--report", help="page or table to write: .html, .csv, .parquet, .jsonl")
-    watching.add_argument("--json", action="store_true", help="print the table as JSON")
+    watching.add_argument("--report", help=f"page or table to write: {', '.join(SUFFIXES)}")
     spectrum = commands.add_parser("signature", help="the Hessian spectrum of a model on a text")
     spectrum.add_argument("model", help="folder of a causal language model in safetensors")
     spectrum.add_argument("text", help="held-out text")
-    spectrum.add_argument("--blocks", type=int, default=16, help=f"blocks of {BLOCK} tokens")
+    spectrum.add_argument("--blocks", type=int, default=16, help=f"blocks of {BLOCK} tokens (default %(default)s)")
     tracks = commands.add_parser("sigma", help="log-determinant of embeddings or texts")
     tracks.add_argument("file", help="embeddings (.npy, .parquet, .arrow) or texts")
+    for command in (watching, spectrum, tracks):
+        command.add_argument("--json", action="store_true", help="print the numbers as JSON")
     return parser
 
 
@@ -378,8 +433,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 print(report)
             return STATUS[report.status]
-        found = _signature(chosen) if chosen.command == "signature" else _sigma(chosen)
-        print(json.dumps(found, indent=1))
+        told, found = _signature(chosen) if chosen.command == "signature" else _sigma(chosen)
+        print(pd.Series(found, dtype=object).to_json(double_precision=15) if chosen.json else told)
         return 0
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
