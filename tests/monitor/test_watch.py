@@ -9,7 +9,7 @@ import pandas as pd
 import peft
 import pytest
 import torch
-from spectral_collapse.monitor import watch
+from spectral_collapse.monitor import inputs, watch
 from spectral_collapse.text import storyworld, tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -54,7 +54,7 @@ def test_texts_are_judged_generation_by_generation(tmp_path, capsys, suffix):
 def test_folders_of_files_natural_order_and_json(tmp_path, capsys):
     for number in (0, 2, 10):
         folder_of(tmp_path / f"round {number}", [STORIES[:60]])
-    assert [path.name for path in watch.checkpoints_or_texts(tmp_path)[1]] == ["round 0", "round 2", "round 10"]
+    assert [path.name for path in inputs.checkpoints_or_texts(tmp_path)[1]] == ["round 0", "round 2", "round 10"]
     assert watch.main(["watch", str(tmp_path), "--json"]) == 0
     assert {row["step"] for row in json.loads(capsys.readouterr().out)} == {2, 10}
 
@@ -241,7 +241,7 @@ def test_an_adapter_is_judged_on_its_base_whose_tokenizer_serves(tmp_path, capsy
     tokenizer.save_pretrained(base)
     assert watch.main(["watch", str(folder), "--text", str(text), "--json"]) == 1
     loss = json.loads(capsys.readouterr().out)[0]
-    blocks = torch.as_tensor(watch._blocks(tokenizer, text))
+    blocks = torch.as_tensor(inputs.held_out_blocks(tokenizer, text))
     for place, name in enumerate(("reference", "value")):
         model = peft.PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), folder / f"checkpoint-{place}")
         with torch.no_grad():
