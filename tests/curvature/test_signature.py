@@ -121,6 +121,27 @@ def test_short_later_probes_have_their_moments_and_leave_the_eigenvalues_to_the_
     assert short.lambda_max == pytest.approx(eigenvalues[-1], abs=short.lambda_max_residual + 1e-9)
 
 
+def test_a_run_with_a_tolerance_ends_when_its_leading_eigenvalues_have_converged(gpt2):
+    model, tokens, eigenvalues = gpt2
+    options, steps = {"probes": 2, "later_steps": 1, "seed": 2, "batch_errors": False}, []
+    for tolerance in (0.1, 0.03, 1e-3):
+        found = spectral_signature(model, tokens, steps=40, tolerance=tolerance, **options)
+        steps.append(found.steps)
+        residuals, values = np.array(found.leading_residuals[:3]), np.array(found.leading_eigenvalues[:3])
+        assert (residuals <= tolerance * np.abs(values)).all()
+        assert (np.abs(values[:, None] - eigenvalues).min(1) <= residuals + 1e-9).all()
+        fewer = spectral_signature(model, tokens, steps=found.steps - 1, **options)
+        short, values = np.array(fewer.leading_residuals[:3]), np.array(fewer.leading_eigenvalues[:3])
+        assert (short > tolerance * np.abs(values)).any()
+        steps.append(found.steps)
+    assert steps == sorted(steps) and steps[-1] < 40
+    for wrong in (0, 1.5, math.nan):
+        with pytest.raises(ValueError, match="tolerance: a share between 0 and 1"):
+            spectral_signature(model, tokens, tolerance=wrong, **options)
+    with pytest.raises(ValueError, match="later_steps"):
+        spectral_signature(model, tokens, tolerance=0.1)
+
+
 def test_later_probes_need_a_basis_of_any_type_and_resume_as_one(gpt2, tmp_path):
     model, tokens = gpt2[0], gpt2[1][:4]
     operator = HessianOperator(model, tokens)

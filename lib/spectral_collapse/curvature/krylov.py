@@ -15,6 +15,7 @@ from .quadrature import Quadrature
 Matvec = Callable[[torch.Tensor], torch.Tensor]
 # A Gram–Schmidt pass is not repeated if it removes less than this share of the remaining length.
 ONCE = 1e-2
+LEADING = 3  # eigenvalues of largest magnitude, which a run with a tolerance waits for
 
 
 def at_least(least: int, **numbers: int) -> None:
@@ -39,11 +40,13 @@ Kept = Storage | Literal["full"] | None
 
 
 def recurrence(
-    start: torch.Tensor, steps: int, storage: Storage | None
+    start: torch.Tensor, steps: int, storage: Storage | None, tolerance: float | None = None
 ) -> Generator[torch.Tensor, torch.Tensor, tuple[Quadrature, Basis | None]]:
     """The Lanczos iteration as a coroutine: yields q, is sent H q, returns the quadrature and its basis.
 
-    The caller decides whether several runs share a pass over the operator.
+    The caller decides whether several runs share a pass over the operator. tolerance: the run ends before `steps` when
+    the residuals of the `LEADING` eigenvalues are at most this share of them; errors of eigenvalues are then of the
+    order of its square, over the gap to the next one.
     """
     length = math.sqrt(dot(start, start))
     if not 0 < length < math.inf:
@@ -77,10 +80,17 @@ def recurrence(
         betas.append(beta)
         if beta <= 64 * torch.finfo(start.dtype).eps * max(np.abs(alphas).max(), max(betas)):
             break  # the Krylov space is exhausted
+        if tolerance and _converged(Quadrature(np.array(alphas), np.array(betas)), tolerance):
+            break
         previous, vector = vector, product / beta
     if basis:
         basis.next = product / beta if beta else product
     return Quadrature(np.array(alphas), np.array(betas)), basis
+
+
+def _converged(run: Quadrature, tolerance: float) -> bool:
+    leading = np.argsort(-np.abs(run.nodes))[:LEADING]
+    return len(leading) == LEADING and bool((run.residuals[leading] <= tolerance * np.abs(run.nodes[leading])).all())
 
 
 def drive(matvec: Matvec, run: Generator) -> tuple[Quadrature, Basis | None]:
@@ -168,18 +178,25 @@ def probe_of(operator, seed: int, index: int) -> torch.Tensor:
 
 
 def probe_runs(
-    operator, steps: int, probes: int, seed: int, storage: Kept = "full", done: int = 0
+    operator,
+    steps: int,
+    probes: int,
+    seed: int,
+    storage: Kept = "full",
+    done: int = 0,
+    tolerance: float | None = None,
 ) -> Iterator[tuple[Quadrature, Basis | None]]:
     """Lanczos runs from independent Rademacher probes, one after another, each with its basis.
 
-    Leaves out the first `done`. On an accelerator all runs go in step and their bases are kept together.
+    Leaves out the first `done`; tolerance: see `recurrence`. On an accelerator all runs go in step and their bases are
+    kept together.
     """
     at_least(1, steps=steps, probes=probes)
     steps = min(steps, operator.shape[0])
     runs = []
     for probe in range(done, probes):
         start = probe_of(operator, seed, probe)
-        runs.append(recurrence(start, steps, _at_hand(start) if storage == "full" else storage))
+        runs.append(recurrence(start, steps, _at_hand(start) if storage == "full" else storage, tolerance))
     if torch.device(operator.device).type != "cpu":
         yield from _drive_together(operator.matmat, runs)
         return

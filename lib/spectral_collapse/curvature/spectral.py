@@ -107,6 +107,7 @@ def spectral_signature(
     steps: int = 20,
     probes: int = 2,
     later_steps: int | None = None,
+    tolerance: float | None = None,
     seed: int = 0,
     kind: Kind = "hessian",
     parameters: list[str] | None = None,
@@ -119,18 +120,21 @@ def spectral_signature(
 
     later_steps: steps of the probes after the first, the same if None. Moments are exact after one step, so the first
     probe alone may continue for the eigenvalues; later ones start without their components along its outliers. Without
-    a basis, which that needs, all probes take `steps`. parameters: names to differentiate in (see `parameter_blocks`),
-    all trainable ones if None. memory_budget: bytes on the model's device, four fifths of the free memory if None;
-    `plan` decides what is kept. batch_errors: errors over blocks by the infinitesimal jackknife, for one gradient and
-    six more, with two more for every later probe, or as many for each probe of `steps`; needs a basis and more than one
-    block. state: a file for the results of finished probes, marked with `identity`; a later call with the same identity
-    continues with the next probe, or after all if the later ones depend on the first one's basis, and the caller
-    removes the file in the end. Without later_steps and state, and with full-precision bases, eigenvalues are those of
-    `joint_ritz`.
+    a basis, which that needs, all probes take `steps`. tolerance: ends the first run once its three leading eigenvalues
+    have residuals below this share of them, `steps` at the latest; needs later_steps. parameters: names to
+    differentiate in (see `parameter_blocks`), all trainable ones if None. memory_budget: bytes on the model's device,
+    four fifths of the free memory if None; `plan` decides what is kept. batch_errors: errors over blocks by the
+    infinitesimal jackknife, for one gradient and six more, with two more for every later probe, or as many for each
+    probe of `steps`; needs a basis and more than one block. state: a file for the results of finished probes, marked
+    with `identity`; a later call with the same identity continues with the next probe, or after all if the later ones
+    depend on the first one's basis, and the caller removes the file in the end. Without later_steps and state, and with
+    full-precision bases, eigenvalues are those of `joint_ritz`.
     """
     at_least(1, steps=steps, later_steps=1 if later_steps is None else later_steps, probes=probes)
     if probes < 2:
         raise ValueError(ONE_PROBE)
+    if tolerance is not None and not (later_steps and 0 < tolerance < 1):
+        raise ValueError(f"tolerance: a share between 0 and 1, of a run with later_steps, not {tolerance!r}.")
     operator = operator_class(kind)(model, batch, parameters=parameters)
     together = 1 if operator.device.type == "cpu" or later_steps else probes
     budgets = [int(0.8 * available_memory(device)) for device in (operator.device, "cpu")]
@@ -154,7 +158,7 @@ def spectral_signature(
         finished.append(probe | {"influence": {name: part.tolist() for name, part in influence.items()}})
 
     if later_steps and storage and not finished:
-        ((run, basis),) = probe_runs(operator, steps, 1, seed, storage)
+        ((run, basis),) = probe_runs(operator, steps, 1, seed, storage, tolerance=tolerance)
         later = list(_later_runs(operator, run, basis, later_steps, probes, seed, storage))
         pairs = [(short, own) for short, own, _ in later]
         influences = influences_of_blocks(operator, run, basis, pairs) if influential else [{}] * probes
