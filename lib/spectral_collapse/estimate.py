@@ -49,6 +49,11 @@ class Estimate(_Row):
         self.standard_error, self.df, self.left_out = standard_error, df, None
         return self
 
+    @property
+    def apart(self) -> bool:
+        """Whether the interval excludes zero; not where there is none."""
+        return self.low > 0 or self.high < 0
+
     @classmethod
     def of_error(cls, value: float, standard_error: float, df: float = math.inf, level: float = 0.95) -> "Estimate":
         """value ± t_{df} s of a standard error s; a normal interval by default, none below one degree of freedom.

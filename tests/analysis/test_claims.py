@@ -153,7 +153,7 @@ def test_the_error_exponent_of_a_power_law_is_found_and_of_cells_the_hull_is_jud
     assert found.verdict == "supported" and found.quantity.kind == "hull of 2 Monte Carlo intervals"
     found = judge(claim("coverage", (0.9, 1.0)), seen)
     assert found.verdict == "contradicted" and found.estimate[1:] == (0.09, 0.51)
-    assert found.quantity.kind == "hull of 6 Clopper–Pearson intervals"
+    assert found.quantity.kind == "hull of 6 Wilson intervals"
 
 
 def test_an_asymptotic_statement_is_not_judged_where_its_premise_fails():

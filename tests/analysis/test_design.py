@@ -38,8 +38,8 @@ def test_a_design_says_what_it_can_find_and_one_that_cannot_answer_is_refused():
 def test_a_lead_that_has_no_room_is_told_before():
     study = params.load("study")
     assert any("first alarm at generation 3 or later" in line for line in design.limits(study))
-    with pytest.raises(ValueError, match=r"in 2 generations no run can support 'ratio_warns', .* take 3 generations"):
-        design.limits(study.model_copy(update={"generations": 2}))
+    with pytest.raises(ValueError, match=r"in 1 generations no run can support 'ratio_warns', .* take 2 generations"):
+        design.limits(study.model_copy(update={"generations": 1}))
 
 
 def test_the_command_prints_the_design_or_the_reason(capsys):

@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from margins import rate_at_least, rate_is
-from spectral_collapse.analysis.mediation import MINOR, MOST, NO_EFFECT, OPEN, gaps, mediation, share, verdict
-from spectral_collapse.estimate import Estimate
+from spectral_collapse.analysis.mediation import gaps, mediation, share
 from spectral_collapse.paper import mechanism as report
 
 
@@ -68,21 +67,13 @@ def test_the_same_table_gives_the_same_interval():
     assert pairs[0] == pairs[1]
 
 
-def test_verdicts_follow_the_rule():
-    effect = Estimate(1, 0.5, 1.5)
-    assert verdict(Estimate(1, -0.1, 2), Estimate(0.9, 0.8, 1)) == NO_EFFECT
-    assert verdict(effect, Estimate(0.9, 0.6, 1.2)) == MOST
-    assert verdict(effect, Estimate(0.2, -0.1, 0.4)) == MINOR
-    assert verdict(effect, Estimate(0.9, 0.4, 1.2)) == verdict(effect, Estimate(*[np.nan] * 3)) == OPEN
-
-
 def test_the_table_has_a_row_a_pair_and_shows_both_outcomes():
     table = simulated(2, direct=3, through=0.1).assign(z=lambda frame: 2 * frame["y"])
     found = mediation(table, ["x", "y"], ["y", "z"])
-    assert found.shape[0] == 4 and list(found["verdict"]) == [MINOR, MOST, MINOR, MOST]
+    assert found.shape[0] == 4 and "verdict" not in found
     assert found.set_index(["quantity", "outcome"]).loc[("y", "z"), "share"] == pytest.approx(1)
     shown = report.mediation_table(found)
-    assert shown.shape == (2, 5) and list(shown.iloc[0, [2, 4]]) == [MINOR, MINOR]
+    assert shown.shape == (2, 3) and shown.iloc[1, 2].startswith("1.00")
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,16 @@ def test_detectable_effect_against_published_powers_and_for_one_seed():
         power.detectable_effect(1)
 
 
+@pytest.mark.parametrize(("n", "tests"), [(6, 1), (8, 4), (10, 4)])
+def test_what_sign_flips_detect_reaches_its_power_and_is_more_than_a_t_test_needs(n, tests):
+    effect = power.detectable_by_signs(n, tests)
+    assert effect > power.detectable_effect(n, tests)
+    draws = np.random.default_rng(3).normal(effect, 1, (500, n))
+    tested = [stats.permutation_test((draw,), np.sum, permutation_type="samples", n_resamples=np.inf) for draw in draws]
+    rate_is([found.pvalue < 0.05 / tests for found in tested], 0.8)
+    assert power.detectable_by_signs(5, 1) == math.inf and power.detectable_by_signs(20) == power.detectable_effect(20)
+
+
 def test_the_least_p_of_a_test_is_what_the_clearest_data_give():
     for n in (3, 5, 8):
         clear = make_table(np.array([10 + np.arange(n) ** 0.5, np.arange(n) ** 0.3])[:, :, None])

@@ -55,6 +55,9 @@ def test_prices_are_those_of_the_records():
     prices = warning.costs(settings, ["fresh"], evidence.PACKS).set_index("metric")
     assert prices.loc["held_out_perplexity", "passes"] == 1 < prices.loc["lambda_max", "passes"]
     assert prices.loc["bleu", "seconds"] == prices.loc["rouge_l", "seconds"]
+    of_study = warning.costs(params.load("study"), ["fresh"], evidence.PACKS).set_index("metric")["seconds"]
+    assert of_study["response_distinct_2"] < of_study["track_two_drift"]
+    assert of_study["coherence"] < of_study["prompt_similarity"]
     place = "tinystories/llama-1.6m/fresh/seed_1/generation_1/anchors.json"
     assert evidence.PACKS.record(place)["timing"]["wall_seconds"] > 0
 

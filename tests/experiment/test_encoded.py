@@ -198,8 +198,15 @@ def test_lost_embeddings_are_made_again(run):
     assert len(encoded.read_embeddings(run(), 1).rows) and path.read_bytes() == before
 
 
-def test_coherence_is_that_of_the_responses(run, monkeypatch):
-    monkeypatch.setattr(text_metrics, "mauve_installed", lambda: False)
+@pytest.fixture
+def without_mauve(monkeypatch):
+    def version(name):
+        raise runs.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(runs.importlib.metadata, "version", version)
+
+
+def test_coherence_is_that_of_the_responses(run, without_mauve):
     found, lines = encoded.coherence(run(), 1), measure.read_responses(run(), 1)
     embed = WordEncoder()
     assert len(lines) == 200  # every fourth of them is read
@@ -213,8 +220,7 @@ def test_coherence_is_that_of_the_responses(run, monkeypatch):
     assert "mauve" not in found
 
 
-def test_similarity_is_that_of_a_prompt_and_the_blocks_of_its_response(run, monkeypatch):
-    monkeypatch.setattr(text_metrics, "mauve_installed", lambda: False)
+def test_similarity_is_that_of_a_prompt_and_the_blocks_of_its_response(run, without_mauve):
     embed, by_hand = WordEncoder(), []
     for line in measure.read_responses(run(), 1):
         blocks = text_metrics.split_blocks(line["response"], run().params.response_block_words)[:2]
@@ -231,7 +237,6 @@ def test_mauve_is_a_column_where_its_package_is_installed(run, monkeypatch):
         given.update(texts=texts, references=references)
         return Estimate(0.7, 0.6, 0.8)
 
-    monkeypatch.setattr(text_metrics, "mauve_installed", lambda: True)
     monkeypatch.setattr(text_metrics, "mauve", mauve)
     monkeypatch.setattr(runs.importlib.metadata, "version", lambda name: "1")
     found = encoded.coherence(run(seed=2), 1)

@@ -41,7 +41,7 @@ def test_values_hold_every_key_and_the_right_words():
 
 
 def test_the_verdict_follows_the_adjusted_p():
-    candidates = (make_table(noise(seed, (4, 4, 1))) for seed in range(100))
+    candidates = (make_table(noise(seed, (4, 4, 2))) for seed in range(100))
     rows = ((table, statistics.paired_tests(table, METRIC).iloc[0]) for table in candidates)
     table, row = next((table, row) for table, row in rows if row.p < 0.05 < row.p_holm)
     assert values_of(table)[f"word.{METRIC}.{row.condition}"] == "not distinguishable"

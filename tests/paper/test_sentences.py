@@ -7,34 +7,44 @@ import pandas as pd
 import pytest
 from run_tables import make_table
 from spectral_collapse.analysis import report
+from spectral_collapse.analysis.statistics import SAME
 from spectral_collapse.estimate import Estimate
 from spectral_collapse.paper import sentences
 
-START = Estimate(16.4, 16.0, 16.8)
-
 
 @pytest.mark.parametrize(
-    ("first", "last", "said"),
+    ("first", "last", "change", "said"),
     [
-        (START, Estimate(23, 22, 24), "rose from 16.4 to 23.0"),
-        (START, Estimate(12, 11, 13), "fell from 16.4 to 12.0"),
-        (START, Estimate(16.9, 16, 18), "went from 16.4 to 16.9, no further than its error"),
-        (Estimate(0, 0, 0), Estimate(-70, -90, -50), "fell to $-70.0$"),
-        (Estimate(0, 0, 0), Estimate(1, -2, 4), "went to 1.00, no further than its error"),
-        (Estimate(2.0), Estimate(3.0), "rose from 2.00 to 3.00"),  # one run
+        (16.4, 23, Estimate(6.6, 6, 7), "rose from 16.4 to 23.0"),
+        (16.4, 12, Estimate(-4.4, -5, -4), "fell from 16.4 to 12.0"),
+        (16.4, 16.9, Estimate(0.5, -1, 2), "went from 16.4 to 16.9, no further than its error"),
+        (0, -70, Estimate(-70, -90, -50), "fell to $-70.0$"),
+        (0, 1, Estimate(1, -2, 4), "went to 1.00, no further than its error"),
+        (2, 3, Estimate(1.0), "rose from 2.00 to 3.00"),  # one run
     ],
 )
-def test_how_a_mean_moved(first, last, said):
-    assert sentences.moved(first, last) == said
+def test_how_a_mean_moved(first, last, change, said):
+    assert sentences.moved(first, last, change) == said
 
 
 def test_the_verdict_decides_what_is_said_of_the_difference():
-    last, difference = Estimate(23, 22, 24), Estimate(6.2, 5.1, 7.3)
-    said = "rose from 16.4 to 23.0, where the control ended at 16.8; the difference, 6.20 [5.10, 7.30], "
-    assert sentences.predicate(START, last, 16.8, difference, "higher") == said + "survives correction"
-    assert sentences.predicate(START, last, 16.8, difference, report.SAME) == said + "cannot be told from zero"
-    alone = sentences.predicate(START, last, math.nan, Estimate(math.nan), None)
+    movement, difference = "rose from 16.4 to 23.0", Estimate(6.2, 5.1, 7.3)
+    said = f"{movement}, where the control ended at 16.8; the difference, 6.20 [5.10, 7.30], "
+    assert sentences.predicate(movement, 16.8, difference, "higher") == said + "survives correction"
+    assert sentences.predicate(movement, 16.8, difference, SAME) == said + "cannot be told from zero"
+    alone = sentences.predicate(movement, math.nan, Estimate(math.nan), None)
     assert alone == "rose from 16.4 to 23.0; no control has had as many updates"
+    assert sentences.uncorrected(difference) == "a difference whose interval excludes zero"
+    assert sentences.uncorrected(Estimate(1, -1, 3)) == "a difference that cannot be told from zero"
+
+
+def test_a_change_is_judged_by_its_pairs_and_not_by_the_spread_of_the_ends():
+    rng = np.random.default_rng(1)
+    offsets = rng.normal(10, 3, 6)[:, None]
+    risen = offsets + np.array([0, 0.5, 1]) + rng.normal(0, 0.01, (6, 3))
+    values = np.stack([risen, np.repeat(offsets, 3, 1)])
+    found = sentences.predicates(report.analyse(make_table(values)))["says.held_out_perplexity.recursive"]
+    assert found.startswith("rose from ")
 
 
 def test_every_metric_and_condition_of_an_analysis_has_its_predicate():

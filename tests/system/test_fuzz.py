@@ -481,7 +481,6 @@ def alarms(table: pd.DataFrame) -> pd.DataFrame:
 
 ANALYSES = [
     lambda table: anova.repeated_measures_anova(table, PERPLEXITY, 9),
-    lambda table: anova.mixed_anova(table, PERPLEXITY, 9),
     lambda table: statistics.paired_tests(table, PERPLEXITY),
     lambda table: statistics.equivalence(table, PERPLEXITY, 1.0),
     lambda table: statistics.effect_sizes(table, PERPLEXITY),

@@ -1,12 +1,12 @@
-"""Analysis of variance, condition × generation: of conditions that share their seeds, and of runs of their own.
+"""Analysis of variance, condition × generation, of conditions that share their seeds.
 
 Sums of squares and the Greenhouse–Geisser factor have closed forms for complete tables, which hold for two seeds too:
 no test of sphericity decides whether to correct, the correction is always made.
 
-Permutation p-values stand beside the parametric ones. Under the hypothesis that conditions do not differ at all, whole
-runs may change their condition: within a seed where conditions are paired, freely where they are not. That hypothesis
-covers the effect of condition and the interaction. Generations have an order and are not exchanged, so that the effect
-of generation has no permutation p. No normality and no sphericity are needed.
+Permutation p-values stand beside the parametric ones. Under the hypothesis that conditions do not differ at all, the
+whole runs of a seed may change their conditions. That hypothesis covers the effect of condition and the interaction.
+Generations have an order and are not exchanged, so that the effect of generation has no permutation p. No normality and
+no sphericity are needed.
 """
 
 import numpy as np
@@ -113,56 +113,4 @@ def repeated_measures_anova(table: pd.DataFrame, metric: str, permutations: int 
         squares = seeds * (mean**2).sum((-3, -2, -1)), (errors**2).sum((-3, -2, -1))
         epsilon = _epsilon(errors[0].reshape(seeds, -1), df)
         _fill(result, row, df, df * (seeds - 1), squares, subjects, epsilon, errors[0], np.abs(values).max())
-    return result
-
-
-def mixed_anova(table: pd.DataFrame, metric: str, permutations: int = PERMUTATIONS) -> pd.DataFrame:
-    """Mixed ANOVA for unpaired designs: condition between runs, generation within them.
-
-    For tables whose conditions have seeds of their own, in equal numbers or not; where they share seeds,
-    `repeated_measures_anova` uses the pairing and sees smaller effects. Columns as there, over generations ≥ 1; the
-    effect of condition has one value a run, hence no epsilon (NaN), and its p is the uncorrected one. Epsilon is that
-    of the covariance within conditions. p_permutation: whole runs exchange their conditions.
-
-    NaN as in `repeated_measures_anova`. ValueError where a run lacks a generation or has one twice, and where a
-    condition has fewer than two runs.
-    """
-    require_complete(table, metric, paired=False)
-    later = table[table["generation"] >= 1]
-    later = later.assign(run=later["condition"].astype(str) + ", seed " + later["seed"].astype(str))
-    if later["condition"].nunique() < 2 or later["generation"].nunique() < 2:
-        return _undefined()
-    wide = later.pivot(index=["condition", "run"], columns="generation", values=metric)
-    values, groups = wide.to_numpy(float), wide.index.get_level_values("condition").to_numpy()
-    if np.ptp(values) <= ROUNDING * np.abs(values).max():
-        return _undefined()
-    runs, generations = values.shape
-    order = np.tile(np.arange(runs), (permutations + 1, 1))
-    order[1:] = np.random.default_rng(0).permuted(order[1:], axis=-1)  # the first: as observed
-    names, group = np.unique(groups, return_inverse=True)
-    member = group == np.arange(len(names))[:, None]  # (conditions, runs)
-    counts = member.sum(1)
-    between, repeated = len(names) - 1, generations - 1
-    df = runs - between - 1
-
-    def split(term: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-        """Squares of the condition means of a term (draws, runs, …) and of its errors, and the observed errors."""
-        term = term - term.mean(-2, keepdims=True)
-        means = (member / counts[:, None]) @ term
-        errors = term - means[:, group]
-        return ((counts[:, None] * means**2).sum((-2, -1)), (errors**2).sum((-2, -1))), errors[0]
-
-    level = values[order].mean(-1, keepdims=True)  # (draws, runs, 1)
-    (level_effect, level_error), levels = split(level)
-    shape_squares, within = split(values[order] - level)
-    course = values.mean(0) - values.mean()
-    course_squares = np.array([runs * float((course**2).sum())]), shape_squares[1][:1]
-    subjects = generations * level_error[0] + shape_squares[1][0]
-    size, epsilon = np.abs(values).max(), _epsilon(within, repeated)
-    result = _undefined()
-    level_squares = generations * level_effect, generations * level_error
-    _fill(result, 0, between, df, level_squares, subjects, 1.0, levels, size)
-    _fill(result, 1, repeated, df * repeated, course_squares, subjects, epsilon, within, size)
-    _fill(result, 2, between * repeated, df * repeated, shape_squares, subjects, epsilon, within, size)
-    result.loc[0, "epsilon"] = np.nan
     return result

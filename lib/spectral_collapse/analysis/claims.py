@@ -203,10 +203,10 @@ def error_exponent(evidence: Evidence) -> Quantity:
 
 
 def coverage(evidence: Evidence) -> Quantity:
-    """Coverage of the published interval in every cell of the study, with its interval of Clopper and Pearson."""
+    """Coverage of the published interval in every cell of the study, with its Wilson interval."""
     cells = evidence.coverage[evidence.coverage["correction"] == "none"]
     found = cells[["coverage", "coverage_low", "coverage_high"]].to_numpy(float)
-    return _hull(found, f"hull of {len(cells)} Clopper–Pearson intervals", "plug-in")
+    return _hull(found, f"hull of {len(cells)} Wilson intervals", "plug-in")
 
 
 def ablation(

@@ -15,7 +15,7 @@ from ..record import closure, evidence, params, paths, provenance
 from ..record.schema import Params
 from . import series
 from .mediation import gaps
-from .statistics import CONTROL, TREATMENT, holm, paired_tests
+from .statistics import CONTROL, TREATMENT, holm, paired_tests, sides
 
 OUTCOMES = ("held_out_perplexity", "distinct_2")
 WHOLE = "all"  # the part that is the whole network
@@ -147,9 +147,6 @@ def read(settings: Params, source: evidence.Source | None = None) -> Study:
 # ---- what the tables say
 
 
-SAME = "not distinguishable"
-
-
 def _last(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["generation"] == table["generation"].max()]
 
@@ -168,8 +165,7 @@ def differences(quantities: pd.DataFrame, names: Sequence[str] = QUANTITIES) -> 
         rows.append((name, means[TREATMENT], means[CONTROL], test["difference"], test["low"], test["high"], test["p"]))
     frame = pd.DataFrame(rows, columns=["quantity", "recursive", "fresh", "difference", "low", "high", "p"])
     frame["p_holm"] = holm(frame["p"])
-    signs = np.where(frame["difference"] > 0, "higher", "lower")
-    return frame.assign(word=np.where(frame["p_holm"] < 0.05, signs, SAME))
+    return frame.assign(word=sides(frame))
 
 
 def means(quantities: pd.DataFrame) -> pd.DataFrame:

@@ -8,8 +8,6 @@ import pandas as pd
 from ..estimate import Estimate, generator
 from .statistics import CONTROL, TREATMENT, require_complete
 
-NO_EFFECT, MOST, MINOR, OPEN = "no effect to account for", "more than half", "less than half", "undecided"
-
 
 def gaps(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Treatment less control of a metric: a row a seed, a column a generation from 1 on.
@@ -59,21 +57,12 @@ def share(x: pd.DataFrame, y: pd.DataFrame, resamples: int = 2000) -> Estimate:
     return Estimate(_share(a.ravel(), b.ravel()), *map(float, ends))
 
 
-def verdict(total: Estimate, accounted: Estimate) -> str:
-    """`no effect to account for` where the total gap may be 0; `more than half` if the interval of the share lies above
-    one half, `less than half` if it lies below, else `undecided`."""
-    if not (total.low > 0 or total.high < 0):
-        return NO_EFFECT
-    if accounted.low > 0.5:
-        return MOST
-    return MINOR if accounted.high < 0.5 else OPEN
-
-
 def mediation(table: pd.DataFrame, quantities: Sequence[str], outcomes: Sequence[str]) -> pd.DataFrame:
     """Every quantity against every outcome: the `share` of the outcome's gap that goes along with the quantity's.
 
     Columns quantity, outcome; gap, gap_low, gap_high of the quantity and total, total_low, total_high of the outcome,
-    means over generations 1 to the last with their t interval over seeds; share, low, high; verdict.
+    means over generations 1 to the last with their t interval over seeds; share, low, high. No verdict: intervals of
+    shares are too short.
     """
     rows = []
     for outcome in outcomes:
@@ -81,8 +70,7 @@ def mediation(table: pd.DataFrame, quantities: Sequence[str], outcomes: Sequence
         total = Estimate.mean(y.mean(axis=1))
         for quantity in quantities:
             x = gaps(table, quantity)
-            accounted = share(x, y)
             gap = Estimate.mean(x.mean(axis=1))
-            rows.append((quantity, outcome, *gap, *total, *accounted, verdict(total, accounted)))
+            rows.append((quantity, outcome, *gap, *total, *share(x, y)))
     names = ["quantity", "outcome", "gap", "gap_low", "gap_high", "total", "total_low", "total_high"]
-    return pd.DataFrame(rows, columns=[*names, "share", "low", "high", "verdict"])
+    return pd.DataFrame(rows, columns=[*names, "share", "low", "high"])

@@ -3,6 +3,11 @@
 import numpy as np
 from scipy import optimize, special, stats
 
+from ..estimate import generator
+
+DRAWS = 10_000  # of simulated differences: 0.4 % of power
+EXACT = 10  # seeds up to which all assignments of signs are drawn up
+
 
 def detectable_effect(n: int, tests: int = 1, alpha: float = 0.05, power: float = 0.8) -> float:
     """Smallest d_z that a two-sided paired t-test with `n` seeds detects at level `alpha` with this power.
@@ -25,14 +30,32 @@ def detectable_effect(n: int, tests: int = 1, alpha: float = 0.05, power: float 
     return float(optimize.brentq(missing, 0, 2 * critical))
 
 
+def detectable_by_signs(n: int, tests: int = 1, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Smallest d_z of normal differences that the two-sided sign-flip test of `n` seeds detects, as
+    `detectable_effect` for the t-test: 1.34 instead of 1.28 with ten seeds and four tests, 1.93 instead of 1.53 with
+    eight. By simulation of the exact test, on the same draws for every d; beyond `EXACT` seeds the t-test's. inf where
+    no effect is detected."""
+    if n > EXACT:
+        return detectable_effect(n, tests, alpha, power)
+    if least_p("sign-flip", n) > alpha / tests:
+        return np.inf
+    noise = generator("power of sign flips", n).normal(size=(n, DRAWS))
+    signs = 1 - 2 * (np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1)  # the other half only mirrors them
+
+    def missing(d: float) -> float:
+        sums = np.abs(signs @ (noise + d))
+        return float(((sums >= sums[0] * (1 - 1e-12)).mean(0) <= alpha / tests).mean()) - power
+
+    return float(optimize.brentq(missing, 0, 20, xtol=1e-3))
+
+
 def least_p(test: str, n: int) -> float:
     """The least p that a test can give with `n` seeds, whatever the data; after Holm's correction times the tests.
 
-    `sign` (one-sided sign test): 2^{−n}; `sign, two-sided`, `sign-flip` (two-sided) and `exchange` (of the two runs of
-    a seed, by which well separated runs stay so when all are exchanged, `detection.separation`): 2^{1−n}. A t test has
-    none. ValueError for another name.
+    `sign` (one-sided sign test): 2^{−n}; `sign, two-sided` and `sign-flip` (two-sided): 2^{1−n}. ValueError for another
+    name.
     """
-    least = {"sign": 2.0**-n, "t": 0.0} | dict.fromkeys(("sign, two-sided", "sign-flip", "exchange"), 2.0 ** (1 - n))
+    least = {"sign": 2.0**-n} | dict.fromkeys(("sign, two-sided", "sign-flip"), 2.0 ** (1 - n))
     if test not in least:
         raise ValueError(f"There is no test {test!r}: there are {', '.join(least)}.")
     return least[test]

@@ -54,7 +54,8 @@ class Warns:
         return share > 0.5
 
     def detectable(self, seeds: int, tests: int) -> str:
-        """The least share of such runs in the population that is found with a power of 80 %, after correction."""
+        """The least share of such runs in the population that is found with a power of 80 %, after correction, if every
+        run is decided."""
         counts = np.arange(seeds + 1)
         rejected = np.array([stats.binomtest(int(k), seeds).pvalue < ALPHA / tests for k in counts])
 
@@ -95,9 +96,9 @@ class Moves:
         return difference * self.direction > 0
 
     def detectable(self, seeds: int, tests: int) -> str:
-        """The least effect that is found with a power of 80 %, after correction, by the paired t-test, whose power the
-        sign-flip test approaches from below."""
-        return f"d = {power.detectable_effect(seeds, tests):.2f}"
+        """The least effect that is found with a power of 80 %, after correction."""
+        found = power.detectable_by_signs(seeds, tests)
+        return f"d = {found:.1f}" if math.isfinite(found) else "none"
 
 
 HYPOTHESES: dict[str, Warns | Moves] = {
@@ -137,12 +138,12 @@ def capabilities(params: Params) -> pd.DataFrame:
 
 def require_answerable(params: Params) -> None:
     """ValueError where the clearest outcome of a primary hypothesis would not be significant after correction, or where
-    its lead is as long as the runs."""
+    its lead is longer than the runs: an alarm at generation 1 leads an outcome that stays silent by all of them."""
     for name, each in named(params).items():
-        if isinstance(each, Warns) and each.lead >= params.generations:
+        if isinstance(each, Warns) and each.lead > params.generations:
             raise ValueError(
                 f"primary: in {params.generations} generations no run can support {name!r}, whose lead is {each.lead}: "
-                f"take {each.lead + 1} generations or more."
+                f"take {each.lead} generations or more."
             )
     found = capabilities(params)
     if not (found["least_p_holm"] >= ALPHA).any():

@@ -15,7 +15,6 @@ from .statistics import CONTROL, TREATMENT
 RATIOS = ("log_spectral_ratio", "log_published_ratio")  # whose rise and fall is counted
 DRIFTS = ("track_two_drift", "logdet_drift", "track_one_sharp_drift", "track_one_drift")
 FOLLOWED = ("held_out_perplexity", "distinct_2", "track_two_drift")  # what others may lead by a lag
-SAME = "not distinguishable"
 
 
 @dataclass(frozen=True)
@@ -140,10 +139,8 @@ def _design(table: pd.DataFrame, judged: int, tried: int) -> dict[str, float]:
 
 
 def _judged(tests: pd.DataFrame) -> pd.DataFrame:
-    """With the verdict of `paired_tests`: higher or lower where p_holm is below 0.05, none without a control."""
-    side = np.where(tests["difference"] > 0, "higher", "lower")
-    verdicts = np.where(tests["p_holm"] < 0.05, side, SAME)
-    return tests.assign(verdict=np.where(tests["p"].isna(), None, verdicts))
+    """With the `statistics.sides` of `paired_tests`, none without a control."""
+    return tests.assign(verdict=np.where(tests["p"].isna(), None, statistics.sides(tests)))
 
 
 def _slopes(table: pd.DataFrame, metric: str) -> pd.DataFrame:

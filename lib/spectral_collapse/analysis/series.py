@@ -255,7 +255,7 @@ def table(
         ]
     )
     if "logdet_drift" in frame and frame["logdet_drift"].isna().any():
-        # It needs more blocks than dimensions at every checkpoint, and statistics need every cell.
+        log.warning("logdet_drift: undefined for some model, and left out: it needs more blocks than dimensions.")
         frame = frame.drop(columns="logdet_drift")
     names = [name for name in frame if name not in ("model", "condition", "weights", "seed", "generation")]
     # JSON has no NaN: an undefined value arrives as None.

@@ -17,6 +17,7 @@ from ..record.schema import split_condition
 from . import metrics
 
 DESIGN = ("condition", "seed", "generation")
+SAME = "not distinguishable"
 CONTROL, TREATMENT = "fresh", "recursive"
 MARGIN = 0.05  # "no difference" means less than this share of the base model's value
 ROUNDING = 64 * np.finfo(float).eps  # differences below this share of the values are rounding errors, not variation
@@ -151,7 +152,7 @@ def cohen_d(a: Sequence[float], b: Sequence[float]) -> EffectSize:
     d_z = mean(a − b) / sd(a − b), the effect in units of the paired difference;
     d_av = mean(a − b) / √((var a + var b)/2), in units of the spread between runs (Cumming 2012);
     g_z = J d_z, Hedges' correction with J = Γ(ν/2) / (√(ν/2) Γ((ν − 1)/2)), ν = n − 1, unbiased for normal
-    differences: d_z overstates the effect by 77 % at three seeds and 25 % at five.
+    differences: d_z overstates the effect by 77 % at three seeds and 25 % at five; NaN with two, where there is none.
 
     Without spread a d is ±inf, or NaN if the mean difference is zero as well; its interval is NaN.
 
@@ -171,7 +172,7 @@ def cohen_d(a: Sequence[float], b: Sequence[float]) -> EffectSize:
     if np.isfinite(d_z):
         ends = special.nctdtrinc(n - 1, [0.975, 0.025], d_z * np.sqrt(n)) / np.sqrt(n)
     half = (n - 1) / 2
-    correction = np.exp(special.gammaln(half) - special.gammaln(half - 0.5)) / np.sqrt(half)
+    correction = np.exp(special.gammaln(half) - special.gammaln(half - 0.5)) / np.sqrt(half) if n > 2 else np.nan
     return EffectSize(Estimate(d_z, *ends), d_av, float(correction * d_z) if np.isfinite(d_z) else d_z)
 
 
@@ -212,6 +213,11 @@ def _sign_flip_p(differences: np.ndarray) -> float:
     signs = 1 - 2 * (np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1)  # one of every ± pair; row 0 is +
     sums = np.abs(signs @ differences)
     return float(np.mean(sums >= sums[0] - ROUNDING * np.abs(differences).max()))
+
+
+def sides(tests: pd.DataFrame) -> np.ndarray:
+    """Of tests with columns difference and p_holm: higher or lower where p_holm is below 0.05, else `SAME`."""
+    return np.where(tests["p_holm"] < 0.05, np.where(tests["difference"] > 0, "higher", "lower"), SAME)
 
 
 def paired_tests(table: pd.DataFrame, metric: str, generation: int | None = None) -> pd.DataFrame:

@@ -14,9 +14,15 @@ from .report import Analysis
 from .statistics import TREATMENT, changes, matched_controls
 
 PASS = "anchors"  # whose time is that of one forward pass over the held-out blocks
-# Stages that a check of a metric takes, where that is not the stage that measures it alone.
-NEEDED = {"sigma": ("responses", "embeddings", "sigma"), "coherence": ("evaluation", "coherence")}
-ONE_PASS = ("held_out_perplexity", "log_perplexity")  # of the stage `evaluation`, which draws stories besides
+# Stages that a check takes, where that is not the stage alone whose record has the metric; of single metrics first.
+NEEDED_OF = {
+    **dict.fromkeys(("held_out_perplexity", "log_perplexity"), (PASS,)),  # their stage draws stories besides
+    **dict.fromkeys(("hashed_ngram_hhi", "response_distinct_2"), ("responses",)),
+    "coherence": ("responses", "coherence"),
+    "prompt_similarity": ("responses", "embeddings", "coherence"),
+    "mauve": ("continuations", "coherence"),
+}
+NEEDED = {"sigma": ("responses", "embeddings", "sigma")}
 
 
 def detection_curve(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
@@ -67,7 +73,8 @@ def runs_needed(distance: float, generations: int, rate: float = RATE) -> float:
 
 def costs(params: Params, conditions: list[str] | None = None, source: Source | None = None) -> pd.DataFrame:
     """What one check of each metric costs: columns metric, seconds (median over the profile's models of the time that
-    their records took; NaN where there are none) and passes, the same in forward passes over the held-out blocks."""
+    their records took; NaN where there are none) and passes, the same in forward passes over the held-out blocks. A
+    metric of curvature is charged all that its stage estimates."""
     later = range(1, params.generations + 1)
 
     def seconds(stage: str) -> float:
@@ -82,7 +89,7 @@ def costs(params: Params, conditions: list[str] | None = None, source: Source | 
     rows = []
     for name, metric in metrics.METRICS.items():
         if metric.stage in stages:
-            needed = (PASS,) if name in ONE_PASS else NEEDED.get(metric.stage, (metric.stage,))
+            needed = NEEDED_OF.get(name) or NEEDED.get(metric.stage, (metric.stage,))
             total = sum(taken[stage] for stage in needed)
             rows.append((name, total, total / taken[PASS]))
     return pd.DataFrame(rows, columns=["metric", "seconds", "passes"])
@@ -92,7 +99,7 @@ def warnings(analysis: Analysis, curve: pd.DataFrame, prices: pd.DataFrame) -> p
     """A row for every metric that was tried, cheapest first: `early_warning.lead_summary` over the first outcome and
     `detection.detection` of an `Analysis`, d′ at generation 1 (`detection_curve`), and the price (`costs`).
 
-    Columns metric, seconds, passes, median, low, high (lead), earlier, later, detected, runs, false_alarms,
+    Columns metric, seconds, passes, median, low, high (lead), earlier, later, both, detected, runs, false_alarms,
     control_runs, first, first_low, first_high (d′).
     """
     outcome = analysis.outcomes[0]

@@ -1,4 +1,4 @@
-"""The study of the number of blocks: the spectrum of a batch and of the expected loss, in results/batch_sizes.
+"""The study of the number of blocks: the spectrum of a batch and of the expected loss, in results/work/batch_sizes.
 
 python -m spectral_collapse.experiment.batch_sizes PROFILE CHECKPOINT TEXT    # an hour
 

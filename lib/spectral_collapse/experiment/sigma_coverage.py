@@ -1,4 +1,4 @@
-"""The study of SIGMA's intervals for log det G: how often they cover the truth, in results/sigma_coverage.
+"""The study of SIGMA's intervals for log det G: how often they cover the truth, in results/work/sigma_coverage.
 
 python -m spectral_collapse.experiment.sigma_coverage TEXT    # TEXT: a file of real text; half an hour of one core
 """

@@ -146,7 +146,7 @@ def _leads(analysis: Analysis) -> dict[str, str]:
         text[f"lead.{outcome}.always"] = sentences.listed(list(map(label, first)))
         rows = (analysis.alarms["metric"] == outcome) & (analysis.alarms["condition"] == TREATMENT)
         raised = analysis.alarms.loc[rows, "alarm"]
-        if len(raised := raised[np.isfinite(raised)]):
+        if len(raised) and np.isfinite(raised).all():  # an outcome that stays silent leaves room in that run
             text[f"lead.{outcome}.possible"] = f"{raised.max() - 1:g}"
     key = "lead.{metric}.{outcome}"
     return text | values_of(
@@ -231,12 +231,13 @@ def rescue_values(counts: pd.DataFrame) -> dict[str, str]:
 
 
 def dose_values(closed: pd.DataFrame) -> dict[str, str]:
-    """dose.C.D, mean share of the gap that the dose D closed in condition C, with its t interval over seeds
-    (`rescue.recovered`); dose.least and dose.most."""
+    """dose.C.D, mean share of the gap that the dose D closed in condition C, with its t interval over the seeds that
+    have a gap (`rescue.recovered`), and dose.C.runs, their number; dose.least and dose.most."""
     if closed.empty:
         return {}
     groups = closed.dropna(subset="share").groupby(["condition", "dose"])["share"]
     found = {f"dose.{condition}.{dose}": format_interval(Estimate.mean(runs)) for (condition, dose), runs in groups}
+    found |= {f"dose.{condition}.runs": str(runs.count()) for (condition, _), runs in groups}
     return found | {"dose.least": str(closed["dose"].min()), "dose.most": str(closed["dose"].max())}
 
 

@@ -2,12 +2,14 @@
 
 import pandas as pd
 
-from ..analysis import mechanism, mediation
+from ..analysis import mechanism, power
+from ..analysis.statistics import SAME
+from ..estimate import Estimate
 from ..mechanism.outputs import BINS, RARE_SHARE
 from ..mechanism.tracking import FACTOR, FATES
 from ..record.schema import Params
 from . import sentences
-from .formatting import format_interval, format_percent
+from .formatting import format_interval, format_number, format_percent
 from .tables import Raw, filled, frame_of, interval, label, metric, number, p_value, table_of, values_of
 
 
@@ -24,15 +26,13 @@ def differences_table(differences: pd.DataFrame) -> pd.DataFrame:
 
 
 def mediation_table(mediated: pd.DataFrame) -> pd.DataFrame:
-    """`mediation.mediation`, a row a quantity: for each outcome the share with its interval, and the verdict."""
+    """`mediation.mediation`, a row a quantity: for each outcome the share with its interval."""
     rows: dict[str, list] = {}
     headings = ["Quantity"]
-    for place, (outcome, found) in enumerate(mediated.groupby("outcome", sort=False)):
-        # Columns need names of their own; LaTeX does not print trailing spaces.
-        headings += [label(outcome), "accounts for" + " " * place]
+    for outcome, found in mediated.groupby("outcome", sort=False):
+        headings.append(label(outcome))
         for row in found.itertuples():
-            cells = rows.setdefault(row.quantity, [label(row.quantity)])
-            cells += [interval("share")(row), row.verdict]
+            rows.setdefault(row.quantity, [label(row.quantity)]).append(interval("share")(row))
     return frame_of(list(rows.values()), headings)
 
 
@@ -49,8 +49,8 @@ def values(
 
     Set-up: mechanism.{parameters,seeds,generations,blocks,held_out,eigenvectors,bins,rare,factor,quantities}. For a
     quantity Q, a condition C and an outcome O: mechanism.Q.C.{first,last} of `mechanism.means`; word.mechanism.Q of the
-    differences; of the mediation mechanism.total.O and mechanism.{most,minor,open}.O, the number of quantities with
-    each verdict, and mechanism.none.O only where the outcome has no gap. mechanism.fate.F.C, "2 of 15";
+    differences; mechanism.total.O of the mediation, and mechanism.none.O only where the outcome may have no gap.
+    mechanism.detectable, the least d that the tests of all quantities find; mechanism.fate.F.C, "2 of 15";
     mechanism.merging and word.mechanism.merging. Of `mechanism.conditions`: mechanism.noise.{start,C},
     mechanism.aligned.{chance,C}, mechanism.{barrier,step_barrier,rises}.C.
     """
@@ -66,21 +66,21 @@ def values(
         "mechanism.rare": format_percent(RARE_SHARE),
         "mechanism.factor": f"{FACTOR:g}",
         "mechanism.quantities": str(len(mechanism.QUANTITIES)),
+        "mechanism.detectable": format_number(
+            power.detectable_effect(quantities["seed"].nunique(), len(mechanism.QUANTITIES))
+        ),
     }
     text |= values_of(mechanism.means(quantities), {"mechanism.{quantity}.{condition}.{at}": interval("mean")})
-    text |= values_of(
-        differences, {"word.mechanism.{quantity}": lambda row: sentences.surviving(row.word != mechanism.SAME)}
-    )
-    words = {"most": mediation.MOST, "minor": mediation.MINOR, "open": mediation.OPEN}
+    text |= values_of(differences, {"word.mechanism.{quantity}": lambda row: sentences.surviving(row.word != SAME)})
     for outcome, found in mediated.groupby("outcome"):
-        text[f"mechanism.total.{outcome}"] = format_interval(found[["total", "total_low", "total_high"]].iloc[0])
-        text |= {f"mechanism.{key}.{outcome}": str((found["verdict"] == word).sum()) for key, word in words.items()}
-        if (found["verdict"] == mediation.NO_EFFECT).any():
-            text[f"mechanism.none.{outcome}"] = mediation.NO_EFFECT
+        total = Estimate(*found[["total", "total_low", "total_high"]].iloc[0])
+        text[f"mechanism.total.{outcome}"] = format_interval(total)
+        if not total.apart:
+            text[f"mechanism.none.{outcome}"] = "yes"
     text |= values_of(counts, {f"mechanism.fate.{fate}.{{Index}}": filled(f"{{{fate}}} of {{all}}") for fate in FATES})
     merging = mechanism.merging(study.outliers)
     text["mechanism.merging"] = format_interval(merging)
-    text["word.mechanism.merging"] = sentences.surviving(merging.low > 0 or merging.high < 0)
+    text["word.mechanism.merging"] = sentences.uncorrected(merging)
     return text | values_of(
         mechanism.conditions(study),
         {

@@ -139,7 +139,7 @@ def values_of(frame: pd.DataFrame, entries: Mapping[str, Cell]) -> dict[str, str
 
 
 def estimators(summary: pd.DataFrame) -> pd.DataFrame:
-    """`estimators.summary`, a row a quantity: variation over probes and batches, and ratios to the most steps."""
+    """`estimators.noise_summary`, a row a quantity: variation over probes and batches, and ratios to the most steps."""
     variation = {"CV, probes": number("cv_probes", format_percent), "CV, batches": number("cv_batches", format_percent)}
     steps = {f"{at.removeprefix('at_')} steps": number(at) for at in summary.columns if at.startswith("at_")}
     return table_of(summary, {"Quantity": metric("Index"), **variation, **steps})

@@ -4,7 +4,6 @@ Metrics count the words of `words`, except BLEU, which uses sacrebleu's tokens, 
 for which a metric is undefined (no word, one sentence, no reference) is left out of means; NaN if no text is left.
 """
 
-import importlib.util
 import math
 import unicodedata
 import zlib
@@ -324,11 +323,6 @@ def coherence(texts: Sequence[str], embed: Callable[[list[str]], np.ndarray]) ->
         rows = vectors[[unique[sentence] for sentence in each]]
         cosines.append(float((rows[1:] * rows[:-1]).sum(axis=1).mean()) if len(each) > 1 else math.nan)
     return mean_over_texts(cosines)
-
-
-def mauve_installed() -> bool:
-    """Whether the package mauve-text is installed: without it there is no MAUVE."""
-    return importlib.util.find_spec("mauve") is not None
 
 
 def mauve(texts: np.ndarray, references: np.ndarray, seed: int) -> Estimate:

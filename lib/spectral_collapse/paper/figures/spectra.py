@@ -63,7 +63,7 @@ def distribution(result: dict) -> Figure:
 
 @drawn
 def estimators(frame: pd.DataFrame) -> Figure:
-    """Each estimator against itself, `estimators.values`: one panel a quantity, one column of dots a batch, one dot a
+    """Each estimator against itself, `estimators.noise`: one panel a quantity, one column of dots a batch, one dot a
     probe, groups by Lanczos steps, relative to the quantity's median at the most steps."""
     shown = frame["quantity"].cat.categories
     figure, panels = plt.subplots(1, len(shown), figsize=(WIDTH, 2.5), sharey=True, layout="constrained")
