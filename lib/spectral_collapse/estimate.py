@@ -109,6 +109,6 @@ class Estimate(_Row):
         if paired and parts[0] is not None and parts[1] is not None and len(parts[0]) == len(parts[1]):
             return Estimate.jackknife(self.value - before.value, parts[0] - parts[1])
         variances = self.standard_error**2, before.standard_error**2
-        spread = sum(v**2 / df for v, df in zip(variances, (self.df, before.df), strict=True))
+        spread = sum(v**2 / df if df > 0 else math.nan for v, df in zip(variances, (self.df, before.df), strict=True))
         df = sum(variances) ** 2 / spread if spread > 0 else math.inf if spread == 0 else math.nan
         return Estimate.of_error(self.value - before.value, math.sqrt(sum(variances)), df)

@@ -132,7 +132,51 @@ def test_what_does_not_fit_into_the_budget_is_left_out_by_name(monkeypatch):
     monitor = Monitor(STORIES[:40], budget=0.01)
     report = monitor.check(texts=STORIES[40:80])
     assert report.left_out == ("text (budget)",) and report.status == "cannot judge"
-    assert "check: text (budget)" in report.to_html() and report.line() == "cannot judge: left out: text (budget)."
+    assert "check: text (budget)" in report.to_html() and report.line().startswith("step 1: cannot judge, left")
+
+
+def test_a_check_that_judges_nothing_is_not_told_by_the_numbers_of_the_one_before(monkeypatch, tmp_path):
+    monitor = Monitor(STORIES[:40], log_file=tmp_path / "log.jsonl")
+    before = monitor.check(texts=STORIES[40:80], step=100)
+    monitor.budget = 1e-12
+    after = monitor.check(texts=STORIES[80:120], step=200)
+    assert before.step == 100 and len(before.last) == 4 and after.step == monitor.last_step == 200
+    assert after.last.empty and after.line() == "step 200: cannot judge, left out: text (budget)."
+    assert "step 200" in str(after) and "It judged nothing" in after.to_html()
+    assert Monitor(log_file=tmp_path / "log.jsonl").last_step == 200
+
+
+def test_texts_too_short_for_a_signal_are_no_other_number_of_texts():
+    monitor = Monitor(STORIES[:60])
+    report = monitor.check(texts=[*STORIES[60:118], "the end", "a"])
+    assert report.status == "sound" and "repetition_4" in set(report.frame["signal"])
+
+
+def test_a_change_is_the_values_less_what_controls_have_moved():
+    controls = [Monitor({"val_loss": 2.0}) for _ in range(3)]
+    frames = [run.check(metrics={"val_loss": 2.0 + 0.1 * place}).to_frame() for place, run in enumerate(controls)]
+    report = Monitor({"val_loss": 1.0}, controls=frames).check(metrics={"val_loss": 1.7})
+    row = report.frame.iloc[0]
+    assert row.expected == pytest.approx(0.1)
+    assert row.change == pytest.approx(row.value - row.reference - row.expected) == pytest.approx(0.6)
+    assert (
+        "controls moved" in report.to_html()
+        and "expected" in str(report)
+        and "expected" not in str(controls[0].report())
+    )
+    with pytest.raises(ValueError, match="run 1 was held against controls itself"):
+        Monitor(controls=[report.to_frame()] * 2)
+
+
+def test_a_refused_check_leaves_no_prompts_behind(tmp_path):
+    log = tmp_path / "log.jsonl"
+    monitor = Monitor(STORIES[:40], log_file=log)
+    with pytest.raises(ValueError, match="too few"):
+        monitor.check(texts=STORIES[:3], prompts=["a"] * 3)
+    monitor.check(texts=STORIES[40:80], prompts=["b"] * 40)
+    for again in (monitor, Monitor(log_file=log)):
+        with pytest.raises(ValueError, match="prompts: not the same"):
+            again.check(texts=STORIES[40:80], prompts=["c"] * 40)
 
 
 def test_what_is_not_judged_is_said_with_the_reason(tmp_path):
@@ -210,11 +254,11 @@ def test_reports_are_saved_in_four_forms_and_escape_what_models_write(tmp_path):
         (lambda: models.as_blocks([[1, 2]]), "held-out token ids"),
         (lambda: Monitor(blocks=[{"input_ids": [1, 2]}] * 3), "held-out token ids .*not list of object"),
         (lambda: Monitor(blocks=["a text"] * 3), "held-out token ids"),
-        (lambda: Monitor(blocks=[[1, 2], [1, 2, 3], [1, 2]]), "all of one length"),
+        (lambda: Monitor(blocks=[[1, 2], [1, 2, 3], [1, 2]]), "unequal length: cut them to one length"),
         (lambda: Monitor(blocks={"input_ids": [[1, 2]] * 3}), "not dict of object"),
         (lambda: Monitor(blocks=[[0.5, 1.5]] * 3), "not list of float64"),
         (lambda: Monitor(budget="2%"), "between 0 and 1, and '2%' does not"),
-        (lambda: of_embeddings(np.zeros(3)), "a matrix"),
+        (lambda: of_embeddings(np.zeros(3)), "rows .number, dimension. are expected"),
         (lambda: of_embeddings(np.full((30, 2), np.nan)), "not finite|NaN|finite"),
         (lambda: of_texts(["a b c"] * 19), "too few"),
     ],

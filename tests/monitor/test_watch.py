@@ -69,6 +69,13 @@ def test_tables_of_metrics_are_judged_against_their_first_rows(tmp_path, capsys)
     assert watch.main(["watch", str(tmp_path / "log.jsonl"), "--rate", "0.01", "--checks", "1"]) == 0
 
 
+def test_steps_and_times_of_trackers_are_no_metrics(tmp_path):
+    rows = [f"{1e9 + 60 * step},{step}, {2 + 0.01 * (step % 3)}" for step in range(40)]
+    for head in ("Wall time,Step,Value", " wall_time , step , loss "):
+        found = inputs.table_of(write(tmp_path / "tracker.csv", "\n".join([head, *rows])))
+        assert [step for step, _ in found] == list(range(40)) and {len(row) for _, row in found} == {1}
+
+
 def test_an_interrupted_watch_goes_on_with_its_log(tmp_path, capsys):
     folder, log = folder_of(tmp_path / "runs", SOUND[:2]), tmp_path / "log.jsonl"
     assert watch.main(["watch", str(folder), "--log", str(log)]) == 0
@@ -130,6 +137,11 @@ def test_embeddings_and_their_log_determinant(tmp_path, capsys):
     assert found["low"] < 0 < found["high"]  # log det of the identity
     assert watch.main(["sigma", str(tmp_path / "rows.npy")]) == 0
     assert f"[{found['low']:.6g}, {found['high']:.6g}]" in capsys.readouterr().out
+    heavy = rows / np.sqrt(np.random.default_rng(1).chisquare(3, size=(400, 1)) / 3)  # Student's t
+    np.save(tmp_path / "heavy.npy", heavy)
+    assert watch.main(["sigma", str(tmp_path / "heavy.npy"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["low"] < 6 * np.log(3) < found["high"]  # E vvᵀ = 3 I, which an interval for Gaussian rows misses
     np.save(tmp_path / "dead.npy", rows * [1, 1, 1, 1, 1, 0])
     assert watch.main(["sigma", str(tmp_path / "dead.npy")]) == 0
     assert "not identified, the Gram matrix has rank 5 in 6 dimensions" in capsys.readouterr().out
@@ -165,6 +177,10 @@ def test_a_loss_that_is_not_finite_is_an_alarm_and_in_the_reference_bad_input(tm
         (lambda path: write(path / "twice.csv", "step,loss,loss\n1,2,3\n"), "there twice: step, loss, loss"),
         (lambda path: write(path / "longer.csv", "step,loss\n1,2\n2,2,1\n"), "row 2 has more cells than the header"),
         (lambda path: write(path / "typo.csv", "step,loss\n1,2\n2,2.1\n3,abc\n4,2\n"), "row 3, column loss: 'abc' is"),
+        (
+            lambda path: write(path / "step.csv", "step,loss\n1,2\nnan,2\n3,1\n4,2\n"),
+            "row 2, column step: 'nan' is no step",
+        ),
         (lambda path: write(path / "words.csv", "step,name\n1,a\n2,b\n"), "no column of numbers"),
         (lambda path: write(path / "one.txt", "a\n\nb"), "give a folder"),
         (

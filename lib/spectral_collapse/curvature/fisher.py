@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .basis import dot
+from .basis import CHUNK, dot, to_float64
 from .operators import HessianOperator, differentiating
 
 
 class EmpiricalFisherOperator(HessianOperator):
-    """F = Σ_b g_b g_bᵀ / B, g_b the gradient of block b's own mean loss; positive semi-definite, of rank B at most.
+    """F = Σ_b g_b g_bᵀ / B, g_b the gradient of block b's summed loss over the mean number of
+    predictions of a block; positive semi-definite, of rank B at most.
 
     Interface of `HessianOperator`; block b's own matrix is g_b g_bᵀ. The gradients of a rank's blocks are made once and
     kept, B n numbers, and a product then costs two passes over these. It is no approximation of the Hessian away from
@@ -21,18 +22,24 @@ class EmpiricalFisherOperator(HessianOperator):
     def _gradients(self) -> torch.Tensor:
         """(own blocks, n)."""
         if self._kept is None:
-            rows = []
-            for block in self._each(self._batch):
-                pieces = self._linearise(block)
-                rows.append(torch.cat([piece.detach().flatten() for piece in pieces]))
-                rows[-1] *= self.blocks / self._predictions
-            self._kept = (torch.stack(rows) if rows else torch.zeros(0, self.n, dtype=self.torch_dtype),)
+            rows = torch.empty(len(self._batch), self.n, dtype=self.torch_dtype, device=self.device)
+            for row, block in zip(rows, self._each(self._batch), strict=True):
+                torch.cat([piece.detach().flatten() for piece in self._linearise(block)], out=row)
+                row *= self.blocks / self._predictions
+            self._kept = (rows,)
         return self._kept[0]
 
     def _sum(self, pieces: list[torch.Tensor], batched: bool = False) -> torch.Tensor:
         gradients = self._gradients()
         vectors = torch.cat([piece.flatten(int(batched)) for piece in pieces], dim=-1)
-        return self._everywhere((vectors @ gradients.T) @ gradients / self.blocks)
+        along = torch.zeros(
+            *vectors.shape[:-1], len(gradients), dtype=torch.float64, device=to_float64(gradients[:, :0]).device
+        )
+        for start in range(0, self.n, CHUNK):  # a plain float32 sum over n loses digits, see `basis.dot`
+            part = slice(start, start + CHUNK)
+            along += to_float64(vectors[..., part] @ gradients[:, part].T)
+        along = along.to(gradients.device, gradients.dtype)
+        return self._everywhere(along @ gradients / self.blocks)
 
     def block_forms(
         self, left: Sequence[torch.Tensor], right: Sequence[torch.Tensor], *, squares: bool = False

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from .basis import Storage
 
+GROUP = Path("/sys/fs/cgroup")  # of the container
 # Vectors (n,) in use at once: gradient and product, those of Lanczos, and those of the errors over blocks.
 WORKING_VECTORS = 12
 
@@ -23,9 +25,11 @@ def available_memory(device: torch.device | str) -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     free = psutil.virtual_memory().available
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    limit, used, parts = ((GROUP / name) for name in ("memory.max", "memory.current", "memory.stat"))
     with contextlib.suppress(OSError, ValueError):  # no limit
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+        room = int(limit.read_text()) - int(used.read_text())
+        cached = re.search(r"^inactive_file (\d+)", parts.read_text(), re.MULTILINE)  # which the kernel gives up
+        free = min(free, room + (int(cached[1]) if cached else 0))
     if device.type == "mps":  # the same memory, of which the system grants a part
         free = min(free, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return max(free, 0) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

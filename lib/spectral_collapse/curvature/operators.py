@@ -1,7 +1,7 @@
 """Products with the Hessian and with the Gauss–Newton matrix of a causal language model's mean loss."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -295,10 +295,12 @@ class HessianOperator(scipy.sparse.linalg.LinearOperator):
         )
 
     @differentiating
-    def block_forms(self, left: list[torch.Tensor], right: list[torch.Tensor], *, squares: bool = False) -> np.ndarray:
+    def block_forms(
+        self, left: Sequence[Sequence[torch.Tensor]], right: Sequence[torch.Tensor], *, squares: bool = False
+    ) -> np.ndarray:
         """ℓᵀ H_b r for every block b and every r with its ℓ's, (blocks, pairs). H_b is the Hessian of the block's own
         summed loss over the mean number of predictions of a block, so the mean over b is ℓᵀ H r. `left` is parallel to
-        `right`, each entry a matrix (i, n). With `squares` ‖H_b r‖² follows the pairs of every r. Costs one gradient,
+        `right`, each entry i vectors (n,). With `squares` ‖H_b r‖² follows the pairs of every r. Costs one gradient,
         and two more for every r."""
         rows = []
         for block in self._each(self._batch):

@@ -38,8 +38,9 @@ class PopulationSignature:
     """Spectrum of the expected loss, H = E H_b, from the blocks of one batch; units as in `Signature`.
 
     Estimates are free of the blocks' noise in expectation, and their intervals are for H. The ends of a bracket lie
-    below and above in expectation; `lambda_max_interval` adds their sampling errors, 95 % together. NaN if a second
-    moment or a width is not positive, or if blocks or memory do not suffice; `population_note` says which.
+    below and above in expectation; `lambda_max_interval` adds their sampling errors, 95 % together, where the signature
+    has errors over blocks. NaN if a second moment or a width is not positive, or if blocks or memory do not suffice;
+    `population_note` says which.
 
     held_out_leading: quotients of as many leading vectors as the batch has outliers.
     population_bulk_sigma: of H compressed to the complement of these vectors. If they are eigenvectors of H, that is H
@@ -122,9 +123,9 @@ def _measured(
     chosen = _leading(run, count)
     vectors = torch.stack([basis.combine(column) for column in run.vectors[:, chosen].T])
     leading, blocks = vectors[:count], operator.blocks
-    left = [torch.cat([leading, operator.matvec(vector)[None] * blocks]) for vector in leading]
-    left += [vector[None] for vector in vectors[count:]]
-    left += [torch.stack(pair) for pair in zip(probes, sums, strict=True)]
+    left = [[*leading, operator.matvec(vector) * blocks] for vector in leading]
+    left += [[vector] for vector in vectors[count:]]
+    left += [list(pair) for pair in zip(probes, sums, strict=True)]
     forms = operator.block_forms(left, [*vectors, *probes], squares=True)
     inside, outside, rest = np.split(forms, [count * (count + 2), -3 * len(probes)], axis=1)
     inside = inside.reshape(blocks, count, count + 2)
@@ -224,7 +225,8 @@ def _of_halves(halves: Sequence[_Half], sums: np.ndarray, n: int, batch: Signatu
         log.warning("population spectrum of %d blocks: %s.", blocks, "; ".join(notes))
     top, bottom = largest.estimate(), smallest.estimate()
     # Student's t over blocks: either end misses λ_max of H in at most one case out of forty.
-    half_width = float(scipy.stats.t.ppf(0.975, blocks - 1)) * (batch.lambda_max_batch_error or 0.0)
+    error = math.nan if batch.lambda_max_batch_error is None else batch.lambda_max_batch_error
+    half_width = float(scipy.stats.t.ppf(0.975, blocks - 1)) * error
     return PopulationSignature(
         population_blocks=blocks,
         population_probes=probes,
@@ -263,8 +265,8 @@ def population_of_operators(
 ) -> PopulationSignature:
     """Population signature from operators of the two halves of the blocks of `batch`, with its probes.
 
-    operators: anything with `n`, `blocks`, `device`, `torch_dtype`, `matvec` and `block_forms`. storages: of each
-    half's Lanczos basis.
+    operators: anything with `n`, `shape`, `blocks`, `device`, `torch_dtype`, `matvec` and `block_forms`. storages:
+    of each half's Lanczos basis.
     """
     one, two = operators
     n, blocks = one.n, one.blocks + two.blocks
@@ -297,13 +299,13 @@ def population_signature(
 ) -> PopulationSignature:
     """Spectrum of the expected loss from B ≥ 4 blocks, whose `spectral_signature` is given.
 
-    With v the probes of that signature, E vvᵀ = I, and H_b the Hessian of block b's own mean loss, tr H² is estimated
-    by [‖Σ H_b v‖² − Σ ‖H_b v‖²]/(B(B − 1)), since products of different blocks are free of their noise. In expectation
-    λ_max of H lies below the batch's and above uᵀH_other u, u from one half of the blocks and H_other of the other.
-    σ_bulk leaves out as many leading vectors as the batch has outliers, found in the same way. Errors over blocks are
-    the jackknife's at fixed vectors u; errors over probes are between probes. Blocks count as independent draws: what
-    neighbours share because they share a text counts as part of the expected loss. Where blocks predict unequal numbers
-    of tokens, the mean of either half is over its own.
+    With v the probes of that signature, E vvᵀ = I, and H_b the Hessian of block b's summed loss over the mean number of
+    predictions of a block, tr H² is estimated by [‖Σ H_b v‖² − Σ ‖H_b v‖²]/(B(B − 1)), since products of different
+    blocks are free of their noise. In expectation λ_max of H lies below the batch's and above uᵀH_other u, u from one
+    half of the blocks and H_other of the other. σ_bulk leaves out as many leading vectors as the batch has outliers,
+    found in the same way. Errors over blocks are the jackknife's at fixed vectors u; errors over probes are between
+    probes. Blocks count as independent draws: what neighbours share because they share a text counts as part of the
+    expected loss. Where blocks predict unequal numbers of tokens, the mean of either half is over its own.
     Options must be those of the `spectral_signature`. Costs 20 + 4 m + 4 k gradients of the batch for m probes and k
     outliers, if its graphs fit into memory.
     """

@@ -1,6 +1,7 @@
 """Spectral signatures: quantities of a spectrum from Lanczos runs, with errors over probes and over blocks."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -268,14 +269,25 @@ class _Moment:
 class _Moments:
     """Moments of the spectrum from ranked runs, and what each block adds to them in each run."""
 
-    def __init__(self, runs: list[Quadrature], ranked: list[Nodes], influences: list[dict[str, np.ndarray]] | None):
+    def __init__(
+        self,
+        runs: list[Quadrature],
+        ranked: list[Nodes],
+        influences: list[dict[str, np.ndarray]] | None,
+        of_bulk: list[bool] | None = None,
+    ):
+        """of_bulk: the runs whose influences are of the bulk that all measure; None: all of them."""
         self.ranked = ranked
         # Of the second moment ‖Hv‖²/vᵀv = α₁² + β₁² one node has the first term only; two have it all.
         short = [run.betas[0] ** 2 if len(run.betas) == 1 else 0.0 for run in runs]
         self.lacking = np.array([square * nodes.weights[-1] for square, nodes in zip(short, ranked, strict=True)])
         self.by_block = {}
         if influences:
-            self.by_block = {name: np.mean([part[name] for part in influences], axis=0) for name in influences[0]}
+            bulk = list(itertools.compress(influences, of_bulk or itertools.repeat(True)))
+            self.by_block = {
+                name: np.mean([part[name] for part in (bulk if name.startswith("bulk") else influences)], axis=0)
+                for name in influences[0]
+            }
 
     def average(self, function: Callable, name: str | None = None, leave_out: int = 0, scale: float = 1.0) -> _Moment:
         """scale Σ w f(θ) without the first `leave_out` nodes; `name` is that of its influences over blocks."""
@@ -331,8 +343,10 @@ def signature_of_runs(
     residuals = np.concatenate([*(run.residuals for run in runs), leading_residuals])
     top, bottom = values.argmax(), values.argmin()
     # The same number in every run, so that all runs measure the same bulk.
-    count = min(nodes.outliers(n) for nodes in ranked[:full])
-    moments = _Moments([*runs, *(run for run, _ in later)], ranked, influences)
+    counts = [nodes.outliers(n) for nodes in ranked[:full]]
+    count = min(counts)
+    of_bulk = [each == count for each in counts] + [True] * len(later)
+    moments = _Moments([*runs, *(run for run, _ in later)], ranked, influences, of_bulk)
 
     mean, second = moments.average(np.positive, "mean_eigenvalue"), moments.average(np.square, "second")
     deflated = {"leave_out": count, "scale": n / (n - count)}

@@ -126,9 +126,9 @@ def spectral_signature(
     four fifths of the free memory if None; `plan` decides what is kept. batch_errors: errors over blocks by the
     infinitesimal jackknife, for one gradient and six more, with two more for every later probe, or as many for each
     probe of `steps`; needs a basis and more than one block. state: a file for the results of finished probes, marked
-    with `identity`; a later call with the same identity continues with the next probe, or after all if the later ones
-    depend on the first one's basis, and the caller removes the file in the end. Without later_steps and state, and with
-    full-precision bases, eigenvalues are those of `joint_ritz`.
+    with the options and `identity`, which stands for model and batch; a later call with the same continues with the
+    next probe, or after all if the later ones depend on the first one's basis, and the caller removes the file in the
+    end. Without later_steps and state, and with full-precision bases, eigenvalues are those of `joint_ritz`.
     """
     at_least(1, steps=steps, later_steps=1 if later_steps is None else later_steps, probes=probes)
     if probes < 2:
@@ -136,6 +136,8 @@ def spectral_signature(
     if tolerance is not None and not (later_steps and 0 < tolerance < 1):
         raise ValueError(f"tolerance: a share between 0 and 1, of a run with later_steps, not {tolerance!r}.")
     operator = operator_class(kind)(model, batch, parameters=parameters)
+    asked = [identity, operator.n, parameters, steps, probes, later_steps, tolerance, seed, kind, batch_errors]
+    identity = json.dumps(asked)
     together = 1 if operator.device.type == "cpu" or later_steps else probes
     budgets = [int(0.8 * available_memory(device)) for device in (operator.device, "cpu")]
     if memory_budget is not None:

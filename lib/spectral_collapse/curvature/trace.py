@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from .basis import dot
 from .krylov import at_least, probe_of
 from .signature import Estimate
 
 
 def _forms(operator: Any, probes: list[torch.Tensor]) -> np.ndarray:
-    return np.array([float(torch.dot(probe, operator.matvec(probe))) for probe in probes])
+    return np.array([dot(probe, operator.matvec(probe)) for probe in probes])
 
 
 def _mean(values: np.ndarray, offset: float = 0.0) -> Estimate:

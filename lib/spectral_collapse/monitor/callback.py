@@ -75,7 +75,7 @@ class MonitorCallback(TrainerCallback):
             return
         if not known and state.global_step:
             log.warning("the monitor: the reference is step %d, not the start of training.", state.global_step)
-        if self.report.frame.empty and self.report.left_out:
+        if self.report.check and self.report.last.empty:
             log.warning("the monitor, step %d: %s", state.global_step, self.report.line())
         self._tell(state)
 
@@ -99,10 +99,9 @@ class MonitorCallback(TrainerCallback):
             control.should_training_stop = True
 
     def _tell(self, state: TrainerState) -> None:
-        frame = self.report.frame
-        if frame.empty:
+        last = self.report.last
+        if last.empty:
             return
-        last = frame[frame["check"] == frame["check"].max()]
         metrics = {f"{PREFIX}{row.signal}": row.value for row in last.itertuples()}
         metrics[f"{PREFIX}alarms"] = float(self.report.alarms.shape[0])
         if self._trainer is not None:

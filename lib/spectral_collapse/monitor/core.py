@@ -73,6 +73,7 @@ class Monitor:
         self._reference: dict[str, Estimate] = {}
         self._rows: list[tuple] = []
         self._check, self._samples = 0, ((), ())
+        self._step: int | float | None = None
         self._left_out: tuple[str, ...] = ()
         self._skipped: set[str] = set()  # tiers that did not fit into the budget
         self._kept: dict[str, Any] = {}
@@ -96,7 +97,7 @@ class Monitor:
     @property
     def last_step(self) -> int | float | None:
         """The step of the last check; None before the first."""
-        return self._rows[-1][0] if self._rows else None
+        return self._step
 
     def require_reference(self, reference: Any) -> None:
         """ValueError where the log that the monitor goes on with began with other texts or rows than these."""
@@ -164,10 +165,11 @@ class Monitor:
             found["encoder"] = np.asarray(self.encoder([PROBE]), dtype=float)[0].round(5).tolist()
         return found
 
-    def _require_same(self, prompts: Sequence[str] | None) -> None:
-        """ValueError where prompts, held-out blocks or encoder are not those of the reference."""
-        for name, now in self._inputs(prompts).items():
-            before = self._kept.setdefault(name, now)
+    def _require_same(self, inputs: Mapping[str, Any]) -> None:
+        """ValueError where prompts, held-out blocks or encoder are not those of the reference, or of the first check
+        that had them."""
+        for name, now in inputs.items():
+            before = self._kept.get(name, now)
             if before == now or (name == "encoder" and _alike(before, now)):
                 continue
             raise ValueError(
@@ -223,8 +225,9 @@ class Monitor:
         if all(each is None for each in given.values()):
             raise ValueError("nothing to check: give texts, a model, or a row of metrics.")
         step = self._check + 1 if step is None else step
+        inputs = self._inputs(prompts)
         if self.referenced:
-            self._require_same(prompts)
+            self._require_same(inputs)
         readings = self._read(given, limited=self.referenced)
         if not self.referenced:
             self._refer(readings, texts, prompts, step, texts)
@@ -233,10 +236,12 @@ class Monitor:
         known = {name: found for name, found in readings.items() if name in self._reference and _judgeable(name, found)}
         rows = [self._judged(step, number, name, found, signals) for name, found in known.items()]
         self._left_out += self._not_judged(readings)
-        self._check, self._samples = number, (self._samples[0], _shown(texts) or self._samples[1])
+        self._check, self._step, self._samples = number, step, (self._samples[0], _shown(texts) or self._samples[1])
         self._rows += rows
+        new = {name: given for name, given in inputs.items() if name not in self._kept}
+        self._kept |= new
         self._write({"step": step, "check": number, "rows": [list(map(_plain, row)) for row in rows],
-                     "samples": self._samples[1]})  # fmt: skip
+                     "samples": self._samples[1], "inputs": new})  # fmt: skip
         return self.report()
 
     def _not_judged(self, readings: Mapping[str, Estimate]) -> tuple[str, ...]:
@@ -260,7 +265,7 @@ class Monitor:
         before, direction = self._reference[name], direction_of(name)
         level = self.rule.level(check, signals)
         if not math.isfinite(now.value):  # diverged, which no chance does
-            return (step, check, name, before.value, *[math.nan] * 4, 0.0, level, math.nan, level > 0)
+            return (step, check, name, before.value, math.nan, 0.0, *[math.nan] * 3, 0.0, level, math.nan, level > 0)
         sizes = [len(each.left_out) for each in (now, before) if each.left_out is not None]
         if len(set(sizes)) > 1 and name in SIGNALS and SIGNALS[name].tier == "model":
             before = _of_first(before, sizes[0])
@@ -273,13 +278,14 @@ class Monitor:
         if math.isnan(now.standard_error):  # of a table, whose reference rows hold the noise
             error = before.standard_error if before.standard_error > 0 else math.nan
             change = Estimate.of_error(change.value, error, before.df)
+        moved = change.value
         if self.controls:
             others = [run.get((check, name)) for run in self.controls]
             change = against_controls(change.value, [each for each in others if each is not None])
         p, edge = p_value(change, direction), boundary(change, direction, level)
         return (
-            step, check, name, before.value, now.value, change.value, change.low, change.high, p, level, edge,
-            bool(level > 0 and p <= level),
+            step, check, name, before.value, now.value, moved - change.value, change.value, change.low, change.high,
+            p, level, edge, bool(level > 0 and p <= level),
         )  # fmt: skip
 
     def report(self) -> Report:
@@ -293,7 +299,7 @@ class Monitor:
             compared = f"Each change is held against those of {len(self.controls)} control runs at the same check."
         if len(last) and not judged:
             compared = self._why_not(last)
-        return Report(frame, status, compared, self._left_out, self._samples)
+        return Report(frame, status, compared, self._left_out, self._samples, self._step, self._check)
 
     def _why_not(self, last: pd.DataFrame) -> str:
         """Why a check decides nothing."""
@@ -324,7 +330,9 @@ class Monitor:
                 self._samples, self._kept = (tuple(first["samples"]), ()), dict(first["inputs"])
             for entry in entries[1:]:
                 self._rows += [tuple(math.nan if part is None else part for part in row) for row in entry["rows"]]
-                self._check, self._samples = entry["check"], (self._samples[0], tuple(entry["samples"]))
+                self._check, self._step = entry["check"], entry["step"]
+                self._samples = (self._samples[0], tuple(entry["samples"]))
+                self._kept |= entry["inputs"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.log_file} is no monitor's log: name another file, or delete it.") from error
         log.info("%s: goes on after check %d.", self.log_file, self._check)
@@ -402,5 +410,7 @@ def _control(frame: pd.DataFrame, place: int) -> dict[tuple[int, str], float]:
     """(check, signal) to the change of a control run, where it is finite."""
     if missing := {"check", "signal", "change"} - set(frame):
         raise ValueError(f"controls: run {place + 1} has no column {sorted(missing)[0]!r}: give `Report.to_frame()`.")
+    if "expected" in frame and frame["expected"].any():
+        raise ValueError(f"controls: run {place + 1} was held against controls itself: give reports without.")
     found = {(int(row.check), row.signal): float(row.change) for row in frame.itertuples()}
     return {place: change for place, change in found.items() if math.isfinite(change)}

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,9 @@ CONFIGS = ("config.json", "adapter_config.json")
 TOKENIZERS = ("tokenizer*", "vocab*", "merges.txt", "*.model")  # files of one of them
 KEYS = ("text", "response", "continuation", "output", "completion")
 # Columns that change as planned, or with the machine.
-PLANNED = re.compile(r"learning_rate|runtime|per_second|total_flos|grad_norm")
-STEPS = ("step", "generation", "epoch", "global_step")
+PLANNED = re.compile(r"learning_rate|runtime|per_second|total_flos|grad_norm|wall.?time|timestamp", re.IGNORECASE)
+STEPS = ("step", "generation", "epoch", "global_step", "_step", "iteration")
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
 BLOCK, BLOCKS = 128, 64  # of held-out text
 
 
@@ -149,18 +151,20 @@ def table_of(path: Path) -> list[tuple[Any, dict[str, float]]] | None:
     if not rows:
         raise ValueError(f"{path} holds no rows.")
     columns = dict.fromkeys(key for row in rows for key in row)
-    named = next((name for name in STEPS if name in columns), None)
+    steps = sorted((key for key in columns if key.lower() in STEPS), key=lambda key: STEPS.index(key.lower()))
     words = {key for row in rows for key, cell in row.items() if _number(cell) is None}
-    for key in words - set(STEPS):
+    for key in words.difference(steps):
         cells = [(number, row[key]) for number, row in enumerate(rows, start=1) if key in row]
         wrong = [(number, cell) for number, cell in cells if _number(cell) is None]
         if 2 * len(wrong) < len(cells):
             raise ValueError(f"{path}, row {wrong[0][0]}, column {key}: {wrong[0][1]!r} is no number.")
-    if not (kept := [key for key in columns if not (key in words or key in STEPS or PLANNED.search(key))]):
+    if not (kept := [key for key in columns if not (key in words or key in steps or PLANNED.search(key))]):
         raise ValueError(f"{path} has no column of numbers.")
     found: dict[Any, dict[str, float]] = {}
     for place, row in enumerate(rows):
-        step = _number(row.get(named)) if named else place
+        step = _number(row.get(steps[0])) if steps else place
+        if step is not None and not math.isfinite(step):
+            raise ValueError(f"{path}, row {place + 1}, column {steps[0]}: {row[steps[0]]!r} is no step.")
         found.setdefault(place if step is None else step, {}).update(
             {key: _number(row[key]) for key in kept if key in row}
         )
@@ -173,6 +177,7 @@ def _cells(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         names = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = names
         if "" in names or len(set(names)) < len(names):
             raise ValueError(f"{path}: a name of its header is missing or there twice: {', '.join(names)}.")
         rows = list(reader)
@@ -208,11 +213,9 @@ def held_out_blocks(tokenizer: Any, path: Path) -> np.ndarray:
     return np.array(ids[: count * BLOCK]).reshape(count, BLOCK)
 
 
-def load(folder: Path | str) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder of safetensors; of an adapter on its base, whose tokenizer serves where the
-    adapter's folder has none."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import
+def tokenizer_of(folder: Path | str) -> Any:
+    """The tokenizer of a checkpoint; of an adapter that of its base, where its own folder has none."""
+    from transformers import AutoTokenizer  # slow to import
 
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is no folder with a model.")
@@ -221,9 +224,21 @@ def load(folder: Path | str) -> tuple[Any, Any]:
     if not spoken:
         raise ValueError(f"{' or '.join(map(str, places))}: there is no tokenizer; save it beside the model.")
     try:
-        options = {"local_files_only": True, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(spoken[0], **options)
-        return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options), tokenizer
+        return AutoTokenizer.from_pretrained(spoken[0], **LOCAL)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{spoken[0]} holds no tokenizer that can be loaded: {error}") from None
+
+
+def model_of(folder: Path | str) -> Any:
+    """The model of a checkpoint in safetensors; of an adapter on its base."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM  # slow to import
+
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder} is no folder with a model.")
+    _base(Path(folder))
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **LOCAL)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be loaded as a causal language model: {error}") from None
 

@@ -14,7 +14,8 @@ from ..estimate import Estimate
 from ..text.metrics import mean_over_texts
 from .readings import require_blocks
 
-BATCH = 16  # blocks in a pass
+BATCH = 16  # blocks in a pass, or fewer:
+ENTRIES = 1 << 26  # of its logits, some of which are held four times
 PROBES, STEPS = 3, 16  # of a spectrum
 
 
@@ -53,12 +54,14 @@ def of_model(model: torch.nn.Module, blocks: Any) -> dict[str, Estimate]:
     _require_whole(model)
     blocks, losses, entropies = as_blocks(blocks), [], []
     device = next(model.parameters()).device
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", 1 << 17)
+    size = max(1, min(BATCH, ENTRIES // (blocks.shape[1] * vocabulary)))
     with _evaluating(model):
-        for part in blocks.split(BATCH):
+        for part in blocks.split(size):
             tokens = part.to(device)
             scores = model(input_ids=tokens).logits[:, :-1].float().log_softmax(-1)
             losses.append(-scores.gather(-1, tokens[:, 1:, None])[..., 0].mean(1).cpu())
-            entropies.append(-(scores.exp() * scores).sum(-1).mean(1).cpu())
+            entropies.append(torch.special.entr(scores.exp()).sum(-1).mean(1).cpu())
     found = {"held_out_loss": torch.cat(losses), "predictive_entropy": torch.cat(entropies)}
     return {
         name: mean_over_texts(values.double().numpy()) if values.isfinite().all() else Estimate(math.nan)
@@ -69,10 +72,9 @@ def of_model(model: torch.nn.Module, blocks: Any) -> dict[str, Estimate]:
 def of_spectrum(model: torch.nn.Module, blocks: Any) -> dict[str, Estimate]:
     """Log ratio of the largest Hessian eigenvalue to the bulk's width, with its errors over probes and blocks. Nothing
     where it is not identified."""
-    with _evaluating(model):
-        found = curvature.spectral_signature(
-            model, as_blocks(blocks), steps=STEPS, probes=PROBES, later_steps=1, seed=0
-        ).log_spectral_ratio
+    found = curvature.spectral_signature(
+        model, as_blocks(blocks), steps=STEPS, probes=PROBES, later_steps=1, seed=0
+    ).log_spectral_ratio
     if math.isnan(found.value):
         return {}
     freedom = min(found.probes, found.blocks or math.inf) - 1

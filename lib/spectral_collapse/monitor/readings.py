@@ -10,6 +10,7 @@ import numpy as np
 from .. import sigma
 from ..analysis.metrics import COLLAPSE
 from ..estimate import Estimate
+from ..sigma.gram import finite_rows
 from ..text import metrics
 
 TIERS = ("metrics", "model", "text", "embedding", "curvature")  # from the cheapest on
@@ -67,8 +68,8 @@ def require_blocks(blocks: Any) -> None:
     """ValueError unless these are token ids (N, T), N ≥ 3, T ≥ 2; without torch."""
     try:
         array = blocks if hasattr(blocks, "shape") else np.asarray(blocks)
-    except ValueError:  # rows of unequal length
-        array = np.empty(0)
+    except ValueError:
+        raise ValueError("blocks: rows of token ids of unequal length: cut them to one length.") from None
     shape = tuple(array.shape)
     if len(shape) != 2 or shape[0] < 3 or shape[1] < 2 or "int" not in str(array.dtype):
         raise ValueError(
@@ -98,15 +99,12 @@ def of_embeddings(rows: np.ndarray, delta: float = DELTA) -> dict[str, Estimate]
 
     ValueError for rows that are no finite matrix, and for fewer than `LEAST_TEXTS`.
     """
-    rows = np.asarray(rows, dtype=float)
-    if rows.ndim != 2:
-        raise ValueError(f"embeddings are a matrix (number, dimension), not of shape {rows.shape}.")
+    rows = finite_rows(rows)
     n, m = rows.shape
-    sigma.GramAccumulator(m).update(rows)  # refuses what is not finite
     if n < LEAST_TEXTS:
         raise ValueError(f"{n} embeddings are too few to tell a change from chance: give {LEAST_TEXTS} or more.")
-    regular = rows.T @ rows + delta * np.eye(m)
-    value = sigma.track_two(rows.T @ rows, n, delta)
+    gram = rows.T @ rows
+    regular, value = gram + delta * np.eye(m), sigma.track_two(gram, n, delta)
     kept = np.log1p(-np.minimum(np.einsum("ij,ij->i", rows, np.linalg.solve(regular, rows.T).T), 1 - 1e-12))
     return {"track_two": Estimate.jackknife(value, value + m * math.log(n) + kept - m * math.log(n - 1))}
 

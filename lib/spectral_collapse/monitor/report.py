@@ -14,7 +14,10 @@ from .readings import SIGNALS, label_of
 
 SOUND, WARNING, UNJUDGED = "sound", "warning", "cannot judge"
 SUFFIXES = (".html", ".csv", ".parquet", ".jsonl")  # of saved reports
-COLUMNS = ["step", "check", "signal", "reference", "value", "change", "low", "high", "p", "level", "boundary", "alarm"]
+COLUMNS = [
+    *("step", "check", "signal", "reference", "value", "expected", "change", "low", "high", "p", "level", "boundary"),
+    "alarm",
+]
 INK, ALARM, EDGE = "#3b6ea5", "#d55e00", "#8a8a8a"
 ADVICE = (
     "Look at the texts first. Then compare with a run on real text alone: a change that it shows too is training, not "
@@ -50,7 +53,7 @@ class Report:
 
     status: `sound`, `warning` (an alarm at this check or an earlier one) or `cannot judge`; compared: what the changes
     were held against; left_out: what was not judged at the last check, with the reason; samples: texts of the reference
-    and of the last check.
+    and of the last check; step and check: of the last one.
     """
 
     frame: pd.DataFrame
@@ -58,11 +61,19 @@ class Report:
     compared: str
     left_out: tuple[str, ...] = ()
     samples: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    step: int | float | None = None
+    check: int = 0
 
     def to_frame(self) -> pd.DataFrame:
-        """All checks after the reference, a row a signal: step, check, signal, reference, value, change with its 95 %
-        interval low, high, p, level (below which p alarms), boundary (the change that would alarm), alarm."""
+        """All checks after the reference, a row a signal: step, check, signal, reference, value, expected (by how much
+        controls have moved; 0 without), change = value − reference − expected with its 95 % interval low, high, p,
+        level (below which p alarms), boundary (the change that would alarm), alarm."""
         return self.frame.copy()
+
+    @property
+    def last(self) -> pd.DataFrame:
+        """The rows of the last check."""
+        return self.frame[self.frame["check"] == self.check]
 
     @property
     def alarms(self) -> pd.DataFrame:
@@ -71,13 +82,13 @@ class Report:
 
     def line(self) -> str:
         """The status in one line."""
-        if self.frame.empty:
-            told = f"left out: {', '.join(self.left_out)}" if self.left_out else "nothing to compare yet"
-            return f"{self.status}: {told}."
-        step, raised = self.frame["step"].iloc[-1], self.alarms
+        if not self.check:
+            return f"{self.status}: nothing to compare yet."
+        step, raised = self.step, self.alarms
+        if raised.empty and self.last.empty:
+            return f"step {step}: {self.status}, left out: {', '.join(self.left_out)}."
         if raised.empty:
-            signals = self.frame["signal"].nunique()
-            return f"step {step}: {self.status}, {signals} signals over {self.frame['check'].max()} checks."
+            return f"step {step}: {self.status}, {self.frame['signal'].nunique()} signals over {self.check} checks."
         told = ", ".join(
             f"{label_of(row.signal)}{' not finite' if math.isnan(row.value) else ''} at step {row.step}"
             for row in raised.itertuples()
@@ -88,8 +99,10 @@ class Report:
         return f"Report({self.line()})"
 
     def __str__(self) -> str:
-        last = self.frame[self.frame["step"] == self.frame["step"].iloc[-1]] if len(self.frame) else self.frame
-        table = last[["signal", "reference", "value", "change", "low", "high", "p", "level", "alarm"]]
+        names = ["signal", "reference", "value", "change", "low", "high", "p", "level", "alarm"]
+        if self.frame["expected"].any():
+            names.insert(3, "expected")
+        table = self.last[names]
         told = f"\nLeft out at the last check: {', '.join(self.left_out)}." if self.left_out else ""
         return f"{self.line()}\n{table.to_string(index=False, float_format='{:.4g}'.format)}\n{self.compared}{told}"
 
@@ -155,11 +168,14 @@ def _number(value: float) -> str:
 
 
 def _table(frame: pd.DataFrame) -> str:
-    head = ("signal", "reference", "now", "change", "95 % interval", "alarms at", "p", "p of an alarm")
+    held = bool(frame["expected"].any())
+    head = ["signal", "reference", "now", *["controls moved"] * held, "change", "95 % interval"]
+    head += ["alarms at", "p", "p of an alarm"]
     rows = []
     for row in frame.itertuples():
         interval = f"[{_number(row.low)}, {_number(row.high)}]"
-        cells = [escaping.escape(label_of(row.signal)), *map(_number, (row.reference, row.value, row.change)), interval]
+        numbers = (row.reference, row.value, *[row.expected] * held, row.change)
+        cells = [escaping.escape(label_of(row.signal)), *map(_number, numbers), interval]
         cells += [_number(row.boundary), f"{row.p:.2g}" if not math.isnan(row.p) else "–", f"{row.level:.2g}"]
         rows.append(
             f"<tr{' class=alarm' if row.alarm else ''}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
@@ -225,10 +241,10 @@ def _html(report: "Report") -> str:
     if report.left_out:
         body.append(f"<p>Left out at the last check: {escaping.escape(', '.join(report.left_out))}.</p>")
     if len(frame):
-        last = frame[frame["check"] == frame["check"].max()]
-        body.append(f"<h2>Last check, step {last['step'].iloc[0]}</h2>{_table(last)}")
+        judged = _table(report.last) if len(report.last) else "<p>It judged nothing.</p>"
+        body.append(f"<h2>Last check, step {report.step}</h2>{judged}")
         body.append(f"<h2>What an alarm means</h2><p>{MEANING}</p>")
-        if report.status == "warning":
+        if report.status == WARNING:
             body.append(f"<h2>What to do</h2><p>{ADVICE}</p>")
         body.append(_texts(*report.samples))
         body.append(

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .. import sigma
+from ..sigma.scale import SUFFIXES as SUFFIXES_OF_ROWS
 from .core import Monitor
 from .decision import Rule
 from .inputs import (
@@ -24,19 +25,19 @@ from .inputs import (
     checkpoints_or_texts,
     held_out_blocks,
     holds_texts,
-    load,
+    model_of,
     read_prompts,
     read_texts,
     state_of,
     steps_of,
     table_of,
+    tokenizer_of,
 )
 from .readings import DELTA
 from .report import SOUND, SUFFIXES, UNJUDGED, WARNING, Report
 
 STATUS = {SOUND: 0, WARNING: 1, UNJUDGED: 2}
 BAD_INPUT = 2
-ROWS = (".npy", ".parquet", ".arrow", ".feather")
 REFERENCE = 3  # rows of a table
 MANY = 10**6  # times the observed number: a population
 PAUSE = 10.0  # seconds between two looks at a folder
@@ -80,8 +81,8 @@ def _monitor(chosen: argparse.Namespace) -> tuple[Monitor, Callable[[Any], dict[
         return Monitor(first, **options), lambda row: {"metrics": row}
     kind, found = checkpoints_or_texts(path) if path.is_dir() else ("texts", [])
     if kind == "checkpoints" and chosen.text is not None:
-        blocks = held_out_blocks(load(found[0])[1], Path(chosen.text))
-        return Monitor(blocks=blocks, **options), lambda folder: {"model": load(folder)[0]}
+        blocks = held_out_blocks(tokenizer_of(found[0]), Path(chosen.text))
+        return Monitor(blocks=blocks, **options), lambda folder: {"model": model_of(folder)}
     read = lambda place: {"texts": read_texts(place), "prompts": read_prompts(place)}  # noqa: E731
     return Monitor(encoder=_encoder(chosen.embed), **options), read
 
@@ -140,9 +141,8 @@ def _signature(chosen: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
     if chosen.blocks < 1:
         raise ValueError(f"--blocks: a spectrum is of one block or more, not {chosen.blocks}.")
-    model, tokenizer = load(chosen.model)
-    blocks = held_out_blocks(tokenizer, Path(chosen.text))[: chosen.blocks]
-    found = curvature.spectral_signature(model, blocks, probes=3, later_steps=1)
+    blocks = held_out_blocks(tokenizer_of(chosen.model), Path(chosen.text))[: chosen.blocks]
+    found = curvature.spectral_signature(model_of(chosen.model), blocks, probes=3, later_steps=1)
     table = found.to_frame().to_string(float_format="{:.4g}".format, na_rep="–")
     of = f"Hessian of the mean loss on {len(blocks)} blocks of {BLOCK} tokens."
     return "\n".join([repr(found), of, table, *found.notes]), curvature.as_result(found)
@@ -153,10 +153,12 @@ def _sigma(chosen: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     path = Path(chosen.file)
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
-    if path.suffix in ROWS and not (path.suffix == ".parquet" and holds_texts(path)):
+    kind = path.suffix.lower()
+    if kind in SUFFIXES_OF_ROWS and not (kind == ".parquet" and holds_texts(path)):
         chunks = list(sigma.read_embeddings(path))
     else:
-        chunks = [np.asarray(_encoder(True)(read_texts(path)))]
+        texts = read_texts(path)
+        chunks = [np.asarray(_encoder(True)(texts))]
     if not sum(map(len, chunks)):
         raise ValueError(f"{path} holds no embeddings.")
     rows = np.concatenate(chunks)
@@ -166,7 +168,7 @@ def _sigma(chosen: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     told = [f"{n:,} embeddings in {m:,} dimensions.",
             f"Track II, log det(A + {DELTA:g} I) − m log n: {found['track_two']:.6g}"]  # fmt: skip
     try:
-        estimate = sigma.logdet_estimate(gram, n, n * MANY, leverages=sigma.leverages(rows, gram))
+        estimate = sigma.logdet_estimate(gram, n, n * MANY, "leverage", leverages=sigma.leverages(rows, gram))
         ends = [float(part) - m * math.log(n * MANY) for part in estimate[:3]]
         found |= dict(zip(("logdet", "low", "high"), ends, strict=True))
         told.append("log det of the expected vvᵀ: {:.6g}, 95 % interval [{:.6g}, {:.6g}]".format(*ends))

@@ -157,7 +157,7 @@ def logdet_estimate(
     none      log det A + m log(n/n_A) ± z σ √(1/n_A − 1/n), σ² = Var(n_A h_j), 2m without leverages (SIGMA
               eqs. 3.13, 3.14). Low by about (σ² + m² − m)/2 · (1/n_A − 1/n): it covers only for n_A ≫ m⁴/(4σ²).
     wishart   log det A and the exact mean and variance of log det G − log det A for Gaussian columns. Fails if xᵀΣ⁻¹x
-              is not χ²_m: heavy tails, and sentence embeddings in many dimensions.
+              is not χ²_m: heavy tails, and sentence embeddings in many dimensions. Does not use leverages.
     leverage  adds a correction from the leverages h_j (n_A,): V(n) − V(n_A) over the odds h_j/(1 − h_j), less the same
               for Gaussian odds; the variance likewise, plus its own standard error. For columns r·u, u Gaussian, r² of
               any distribution with a second moment. Nominal 95 % intervals covered 88 to 99 % from n_A = 1.3 m on

@@ -33,13 +33,14 @@ MAUVE_GROUPS = 10
 
 
 def mean_over_texts(values: Sequence[float]) -> Estimate:
-    """Mean of one value per text, without NaN."""
+    """Mean of one value per text, without NaN; jackknifed over all texts, so that as many give the same parts."""
     values = np.asarray(values, dtype=float)
-    values = values[~np.isnan(values)]
-    n = len(values)
+    defined = ~np.isnan(values)
+    n, total = int(defined.sum()), values[defined].sum()
     if n < 2:
-        return Estimate(float(values[0]) if n else math.nan)
-    return Estimate.jackknife(float(values.mean()), (values.sum() - values) / (n - 1))
+        return Estimate(float(total) if n else math.nan)
+    mean = float(total / n)
+    return Estimate.jackknife(mean, np.where(defined, (total - values) / (n - 1), mean))
 
 
 def with_intervals(metrics: dict[str, Estimate]) -> dict[str, float | list[float]]:
