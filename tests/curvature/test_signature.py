@@ -20,10 +20,18 @@ import torch
 from margins import mean_is, rate_at_least, rate_is, spread_is, standard_errors
 from spectra import Logits, MeanOfBlocks, Rotated, frozen_blocks, signature_of, tiny, truths, vectors, without_largest
 from spectral_collapse import curvature
-from spectral_collapse.curvature import Estimate, HessianOperator, Nodes, lanczos, spectral, spectral_signature
+from spectral_collapse.curvature import (
+    Estimate,
+    HessianOperator,
+    Nodes,
+    lanczos,
+    spectral,
+    spectral_signature,
+)
 from spectral_collapse.curvature.basis import Storage
 from spectral_collapse.curvature.krylov import probe_of, probe_runs, rademacher
 from spectral_collapse.curvature.memory import WORKING_VECTORS, plan
+from spectral_collapse.curvature.signature import signature_of_runs
 from spectral_collapse.curvature.spectral import _finished_probes, influences_of_blocks
 from spectral_collapse.estimate import generator
 from spectral_collapse.record import schema
@@ -119,6 +127,35 @@ def test_short_later_probes_have_their_moments_and_leave_the_eigenvalues_to_the_
     assert [len(nodes) for nodes in short.nodes] == [12]
     assert math.isnan(short.spectral_entropy.probe_error) and not math.isnan(short.spectral_entropy.value)
     assert short.lambda_max == pytest.approx(eigenvalues[-1], abs=short.lambda_max_residual + 1e-9)
+
+
+def test_a_state_is_of_the_options_that_were_asked(gpt2, tmp_path):
+    model, tokens, _ = gpt2
+    state, options = tmp_path / "state.json", {"steps": 5, "probes": 2, "batch_errors": False}
+    spectral_signature(model, tokens, state=state, **options)
+    for other in ({"seed": 3}, {"kind": "gauss_newton"}, {"steps": 4}, {"parameters": ["transformer.wte.weight"]}):
+        asked = options | other
+        again, fresh = (
+            spectral_signature(model, tokens, state=state, **asked),
+            spectral_signature(model, tokens, **asked),
+        )
+        assert again.nodes == fresh.nodes
+
+
+def test_block_errors_of_the_bulk_are_of_the_runs_that_leave_out_as_many_outliers():
+    operator = Rotated(np.append(np.random.default_rng(0).normal(0, 1, 197), [30.0, 9.0, 5.0]), 0)
+    for seed in range(40):
+        runs = list(map(lambda pair: pair[0], probe_runs(operator, 9, 2, seed)))
+        counts = [Nodes.of(run, operator.n).outliers(operator.n) for run in runs]
+        if counts[0] != counts[1]:
+            break
+    rng, names = np.random.default_rng(1), ("mean_eigenvalue", "second", "bulk_center", "bulk_second", "lambda_max")
+    influences = [{name: rng.normal(size=6) for name in names} for _ in runs]
+    own = influences[int(np.argmin(counts))]["bulk_center"]
+    found = signature_of_runs(runs, operator.n, influences)
+    assert found.bulk_center.batch_error == pytest.approx(own.std(ddof=1) / math.sqrt(6))
+    both = np.mean([each["mean_eigenvalue"] for each in influences], axis=0)
+    assert found.mean_eigenvalue.batch_error == pytest.approx(both.std(ddof=1) / math.sqrt(6))
 
 
 def test_a_run_with_a_tolerance_ends_when_its_leading_eigenvalues_have_converged(gpt2):
@@ -836,7 +873,7 @@ def test_finished_probes_are_taken_from_a_whole_state_only(tmp_path, damage, mon
         "truncated": content[:-1],
     }
     state.write_text(damaged[damage])
-    taken = len(_finished_probes(state, "this"))
+    taken = len(_finished_probes(state, json.loads(content)["identity"]))
     again = spectral_signature(model, tokens, probes=2, **options)
     assert taken == (damage == "none") and again.lambda_max == whole.lambda_max
     assert again.bulk_sigma == whole.bulk_sigma
@@ -845,7 +882,7 @@ def test_finished_probes_are_taken_from_a_whole_state_only(tmp_path, damage, mon
 def test_a_signature_is_a_table_and_a_picture_too():
     matrix = np.diag(np.concatenate([[50.0, 20.0], np.random.default_rng(0).normal(size=120)]))
     runs = [lanczos(lambda v: torch.from_numpy(matrix) @ v, rademacher(122, 0, k).double(), 20) for k in (0, 1)]
-    found = curvature.signature.signature_of_runs(runs, 122)
+    found = curvature.signature_of_runs(runs, 122)
     frame = found.to_frame()
     assert frame.loc["bulk_sigma", "value"] == found.bulk_sigma.value
     assert frame.loc["lambda_max", "low"] <= found.lambda_max <= frame.loc["lambda_max", "high"]
