@@ -105,6 +105,22 @@ def test_what_arrives_is_followed_until_an_alarm(tmp_path, monkeypatch):
     assert watch.main(["watch", str(folder), "--follow"]) == 1
 
 
+def test_checkpoints_that_are_deleted_meanwhile_hide_none_that_come_later(tmp_path, monkeypatch):
+    """As a trainer with a limit of saved checkpoints deletes them; also over a second call with the same log."""
+    folder, log = folder_of(tmp_path / "runs", SOUND[:2]), tmp_path / "log.jsonl"
+    assert watch.main(["watch", str(folder), "--log", str(log)]) == 0
+
+    def replaced(old, new, texts):
+        (folder / f"generation_{old}.txt").unlink()
+        (folder / f"generation_{new}.txt").write_text("\n\n".join(texts))
+
+    steps = iter([lambda: replaced(0, 2, SOUND[2]), lambda: replaced(1, 3, STORIES[60:70] * 6), *[lambda: None] * 2])
+    monkeypatch.setattr(watch.time, "sleep", lambda _: next(steps)())
+    assert watch.main(["watch", str(folder), "--log", str(log), "--follow"]) == 1
+    seen = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert seen == [0, 1, 2, 3]
+
+
 def test_following_ends_at_a_key_and_a_report_outlives_bad_input(tmp_path, monkeypatch):
     def interrupt(_):
         raise KeyboardInterrupt

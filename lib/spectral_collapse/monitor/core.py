@@ -96,8 +96,13 @@ class Monitor:
 
     @property
     def last_step(self) -> int | float | None:
-        """The step of the last check; None before the first."""
+        """The step of the last check, before it that of the reference if a check was it; None before either."""
         return self._step
+
+    @property
+    def reference_step(self) -> int | float | None:
+        """The step of the check that was the reference; None where it was given."""
+        return self._kept.get("step")
 
     def require_reference(self, reference: Any) -> None:
         """ValueError where the log that the monitor goes on with began with other texts or rows than these."""
@@ -182,7 +187,7 @@ class Monitor:
         readings: dict[str, Estimate],
         texts: Sequence[str] | None,
         prompts: Sequence[str] | None,
-        step: int | float,
+        step: int | float | None,
         given: Sequence[Any] | None = None,
     ) -> None:
         """Takes readings as the reference; `given`: the texts or rows that they are of."""
@@ -190,6 +195,8 @@ class Monitor:
         self._reference, self._samples, self._kept = readings, (_shown(texts), ()), self._inputs(prompts)
         if given is not None:
             self._kept["reference"] = _digest(list(given))
+        if step is not None:
+            self._kept["step"] = self._step = step
         packed = {name: _packed(found) for name, found in readings.items()}
         self._write({"step": step, "reference": packed, "samples": self._samples[0], "inputs": self._kept})
 
@@ -197,12 +204,12 @@ class Monitor:
         """Of texts, rows of metrics, one row, or a model."""
         items = list(reference) if isinstance(reference, list | tuple) else []
         if items and all(isinstance(row, Mapping) for row in items):
-            self._refer(_of_rows(items), None, None, 0, items)
+            self._refer(_of_rows(items), None, None, None, items)
         elif isinstance(reference, list | tuple):
-            self._refer(self._read({"texts": items}, limited=False), items, None, 0, items)
+            self._refer(self._read({"texts": items}, limited=False), items, None, None, items)
         else:
             kind = "metrics" if isinstance(reference, Mapping) else "model"
-            self._refer(self._read({kind: reference}, limited=False), None, None, 0)
+            self._refer(self._read({kind: reference}, limited=False), None, None, None)
 
     # ---- judging
 
@@ -328,6 +335,7 @@ class Monitor:
             for first in entries[:1]:
                 self._reference = {name: _unpacked(one) for name, one in first["reference"].items()}
                 self._samples, self._kept = (tuple(first["samples"]), ()), dict(first["inputs"])
+                self._step = first["step"]
             for entry in entries[1:]:
                 self._rows += [tuple(math.nan if part is None else part for part in row) for row in entry["rows"]]
                 self._check, self._step = entry["check"], entry["step"]

@@ -101,22 +101,25 @@ def watch(chosen: argparse.Namespace) -> Report:
             f"--report {chosen.report}: a report is a file of {', '.join(SUFFIXES)} in a folder that exists."
         )
     monitor, read = _monitor(chosen)
-    if monitor.referenced and monitor.blocks is None and Path(chosen.folder).is_dir():
-        monitor.require_reference(read(next(_items(chosen))[1])["texts"])
-    # What the reference took, and what an earlier call with the same log has checked.
-    taken = (_first_rows(chosen) if Path(chosen.folder).is_file() else 1) if monitor.referenced else 0
-    seen, report, states = taken + monitor.checks, monitor.report(), {}
+    table, report, states = Path(chosen.folder).is_file(), monitor.report(), {}
+    for step, item in [] if table or monitor.blocks is not None else _items(chosen):
+        if step == monitor.reference_step:
+            monitor.require_reference(read(item)["texts"])
     while True:
         items = list(_items(chosen))
         if chosen.follow:  # of what arrives, all before the first that is still being written
             before, states = states, {item: state_of(item) for _, item in items if isinstance(item, Path)}
             resting = [not isinstance(item, Path) or states[item] == before.get(item) for _, item in items]
             items = items[: resting.index(False)] if False in resting else items
-        if len(items) <= max(taken, 1) and not chosen.follow:
+        taken = _first_rows(chosen) if table else 1
+        if len(items) <= taken and not (chosen.follow or monitor.checks):
             raise ValueError(
                 f"{chosen.folder} holds {len(items)} generation(s): a change needs one more than the reference."
             )
-        for step, item in items[seen:]:
+        for step, item in items[taken:] if table else items:
+            # What an earlier call with the same log has seen; by steps, since earlier checkpoints may be gone.
+            if monitor.last_step is not None and step <= monitor.last_step:
+                continue
             try:
                 report = monitor.check(**read(item), step=step)
             except ValueError as error:
@@ -126,7 +129,6 @@ def watch(chosen: argparse.Namespace) -> Report:
                 report.save(chosen.report)
             if monitor.checks and not chosen.json:
                 print(report.line(), flush=True)
-        seen = max(seen, len(items))
         if not chosen.follow or report.status == WARNING:
             return report
         try:
