@@ -124,5 +124,5 @@ mechanism.differences(study.quantities).style.format(precision=4).hide()
 
 # %%
 mediated = mediation.mediation(study.quantities, mechanism.QUANTITIES, mechanism.OUTCOMES)
-shown = mediated[["quantity", "outcome", "gap", "total", "share", "low", "high", "verdict"]]
+shown = mediated[["quantity", "outcome", "gap", "total", "share", "low", "high"]]
 shown.style.format(precision=3, na_rep="–").hide()

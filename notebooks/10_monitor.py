@@ -17,7 +17,8 @@
 # GPT-2 learns the documentation that comes with Python, in a `transformers.Trainer`. Then it goes on learning from its
 # own samples, as happens to whoever trains on data of unknown origin. The monitor is one line of code; does it notice?
 #
-# *It trains for a minute or two and reads no runs, not even those of `smoke`; the study is shown in notebook 7.*
+# *It trains for a minute or two and reads no runs, not even those of `smoke`; the confirmatory study is shown
+# in notebook 8, the exploratory one in notebook 7.*
 
 # %%
 from spectral_collapse.record import params
@@ -101,6 +102,9 @@ print("checks:", report.frame["check"].max(), " status:", report.status)
 # Changes from the reference with 95 % intervals; dashed is the change at which a signal alarms, so that a run without
 # any effect raises an alarm with a probability of 5 % over all signals and all its checks, however many.
 # `report.save("report.html")` writes the same as one page that needs no network.
+#
+# It alarms at the first step. There is no control run here, so the alarm says that the model has changed and not why: give
+# `controls=` in a run of your own (`docs/monitor.md`).
 
 # %%
 report.plot()

@@ -6,6 +6,7 @@ import re
 import shutil
 
 import faults
+import numpy as np
 import pandas as pd
 import pytest
 from spectral_collapse.analysis import (
@@ -246,6 +247,12 @@ def test_the_confirmatory_study_is_whole_decides_and_names_its_commit():
     first = alarms[alarms["condition"] == "recursive"].pivot(index="seed", columns="metric", values="alarm")
     earlier = (first["predictive_entropy"] < first["held_out_perplexity"]).sum()
     assert decided.loc["entropy_warns", "held"] == earlier
+    readme = " ".join((paths.ROOT / "README.md").read_text().split())
+    fresh = alarms[(alarms["condition"] == "fresh") & (alarms["metric"] == "predictive_entropy")]["alarm"]
+    warns = decided.loc["entropy_warns"]
+    assert f"in {earlier} of 10 runs (p = {warns['p_holm']:.2g})" in readme
+    assert f"false alarms in {np.isfinite(fresh).sum()} of 10 control runs; perplexity in none" in readme
+    assert decided.loc["track_two_warns", "failed"] == 10 and decided.loc["ratio_falls", "value"] > 0
     samples = studies.samples(SHOWN["confirmation"])
     assert samples["condition"].tolist() == ["", "", "recursive", "recursive", "fresh", "fresh"]
     assert samples["story"].nunique() == 6 and samples["story"].str.len().min() > 50
