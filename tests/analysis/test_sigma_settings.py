@@ -27,7 +27,7 @@ def table(metric: str, **runs):
     ],
 )
 def test_the_first_change_beyond_all_of_the_controls(metric, runs, expected):
-    found = first_beyond(table(metric, recursive=runs, fresh=[[1, 2, 3, 2], [4, 4, 3, 4]]), [metric], "fresh")
+    found = first_beyond(table(metric, recursive=runs, fresh=[[1, 2, 3, 2], [4, 4, 3, 4]]), [metric])
     assert list(found.columns) == ["metric", "condition", "seed", "generation"]
     assert list(found["generation"]) == expected
     assert set(found["condition"]) == {"recursive"}
@@ -41,5 +41,5 @@ def test_a_run_without_effect_is_beyond_as_often_as_stated():
         noise = rng.normal(size=(controls + 1, 11))
         noise[:, 0] = 0
         rows = table("held_out_perplexity", recursive=noise[:1], fresh=noise[1:])
-        beyond.append(math.isfinite(first_beyond(rows, ["held_out_perplexity"], "fresh")["generation"].iloc[0]))
+        beyond.append(math.isfinite(first_beyond(rows, ["held_out_perplexity"])["generation"].iloc[0]))
     rate_is(beyond, 1 / (controls + 1))

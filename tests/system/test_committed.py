@@ -374,19 +374,18 @@ def test_sigmas_protocol_over_fifty_generations_is_whole_and_its_track_one_silen
     assert len(long) == len(settings.conditions) * len(settings.seeds) * (settings.generations + 1)
     last = long[long["generation"] == settings.generations].set_index("condition")
     start = long.loc[long["generation"] == 0, "held_out_perplexity"].max()
-    for condition in ("recursive_restart", "recursive_carry"):
-        assert (
-            last.loc[condition, "track_two_drift"] < 10 * -last.loc["fresh_carry", "track_two_drift"].abs().max()
-        ).all()
+    for weights in ("restart", "carry"):
+        held = last.loc[f"fresh_{weights}", "track_two_drift"].abs().max()
+        assert (last.loc[f"recursive_{weights}", "track_two_drift"] < -10 * held).all()
     assert last.loc["recursive_carry", "held_out_perplexity"].min() > 100 * start
-    assert last.loc["fresh_carry", "held_out_perplexity"].max() < 1.1 * start
+    assert last.loc[["fresh_carry", "fresh_restart"], "held_out_perplexity"].max() < 1.1 * start
     assert long["track_one_drift"].abs().max() < 1
-    first = sigma_settings.first_beyond(long, report.FIFTY_METRICS, report.FIFTY_CONTROL)
+    first = sigma_settings.first_beyond(long, report.FIFTY_METRICS)
     left = first[first["metric"].isin(["track_two_drift", "held_out_perplexity"])].set_index("metric")["generation"]
     assert left["track_two_drift"].max() <= left["held_out_perplexity"].min() <= 3
     table = report.fifty_table(long, first, sigma_settings.settings(settings))
     assert list(table.columns) == [
-        *("Metric", "Base", "fresh, carried", "recursive, restarted", "recursive, carried"),
+        *("Metric", "Base", "fresh, restarted", "recursive, restarted", "fresh, carried", "recursive, carried"),
         *("S1 beyond at", "S2 beyond at"),
     ]
     axes = figures.sigma_fifty(long, pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv")).axes

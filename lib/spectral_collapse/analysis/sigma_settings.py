@@ -1,5 +1,6 @@
 """SIGMA's settings S1 (weights restart) and S2 (weights are carried over): their drifts, slopes and proxies."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,7 @@ from ..estimate import Estimate
 from ..record.schema import Params, split_condition
 from ..sigma import TRACKS, ols_slope, track_agreement
 from .metrics import COLLAPSE
+from .statistics import matched_controls
 
 # Metrics under the published artefacts' column names.
 COLUMNS = {
@@ -72,20 +74,21 @@ def compared(drifts: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
 # ---- against control runs of the same length
 
 
-def first_beyond(table: pd.DataFrame, metrics: Sequence[str], control: str) -> pd.DataFrame:
-    """When each run of the other conditions leaves what the control runs ever did: columns metric, condition, seed,
-    generation; inf where it never does.
+def first_beyond(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """When each run of a condition with a matched control leaves what the control's runs ever did: columns metric,
+    condition, seed, generation; inf where it never does.
 
     Changes since generation 0 are compared: a run is beyond where its change is greater than every change of every
     control run, or smaller than every one; to the side of collapse alone where `metrics.COLLAPSE` has it. A run without
     effect lies at one of G generations beyond R control runs of G, to one side, with probability 1/(R + 1) if all are
     independent draws.
     """
-    rows = []
-    for metric in metrics:
+    rows, controls = [], matched_controls(table)
+    pairs = {condition: control for condition, control in controls.items() if control not in (None, condition)}
+    for metric, (condition, control) in itertools.product(metrics, pairs.items()):
         wide = table.pivot(index=["condition", "seed"], columns="generation", values=metric)
         later, direction = wide.sub(wide[0], axis=0).drop(columns=0), COLLAPSE.get(metric, 0)
-        known, treated = later.loc[control], later.drop(index=control, level="condition")
+        known, treated = later.loc[control], later.loc[[condition]]
         above, below = treated > known.max(axis=None), treated < known.min(axis=None)
         beyond = (above & (direction >= 0)) | (below & (direction <= 0))
         first = beyond.idxmax(axis=1).where(beyond.any(axis=1), np.inf)

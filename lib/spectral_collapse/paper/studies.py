@@ -11,7 +11,7 @@ from ..analysis import estimators, series
 from ..analysis.metrics import condition_label
 from ..analysis.public_records import RUNS
 from ..analysis.report import Analysis
-from ..analysis.statistics import CONTROL, TREATMENT
+from ..analysis.statistics import CONTROL, TREATMENT, matched_controls
 from ..analysis.studies import common_sign
 from ..analysis.theory import EXAMPLES
 from ..experiment.sigma_coverage import FREEDOM
@@ -302,7 +302,6 @@ FIFTY_METRICS = (
     *("held_out_perplexity", "predictive_entropy", "distinct_2", "response_distinct_2", "hashed_ngram_hhi"),
     *("track_two_drift", "logdet_drift", "track_one_sharp_drift", "track_one_drift"),
 )
-FIFTY_CONTROL = "fresh_carry"
 
 
 def span(values: pd.Series, show: Callable[[float], str] = number_of) -> str:
@@ -315,24 +314,25 @@ def _generation(value: float) -> str:
 
 
 def fifty_table(table: pd.DataFrame, first: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
-    """Metric by metric the base model's values, the last ones of the control and of each setting, and when the runs of
-    a setting left what the control ever did (`sigma_settings.first_beyond`), as spans over seeds. `names`: the
+    """Metric by metric the base model's values, the last ones of each setting and its control, and when the runs of a
+    setting left what its control ever did (`sigma_settings.first_beyond`), as spans over seeds. `names`: the
     conditions by setting."""
-    treated, last = list(names.values()), table["generation"].max()
-    rows = []
+    treated, last, rows = list(names.values()), table["generation"].max(), []
+    controls = matched_controls(table)
+    shown = [each for condition in treated for each in (controls[condition], condition)]
     for metric in first["metric"].unique():
         own = table.set_index(["generation", "condition"])[metric].sort_index()
         left = first[first["metric"] == metric].set_index("condition")["generation"]
-        ends = [span(own.loc[0]), *(span(own.loc[last, name]) for name in (FIFTY_CONTROL, *treated))]
+        ends = [span(own.loc[0]), *(span(own.loc[last, name]) for name in shown)]
         rows.append([label(metric), *map(Number, ends), *(Number(span(left[[name]], _generation)) for name in treated)])
-    labels = [condition_label(name) for name in (FIFTY_CONTROL, *treated)]
+    labels = [condition_label(name) for name in shown]
     return frame_of(rows, ["Metric", "Base", *labels, *(f"{setting} beyond at" for setting in names)])
 
 
 def fifty_values(params: Params, table: pd.DataFrame, drifts: pd.DataFrame, first: pd.DataFrame) -> dict[str, str]:
     """fifty.<metric>.{base,<condition>}, spans over seeds, the latter of the last generation; fifty.<metric>.first,
-    of the generation at which runs left what the control ever did; fifty.track_one.most, its largest absolute drift of
-    all; fifty.{seeds,generations,contexts,tokens,epochs,rate,blocks}."""
+    of the generation at which runs left what their control ever did; fifty.track_one.most, its largest absolute drift;
+    fifty.{seeds,generations,contexts,tokens,epochs,rate,blocks}."""
     last, found = table["generation"].max(), {}
     for metric in first["metric"].unique():
         found[f"fifty.{metric}.base"] = span(table.loc[table["generation"] == 0, metric])
