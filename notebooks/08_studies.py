@@ -199,11 +199,12 @@ values |= report.settings_values(settled["stories"]) | report.counts_values(publ
 
 # %%
 fifty = params.load(shown["fifty"])
-long = studies.long_runs(shown["fifty"])
+long = studies.long_runs(shown["fifty"], shown["fifty_control"])
 left = sigma_settings.first_beyond(long, report.FIFTY_METRICS)
 output.figure("sigma_fifty", figures.sigma_fifty(long, pd.read_csv(paths.PUBLISHED / "sigma_fin_s1_points.csv")))
 output.table("sigma_fifty", report.fifty_table(long, left, sigma_settings.settings(fifty)))
-values |= report.fifty_values(fifty, long, studies.drifts(shown["fifty"]), left)
+drifts = pd.concat([studies.drifts(shown[name]) for name in ("fifty", "fifty_control")])
+values |= report.fifty_values(fifty, long, drifts, left)
 left.pivot_table("generation", "metric", ["condition", "seed"])
 
 # %% [markdown]

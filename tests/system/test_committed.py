@@ -370,8 +370,10 @@ def test_the_runs_on_pretrained_weights_are_whole():
 
 
 def test_sigmas_protocol_over_fifty_generations_is_whole_and_its_track_one_silent():
-    settings, long = params.load(SHOWN["fifty"]), studies.long_runs(SHOWN["fifty"])
-    assert len(long) == len(settings.conditions) * len(settings.seeds) * (settings.generations + 1)
+    settings, long = params.load(SHOWN["fifty"]), studies.long_runs(SHOWN["fifty"], SHOWN["fifty_control"])
+    assert len(long) == 4 * len(settings.seeds) * (settings.generations + 1)
+    apart = params.load(SHOWN["fifty_control"]).model_dump() | {"profile": settings.profile}
+    assert apart | {"conditions": settings.conditions} == settings.model_dump()
     last = long[long["generation"] == settings.generations].set_index("condition")
     start = long.loc[long["generation"] == 0, "held_out_perplexity"].max()
     for weights in ("restart", "carry"):

@@ -128,9 +128,10 @@ def runs(profile: str) -> pd.DataFrame:
     return series.table(load(profile), source=PACKS)
 
 
-def long_runs(profile: str) -> pd.DataFrame:
-    """`series.table` of the packed runs of SIGMA's stages (`experiment.seeds --sigma`)."""
-    return series.table(load(profile), stages=("training", "evaluation", "anchors", "sigma"), source=PACKS)
+def long_runs(*profiles: str) -> pd.DataFrame:
+    """`series.table` of the packed runs of SIGMA's stages (`experiment.seeds --sigma`), of all profiles together."""
+    stages = ("training", "evaluation", "anchors", "sigma")
+    return pd.concat([series.table(load(name), stages=stages, source=PACKS) for name in profiles], ignore_index=True)
 
 
 def before_and_after(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
