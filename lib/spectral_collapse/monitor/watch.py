@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from .. import sigma
 from ..sigma.scale import SUFFIXES as SUFFIXES_OF_ROWS
@@ -41,6 +42,7 @@ BAD_INPUT = 2
 REFERENCE = 3  # rows of a table
 MANY = 10**6  # times the observed number: a population
 PAUSE = 10.0  # seconds between two looks at a folder
+DELAY = 2.0  # seconds before a bar appears
 
 
 def _encoder(wanted: bool) -> Callable[[list[str]], Any] | None:
@@ -116,10 +118,10 @@ def watch(chosen: argparse.Namespace) -> Report:
             raise ValueError(
                 f"{chosen.folder} holds {len(items)} generation(s): a change needs one more than the reference."
             )
-        for step, item in items[taken:] if table else items:
-            # What an earlier call with the same log has seen; by steps, since earlier checkpoints may be gone.
-            if monitor.last_step is not None and step <= monitor.last_step:
-                continue
+        # Not what an earlier call with the same log has seen; by steps, since earlier checkpoints may be gone.
+        last = -math.inf if monitor.last_step is None else monitor.last_step
+        new = [(step, item) for step, item in (items[taken:] if table else items) if step > last]
+        for step, item in tqdm(new, desc="checks", delay=DELAY, leave=False, disable=None):
             try:
                 report = monitor.check(**read(item), step=step)
             except ValueError as error:
@@ -128,7 +130,8 @@ def watch(chosen: argparse.Namespace) -> Report:
             if chosen.report:
                 report.save(chosen.report)
             if monitor.checks and not chosen.json:
-                print(report.line(), flush=True)
+                tqdm.write(report.line())
+                sys.stdout.flush()
         if not chosen.follow or report.status == WARNING:
             return report
         try:
