@@ -17,8 +17,8 @@
 # GPT-2 learns the documentation that comes with Python, in a `transformers.Trainer`. Then it goes on learning from its
 # own samples, as happens to whoever trains on data of unknown origin. The monitor is one line of code; does it notice?
 #
-# *It trains for a minute or two and reads no runs, not even those of `smoke`; the confirmatory study is shown
-# in notebook 8, the exploratory one in notebook 7.*
+# *It trains for a minute or two and reads no runs, not even those of `smoke`; the confirmatory study is
+# shown in notebook 8, the exploratory one in notebook 7.*
 
 # %%
 from spectral_collapse.record import params

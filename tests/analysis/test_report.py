@@ -73,7 +73,7 @@ def test_frames_have_a_row_for_every_metric_and_what_is_compared(table):
 
 def test_verdicts_follow_the_adjusted_p(table):
     paired = report.analyse(table).paired
-    assert set(paired.loc[paired["p_holm"] >= 0.05, "verdict"]) <= {report.SAME}
+    assert set(paired.loc[paired["p_holm"] >= 0.05, "verdict"]) <= {statistics.SAME}
     moved = table.assign(lambda_max=table["lambda_max"] + 50.0 * (table["condition"] == "recursive"))
     paired = report.analyse(moved).paired.set_index(["metric", "condition"])
     assert paired["verdict"]["lambda_max", "recursive"] == "higher"

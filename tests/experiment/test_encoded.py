@@ -200,8 +200,12 @@ def test_lost_embeddings_are_made_again(run):
 
 @pytest.fixture
 def without_mauve(monkeypatch):
+    installed = runs.importlib.metadata.version
+
     def version(name):
-        raise runs.importlib.metadata.PackageNotFoundError(name)
+        if name == "mauve-text":
+            raise runs.importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
 
     monkeypatch.setattr(runs.importlib.metadata, "version", version)
 

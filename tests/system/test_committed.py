@@ -130,7 +130,7 @@ def test_the_study_of_the_mechanism_is_that_of_its_records():
         stage: {(c, s, g): result for c, s, g, result in series.results(settings, stage, source=PACKS)}
         for stage in ("evaluation", "mechanism", "landscape")
     }
-    assert len(found["mechanism"]) == len(inside.quantities) == 3 * 2 * 6
+    assert len(found["mechanism"]) == len(inside.quantities) == 8 * 2 * 6
     for row in inside.quantities.itertuples():
         at = (row.condition, row.seed, row.generation)
         assert row.held_out_perplexity == pytest.approx(found["evaluation"][at]["held_out_perplexity"], rel=1e-5)

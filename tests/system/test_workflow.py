@@ -129,7 +129,7 @@ def test_a_design_that_statistics_cannot_judge_is_refused_before_anything_trains
 def test_graph_of_the_mechanism_study(empty_results):
     done = snakemake("-n", "--config", "profile=mechanism", "--", "mechanism")
     assert done.returncode == 0, done.stderr
-    expected = {"baseline": 3, "treatment": 3, "controls": 3, "mechanism": 1}
+    expected = {"baseline": 8, "treatment": 8, "controls": 8, "mechanism": 1}
     assert job_counts(done.stdout + done.stderr) == expected
     assert "params/default.yaml" in done.stdout + done.stderr  # the profile that it extends
 

@@ -33,14 +33,17 @@ MAUVE_GROUPS = 10
 
 
 def mean_over_texts(values: Sequence[float]) -> Estimate:
-    """Mean of one value per text, without NaN; jackknifed over all texts, so that as many give the same parts."""
+    """Mean of one value per text, without NaN. `left_out` has an entry for every text, so that means over as many texts
+    are paired."""
     values = np.asarray(values, dtype=float)
     defined = ~np.isnan(values)
     n, total = int(defined.sum()), values[defined].sum()
     if n < 2:
         return Estimate(float(total) if n else math.nan)
-    mean = float(total / n)
-    return Estimate.jackknife(mean, np.where(defined, (total - values) / (n - 1), mean))
+    mean, without = float(total / n), (total - values) / (n - 1)
+    found = Estimate.jackknife(mean, without[defined])
+    found.left_out = np.where(defined, without, mean)
+    return found
 
 
 def with_intervals(metrics: dict[str, Estimate]) -> dict[str, float | list[float]]:
