@@ -83,6 +83,8 @@ def test_a_change_of_independent_estimates_has_welchs_degrees_of_freedom():
     assert change.df == pytest.approx(0.25**2 / (0.09**2 / 5 + 0.16**2 / 9))
     assert math.isinf(Estimate.of_error(3.0, 0.3).change_from(Estimate.of_error(1.0, 0.4), paired=False).df)
     assert math.isnan(one.change_from(Estimate(1.0), paired=False).standard_error)
+    assert math.isnan(Estimate.jackknife(1.0, [1.0]).change_from(Estimate.jackknife(1.0, [1.0, 2.0]), paired=True).df)
+    assert [one.apart, Estimate.of_error(0.1, 1, 5).apart, Estimate(1.0).apart] == [True, False, False]
 
 
 def test_a_paired_change_leaves_out_the_same_part_of_both():

@@ -278,6 +278,17 @@ def test_too_few_blocks_and_noise_alone_give_a_reason_and_no_exception():
     assert math.isnan(none.population_effective_rank.value) and none.population_second_moment.value < 0
 
 
+def test_an_interval_ends_nowhere_if_the_batch_has_no_error_over_blocks():
+    model, tokens = model_and_blocks()
+    ends = [
+        population_signature(
+            model, tokens, spectral_signature(model, tokens, steps=6, probes=2, batch_errors=errors)
+        ).lambda_max_interval
+        for errors in (True, False)
+    ]
+    assert ends[0][0] == ends[1][0] < ends[0][1] and math.isnan(ends[1][1])
+
+
 def test_memory_that_holds_no_basis_gives_a_reason():
     model, tokens = model_and_blocks()
     batch = spectral_signature(model, tokens, steps=6, probes=2)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from draws import settled
 from spectral_collapse.curvature import hessian_operator, spectral_signature
+from spectral_collapse.curvature import memory as curvature_memory
 from spectral_collapse.curvature.memory import available_memory
 from spectral_collapse.machine import memory
 from spectral_collapse.model import generate, train
@@ -49,6 +50,18 @@ def test_unused_memory_of_the_allocator_is_free(monkeypatch):
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2**19)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert available_memory("mps") == 2**19
+
+
+def test_a_containers_cache_is_free_and_its_limit_holds_without_a_count_of_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(curvature_memory, "GROUP", tmp_path)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name, content in (("memory.max", "1000000"), ("memory.current", "900000")):
+        (tmp_path / name).write_text(content + "\n")
+    assert available_memory("cpu") == 100_000
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_anon 7\ninactive_file 600000\nactive_file 9\n")
+    assert available_memory("cpu") == 700_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory("cpu") > 700_000
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [(1, [1]), (2, [1, 2]), (7, [1, 2, 4, 7]), (16, [1, 2, 4, 8, 16])])

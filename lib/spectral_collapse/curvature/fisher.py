@@ -32,14 +32,10 @@ class EmpiricalFisherOperator(HessianOperator):
     def _sum(self, pieces: list[torch.Tensor], batched: bool = False) -> torch.Tensor:
         gradients = self._gradients()
         vectors = torch.cat([piece.flatten(int(batched)) for piece in pieces], dim=-1)
-        along = torch.zeros(
-            *vectors.shape[:-1], len(gradients), dtype=torch.float64, device=to_float64(gradients[:, :0]).device
-        )
-        for start in range(0, self.n, CHUNK):  # a plain float32 sum over n loses digits, see `basis.dot`
-            part = slice(start, start + CHUNK)
-            along += to_float64(vectors[..., part] @ gradients[:, part].T)
-        along = along.to(gradients.device, gradients.dtype)
-        return self._everywhere(along @ gradients / self.blocks)
+        parts = [slice(start, start + CHUNK) for start in range(0, self.n, CHUNK)]
+        # A plain float32 sum over n loses digits, see `basis.dot`.
+        along = sum(to_float64(vectors[..., part] @ gradients[:, part].T) for part in parts)
+        return self._everywhere(along.to(gradients.device, gradients.dtype) @ gradients / self.blocks)
 
     def block_forms(
         self, left: Sequence[torch.Tensor], right: Sequence[torch.Tensor], *, squares: bool = False

@@ -25,10 +25,11 @@ def available_memory(device: torch.device | str) -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     free = psutil.virtual_memory().available
-    limit, used, parts = ((GROUP / name) for name in ("memory.max", "memory.current", "memory.stat"))
+    limit, used, parts = (GROUP / name for name in ("memory.max", "memory.current", "memory.stat"))
     with contextlib.suppress(OSError, ValueError):  # no limit
         room = int(limit.read_text()) - int(used.read_text())
-        cached = re.search(r"^inactive_file (\d+)", parts.read_text(), re.MULTILINE)  # which the kernel gives up
+        known = parts.read_text() if parts.is_file() else ""
+        cached = re.search(r"^inactive_file (\d+)", known, re.MULTILINE)  # what the kernel gives up when asked
         free = min(free, room + (int(cached[1]) if cached else 0))
     if device.type == "mps":  # the same memory, of which the system grants a part
         free = min(free, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())

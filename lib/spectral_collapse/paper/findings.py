@@ -232,12 +232,11 @@ def rescue_values(counts: pd.DataFrame) -> dict[str, str]:
 
 def dose_values(closed: pd.DataFrame) -> dict[str, str]:
     """dose.C.D, mean share of the gap that the dose D closed in condition C, with its t interval over the seeds that
-    have a gap (`rescue.recovered`), and dose.C.runs, their number; dose.least and dose.most."""
+    have a gap (`rescue.recovered`); dose.least and dose.most."""
     if closed.empty:
         return {}
     groups = closed.dropna(subset="share").groupby(["condition", "dose"])["share"]
     found = {f"dose.{condition}.{dose}": format_interval(Estimate.mean(runs)) for (condition, dose), runs in groups}
-    found |= {f"dose.{condition}.runs": str(runs.count()) for (condition, _), runs in groups}
     return found | {"dose.least": str(closed["dose"].min()), "dose.most": str(closed["dose"].max())}
 
 
