@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from spectral_collapse.monitor import Monitor, Rule, core, models, of_embeddings, of_texts, readings
+from spectral_collapse.monitor import Monitor, Rule, core, models, of_embeddings, of_texts, readings, report
+from spectral_collapse.record import paths
 from spectral_collapse.text import storyworld
 from transformers import LlamaConfig, LlamaForCausalLM
 from word_encoder import WordEncoder
@@ -177,6 +178,12 @@ def test_a_refused_check_leaves_no_prompts_behind(tmp_path):
     for again in (monitor, Monitor(log_file=log)):
         with pytest.raises(ValueError, match="prompts: not the same"):
             again.check(texts=STORIES[40:80], prompts=["c"] * 40)
+
+
+def test_the_advice_has_the_sizes_of_the_guide():
+    guide = (paths.ROOT / "docs" / "monitor.md").read_text(encoding="utf-8")
+    for condition, share in report.AVOIDED.items():
+        assert f"| {condition} | {share} |" in guide and share in report.ADVICE
 
 
 def test_what_is_not_judged_is_said_with_the_reason(tmp_path):
