@@ -313,13 +313,20 @@ def test_a_profile_takes_the_rest_from_the_one_it_extends():
     assert params.collect(namespace | {"profile": "estimators"}) == child
 
 
-def test_extending_an_extension_or_nothing_is_refused(tmp_path, monkeypatch):
+def test_a_profile_may_extend_one_that_extends_another():
+    study, carried = params.load("study"), params.load("study_carry")
+    own = {"profile": "study_carry", "weights": "carry", "rescue_doses": [1, 4, 16]}
+    assert carried.model_dump() == study.model_dump() | own
+    assert [file.stem for file in params.profile_files("study_carry")] == ["tinystories", "study", "study_carry"]
+
+
+def test_extending_itself_or_no_profile_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "PARAMS", tmp_path)
-    (tmp_path / "a.yaml").write_text("profile: a\nextends: b\n")
-    (tmp_path / "b.yaml").write_text("profile: b\nextends: a\n")
-    (tmp_path / "c.yaml").write_text("profile: c\nextends: 7\n")
-    for profile in "ac":
-        with pytest.raises(ValueError, match="extends must name a profile that extends no other"):
+    for name, parent in {"a": "b", "b": "a", "c": "7", "d": "grid"}.items():
+        (tmp_path / f"{name}.yaml").write_text(f"profile: {name}\nextends: {parent}\n")
+    (tmp_path / "grid.yaml").write_text("factors: {}\nextends: a\n")
+    for profile in "abcd":
+        with pytest.raises(ValueError, match="extends must name a profile that does not extend it too"):
             params.load(profile)
 
 

@@ -202,18 +202,17 @@ def _cell(profile: str) -> tuple[str, dict[str, Any]]:
 
 
 def profile_files(profile: str) -> list[Path]:
-    """The file of a profile, after that of the profile it extends; for a cell, the files of its grid."""
+    """The file of a profile, after those of the profiles it extends; for a cell, the files of its grid."""
     if _is_cell(profile):
         return grid_files(profile.split(".")[0])
-    values = read_yaml(_file(profile))
+    values, files = read_yaml(_file(profile)), [_file(profile)]
     if "factors" in values:
         raise ValueError(f"{profile!r} is a grid: name a cell of it, as {profile}.<factor>.<level>.")
-    parent = values.get("extends")
-    if parent is None:
-        return [_file(profile)]
-    if not isinstance(parent, str) or "extends" in read_yaml(_file(parent)):
-        raise ValueError(f"{_file(profile)}: extends must name a profile that extends no other, not {parent!r}.")
-    return [_file(parent), _file(profile)]
+    while (parent := values.get("extends")) is not None:
+        if not isinstance(parent, str) or _file(parent) in files or "factors" in (values := read_yaml(_file(parent))):
+            raise ValueError(f"{files[0]}: extends must name a profile that does not extend it too, not {parent!r}.")
+        files.insert(0, _file(parent))
+    return files
 
 
 def _profile_values(profile: str) -> dict[str, Any]:
