@@ -28,8 +28,8 @@ def truncated_probabilities(
 
     Top-p keeps the smallest set of most probable tokens whose mass reaches `top_p` (nucleus sampling, Holtzman et al.
     2020). Other tokens have probability 0; the rest is not renormalised. Sorting a vocabulary costs more than a small
-    model's step, so the `candidates` most probable tokens are tried first; the result is the same if they contain the
-    nucleus of every row. In float64 (`to_float64`).
+    model's step, so the `candidates` most probable tokens are tried first, and eight times as many until they contain
+    the nucleus of every row; the result is the same. In float64 (`to_float64`).
     """
     logits = to_float64(logits)
     # Relative to the largest, so that no temperature is too small.
@@ -40,8 +40,8 @@ def truncated_probabilities(
     if limit < size:  # the nucleus is taken after top-k, as in transformers
         total = probabilities.topk(limit, dim=-1).values.sum(-1, keepdim=True)
     kept, tokens = probabilities.topk(min(limit, candidates), dim=-1)
-    if kept.shape[-1] < limit and bool((kept.sum(-1, keepdim=True) < top_p * total).any()):
-        kept, tokens = probabilities.topk(limit, dim=-1)
+    while kept.shape[-1] < limit and bool((kept.sum(-1, keepdim=True) < top_p * total).any()):
+        kept, tokens = probabilities.topk(min(8 * kept.shape[-1], limit), dim=-1)
     mass_before = kept.cumsum(-1) - kept
     return kept * (mass_before < top_p * total), tokens
 
