@@ -43,7 +43,7 @@ def test_the_study_is_repeatable_and_complete(embeddings, tmp_path, monkeypatch)
     assert len(covered) == 2 * 3 * 4 * 3 and not covered.isna().any(axis=None)
     assert covered["coverage"].between(covered["coverage_low"], covered["coverage_high"]).all()
     assert len(pd.read_csv(tmp_path / "shrinkage.csv")) == 2 * 3 * 6
-    result = provenance.read_result(tmp_path / "study.json")
+    result = provenance.read_record(tmp_path / "study.json")["result"]
     assert result["coverage_csv_sha256"] == provenance.file_hash(tmp_path / "coverage.csv")
     tables.write_table(studies.coverage_table(covered), tmp_path / "table.tex")
     assert (tmp_path / "table.tex").read_text().count(r"\\") == 1 + 18

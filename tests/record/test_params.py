@@ -315,7 +315,7 @@ def test_a_profile_takes_the_rest_from_the_one_it_extends():
 
 def test_a_profile_may_extend_one_that_extends_another():
     study, carried = params.load("study"), params.load("study_carry")
-    own = {"profile": "study_carry", "weights": "carry", "rescue_doses": [1, 4, 16]}
+    own = {"profile": "study_carry", "weights": "carry", "seeds": list(range(1, 9))}
     assert carried.model_dump() == study.model_dump() | own
     assert [file.stem for file in params.profile_files("study_carry")] == ["tinystories", "study", "study_carry"]
 

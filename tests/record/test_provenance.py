@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from spectral_collapse.record import paths, provenance
-from spectral_collapse.record.provenance import StaleRecord, read_result, write_atomically, write_record
+from spectral_collapse.record.provenance import StaleRecord, read_record, write_atomically, write_record
 
 KEY = {"parameters": {"layers": 2, "top_p": 0.95, "checkpoint": None}, "code": "c0de", "inputs": {"seed": 1}}
 ABOUT = {"profile": "smoke", "seed": 1, "condition": "fresh", "generation": 2}
@@ -34,7 +34,7 @@ def record(tmp_path):
 
 
 def test_result_comes_back_as_it_was_written(record):
-    assert read_result(record) == RESULT
+    assert read_record(record)["result"] == RESULT
     assert stat.S_IMODE(record.stat().st_mode) == 0o644
 
 
@@ -45,7 +45,7 @@ def test_numbers_of_numpy_and_torch_and_what_json_lacks(tmp_path):
         "bool": np.bool_(True), 3: "key",
     }  # fmt: skip
     written = write(tmp_path / "record.json", result)
-    assert written == read_result(tmp_path / "record.json")
+    assert written == read_record(tmp_path / "record.json")["result"]
     assert written == {
         "array": [0, 1, 2], "float32": 0.5, "tensor": [[1.0, None]], "scalar": 2, "nan": None,
         "infinities": [None, None], "bool": True, "3": "key",
@@ -73,7 +73,7 @@ def test_key_survives_json(tmp_path):
 
 def test_missing_record_is_not_a_stale_one(tmp_path):
     with pytest.raises(FileNotFoundError):
-        read_result(tmp_path / "record.json")
+        read_record(tmp_path / "record.json")["result"]
 
 
 def test_record_cut_anywhere_is_refused(record):
@@ -81,7 +81,7 @@ def test_record_cut_anywhere_is_refused(record):
     for length in range(0, len(content.rstrip()), 7):
         record.write_bytes(content[:length])
         with pytest.raises(StaleRecord, match="truncated or not a record"):
-            read_result(record)
+            read_record(record)["result"]
 
 
 def test_flipped_bit_is_noticed_or_harmless(record):
@@ -92,7 +92,7 @@ def test_flipped_bit_is_noticed_or_harmless(record):
         flipped = content[place] ^ 1 << place % 8
         record.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
         try:
-            assert read_result(record) == RESULT
+            assert read_record(record)["result"] == RESULT
         except StaleRecord:
             refused += 1
     assert refused > len(json.dumps(RESULT)) / 2
@@ -101,7 +101,7 @@ def test_flipped_bit_is_noticed_or_harmless(record):
 def test_altered_result_does_not_match_its_hash(record):
     record.write_text(record.read_text().replace("2.5", "2.6"))
     with pytest.raises(StaleRecord, match="its content does not match its hash"):
-        read_result(record)
+        read_record(record)["result"]
 
 
 def test_any_change_of_what_a_record_says_is_noticed(record):
@@ -122,14 +122,14 @@ def test_any_change_of_what_a_record_says_is_noticed(record):
     for variant in variants:
         record.write_text(json.dumps(variant))
         with pytest.raises(StaleRecord):
-            read_result(record)
+            read_record(record)["result"]
 
 
 @pytest.mark.parametrize("content", ["", "null", "[]", "3", "{}", '{"result": {}}', "\x00"])
 def test_file_that_is_no_record_is_refused(record, content):
     record.write_text(content)
     with pytest.raises(StaleRecord, match="truncated or not a record"):
-        read_result(record)
+        read_record(record)["result"]
 
 
 @pytest.mark.parametrize("part", ["key", "result"])
@@ -140,14 +140,14 @@ def test_record_with_an_empty_part_is_refused(record, part, value):
     content["sha256"] = provenance.text_hash(provenance.canonical(content))
     record.write_text(json.dumps(content))
     with pytest.raises(StaleRecord, match="truncated or not a record"):
-        read_result(record)
+        read_record(record)["result"]
 
 
 def test_other_schema_is_refused(record, monkeypatch):
     now = provenance.SCHEMA_VERSION + 1
     monkeypatch.setattr(provenance, "SCHEMA_VERSION", now)
     with pytest.raises(StaleRecord, match=rf"it follows schema {now - 1}, this is schema {now}"):
-        read_result(record)
+        read_record(record)["result"]
 
 
 def test_canonical_text_is_equal_for_equal_values():
@@ -231,7 +231,7 @@ def test_a_file_in_place_of_the_results_is_one_sentence(tmp_path):
         with pytest.raises(ValueError, match=r"cannot be written .* set SPECTRAL_COLLAPSE_RESULTS to one\."):
             use()
     with pytest.raises(StaleRecord, match="cannot be read"):
-        read_result(tmp_path / "results" / "record.json")
+        read_record(tmp_path / "results" / "record.json")["result"]
     assert (tmp_path / "results").read_text() == "mine"
 
 

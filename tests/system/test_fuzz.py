@@ -490,7 +490,7 @@ ANALYSES = [
     lambda table: early_warning.icarus_counts(table, PERPLEXITY),
     lambda table: detection.separation(table, "lambda_max"),
     lambda table: correlation.lagged_spearman(table, ["lambda_max"], [PERPLEXITY]),
-    lambda table: rescue.reversibility(table, table[table["generation"] > 0][[*statistics.DESIGN, "lambda_max"]]),
+    lambda table: rescue.reversibility(table, table[table["generation"] > 0][[*statistics.CELL, "lambda_max"]]),
     lambda table: claims.verdicts(claims.Evidence(table, alarms(table), COVERAGE)),
     lambda table: findings.values(report.analyse(table)),
 ]

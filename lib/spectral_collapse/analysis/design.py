@@ -10,7 +10,7 @@ import pandas as pd
 from ..record import cli, params
 from ..record.schema import Params, split_condition
 from . import early_warning, metrics, power, primary
-from .statistics import CONTROL, TREATMENT, matched_controls
+from .statistics import ALPHA, CONTROL, TREATMENT, matched_controls
 
 
 def limits(settings: Params) -> list[str]:
@@ -45,7 +45,7 @@ def limits(settings: Params) -> list[str]:
         found.append("One generation: there is no analysis of variance and no correlation over generations.")
     least = power.least_p("sign", seeds)
     if seeds > 2:
-        several = "" if least >= 0.05 else f" after Holm's correction over more than {int(0.05 / least)} metrics"
+        several = "" if least >= ALPHA else f" after Holm's correction over more than {int(ALPHA / least)} metrics"
         found.append(f"{seeds} seeds: the sign test gives p ≥ {least:.2g}: no lead can be called earlier{several}.")
     if not settings.primary:
         found.append("No primary hypothesis: the runs are a demonstration, and every p-value is exploratory.")

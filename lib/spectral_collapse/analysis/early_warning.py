@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .statistics import ROUNDING, TREATMENT, changes, holm, matched_controls
+from .statistics import ALPHA, ROUNDING, TREATMENT, changes, holm, matched_controls
 
 RATE = 0.05  # false alarms a run and metric, over all generations, in the long run
 NO_LEAD = "not shown to be earlier"
@@ -172,9 +172,9 @@ def lead_summary(
 
 def lead_verdict(p: float, p_holm: float) -> str:
     """`earlier` if the sign test of `lead_summary` rejects at 0.05 after Holm's correction over all metrics tried."""
-    if p_holm < 0.05:
+    if p_holm < ALPHA:
         return "earlier"
-    return "earlier before correction, not after" if p < 0.05 else NO_LEAD
+    return "earlier before correction, not after" if p < ALPHA else NO_LEAD
 
 
 def icarus(table: pd.DataFrame, metric: str, level: float = 0.95) -> pd.DataFrame:

@@ -13,9 +13,8 @@ from scipy import optimize, stats
 
 from ..record.schema import Params, unknown_name
 from . import early_warning, power
-from .statistics import TREATMENT, holm, matched_controls, paired_tests
+from .statistics import ALPHA, TREATMENT, holm, matched_controls, paired_tests
 
-ALPHA = 0.05
 WORDS = ("supported", "contradicted", "undecided", "not judged")
 
 

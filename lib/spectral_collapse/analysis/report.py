@@ -10,7 +10,7 @@ from ..curvature import published_ratio
 from ..estimate import Estimate
 from ..sigma import AIM
 from . import anova, correlation, detection, early_warning, forecast, metrics, power, series, slopes, statistics
-from .statistics import CONTROL, TREATMENT
+from .statistics import ALPHA, CONTROL, TREATMENT
 
 RATIOS = ("log_spectral_ratio", "log_published_ratio")  # whose rise and fall is counted
 DRIFTS = ("track_two_drift", "logdet_drift", "track_one_sharp_drift", "track_one_drift")
@@ -172,7 +172,7 @@ def drift_summary(drifts: pd.DataFrame) -> pd.DataFrame:
     for (condition, track), runs in last.groupby(["condition", "track"], sort=False):
         mean, tests = Estimate.mean(runs["drift"]), runs["p_value"]
         ends = runs["drift"].min(), runs["drift"].max(), runs["standard_error"].median()
-        rows.append((condition, track, *mean, *ends, len(runs), tests.notna().sum(), (tests < 0.05).sum()))
+        rows.append((condition, track, *mean, *ends, len(runs), tests.notna().sum(), (tests < ALPHA).sum()))
     names = ["condition", "track", "mean", "low", "high", "least", "greatest", "error", "runs", "tested", "moved"]
     return pd.DataFrame(rows, columns=names)
 

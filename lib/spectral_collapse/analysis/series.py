@@ -17,8 +17,13 @@ from ..record.evidence import Source
 from ..record.params import BASELINE, base_params, folders
 from ..record.schema import DESIGN, PLACES, Params, noted, split_condition
 from . import metrics
+from .statistics import ALPHA
 
 log = logging.getLogger(__name__)
+
+
+class MissingRecord(ValueError):
+    """A record that is not there."""
 
 
 def results(
@@ -47,7 +52,7 @@ def records(
     generations: Iterable[int] | None = None,
     source: Source | None = None,
 ) -> Iterator[tuple[str, int, int, PurePath, dict]]:
-    """(condition, seed, generation, place, record) as `results`."""
+    """(condition, seed, generation, place, record) as `results`; `MissingRecord` where one is not there."""
     conditions = params.conditions if conditions is None else conditions
     seeds = params.seeds if seeds is None else seeds
     generations = range(params.generations + 1) if generations is None else list(generations)
@@ -60,7 +65,7 @@ def records(
         try:
             record = held.record(place)
         except FileNotFoundError:
-            raise ValueError(f"{held.shown(place)} is missing: {again}.") from None
+            raise MissingRecord(f"{held.shown(place)} is missing: {again}.") from None
         except provenance.StaleRecord as reason:
             raise ValueError(f"{held.shown(place)} cannot be used, {reason}: {held.remedy}.") from None
         if differ := disagreements(record, settings):
@@ -199,7 +204,7 @@ def count_finding(pairs: list[tuple[dict, dict]]) -> dict[str, str]:
     return {
         "r2": f"{1 - left @ left / spread:.5f}" if spread > 0 else "--",
         "drifts": str(len(drifts)),
-        "significant": str(sum(p is not None and p < 0.05 for p in tests)),
+        "significant": str(sum(p is not None and p < ALPHA for p in tests)),
         "most": f"{np.abs(left).max():.2f}",
     }
 

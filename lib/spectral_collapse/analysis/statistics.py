@@ -16,7 +16,8 @@ from ..estimate import Estimate
 from ..record.schema import split_condition
 from . import metrics
 
-DESIGN = ("condition", "seed", "generation")
+ALPHA = 0.05  # below which a corrected p is called significant
+CELL = ("condition", "seed", "generation")
 SAME = "not distinguishable"
 CONTROL, TREATMENT = "fresh", "recursive"
 MARGIN = 0.05  # "no difference" means less than this share of the base model's value
@@ -33,7 +34,7 @@ class EffectSize(NamedTuple):
 
 def metric_names(table: pd.DataFrame) -> list[str]:
     """Columns of the tidy table that hold a metric; an empty one was not measured."""
-    return [name for name in table.columns if name not in ("model", "weights", *DESIGN) and table[name].notna().any()]
+    return [name for name in table.columns if name not in ("model", "weights", *CELL) and table[name].notna().any()]
 
 
 def matched_controls(table: pd.DataFrame, control: str = CONTROL) -> dict[str, str | None]:
@@ -64,25 +65,25 @@ def require_complete(table: pd.DataFrame, metric: str, paired: bool = True) -> N
     calls this first. A condition needs at least two seeds: with one there is no variation between runs to compare
     anything with.
     """
-    for name in (*DESIGN, metric):
+    for name in (*CELL, metric):
         if name not in table.columns:
             raise ValueError(f"The table has no column {name!r}; its columns are {', '.join(table.columns)}.")
     if "model" in table.columns and table["model"].nunique() > 1:
         raise ValueError(f"The table mixes the models {', '.join(table['model'].unique())}: select one.")
 
     infinite = ~np.isfinite(table[metric].to_numpy(float))
-    counts = table.groupby(list(DESIGN), observed=True).size()
+    counts = table.groupby(list(CELL), observed=True).size()
     generations = table["generation"].unique()
     if paired:
-        runs = list(product(*(table[name].unique() for name in DESIGN[:2])))
+        runs = list(product(*(table[name].unique() for name in CELL[:2])))
     else:
-        runs = list(table[list(DESIGN[:2])].drop_duplicates().itertuples(index=False))
+        runs = list(table[list(CELL[:2])].drop_duplicates().itertuples(index=False))
     problems = {"doubled": list(counts.index[counts > 1])}
     if len(counts) < len(runs) * len(generations):
         known = set(counts.index)
         problems["missing"] = [cell for run in runs for g in generations if (cell := (*run, g)) not in known]
     if infinite.any():
-        problems["not finite"] = list(table.loc[infinite, list(DESIGN)].itertuples(index=False))
+        problems["not finite"] = list(table.loc[infinite, list(CELL)].itertuples(index=False))
     found = [
         f"{kind}: " + "; ".join("{}, seed {}, generation {}".format(*cell) for cell in cells)
         for kind, cells in problems.items()
@@ -217,7 +218,7 @@ def _sign_flip_p(differences: np.ndarray) -> float:
 
 def sides(tests: pd.DataFrame) -> np.ndarray:
     """Of tests with columns difference and p_holm: higher or lower where p_holm is below 0.05, else `SAME`."""
-    return np.where(tests["p_holm"] < 0.05, np.where(tests["difference"] > 0, "higher", "lower"), SAME)
+    return np.where(tests["p_holm"] < ALPHA, np.where(tests["difference"] > 0, "higher", "lower"), SAME)
 
 
 def paired_tests(table: pd.DataFrame, metric: str, generation: int | None = None) -> pd.DataFrame:

@@ -80,7 +80,7 @@ def costs(params: Params, conditions: list[str] | None = None, source: Source | 
     def seconds(stage: str) -> float:
         try:
             found = list(series.records(params, stage, conditions, generations=later, source=source))
-        except ValueError:  # a stage that older records lack
+        except series.MissingRecord:  # a stage that older runs did not have
             return math.nan
         return float(np.median([record["timing"]["wall_seconds"] for *_, record in found]))
 

@@ -8,7 +8,7 @@ import pandas as pd
 from ..analysis.claims import VERDICTS
 from ..analysis.early_warning import RATE
 from ..analysis.report import Analysis
-from ..analysis.statistics import MARGIN, TREATMENT
+from ..analysis.statistics import ALPHA, MARGIN, TREATMENT
 from ..estimate import Estimate
 from . import sentences
 from .formatting import escape, format_generations, format_interval, format_number, format_p, format_percent
@@ -137,7 +137,7 @@ def _leads(analysis: Analysis) -> dict[str, str]:
     design, text = analysis.design, {}
     if design["judged"]:
         text |= {f"lead.least.{name}": format_p(design[f"least_{name}"]) for name in ("p", "p_holm")}
-        if design["least_p_holm"] >= 0.05:
+        if design["least_p_holm"] >= ALPHA:
             text["lead.impossible"] = "yes"
     if analysis.leads.empty:
         return text

@@ -197,11 +197,6 @@ def read_record(path: Path) -> dict[str, Any]:
     return verified(record)
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    """The result in a record; raises as `read_record`."""
-    return read_record(path)["result"]
-
-
 def write_record(
     path: Path,
     result: dict[str, Any],

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ...analysis import sigma_settings
 from ...analysis.metrics import condition_label, label
 from .style import WIDTH, colour, conditions_of, drawn, in_lines, legend_above, linestyle, panels_of
 
@@ -77,11 +78,12 @@ def sigma_buckets(drifts: pd.DataFrame) -> Figure:
 
 
 @drawn
-def sigma_published(points: pd.DataFrame, drifts: pd.DataFrame, dimension: int = 384, base: int = 977) -> Figure:
+def sigma_published(points: pd.DataFrame, drifts: pd.DataFrame) -> Figure:
     """The published S1 drifts; the gap of their tracks over m log(n_A/n_0); and the tracks of a condition of ours.
 
-    `points` is results/published/sigma_fin_s1_points.csv, `drifts` the condition's part of `series.drifts`, `base` the
-    published n_0. The gap consists of whole numbers n_A − n_0: without unobserved embeddings it says nothing else.
+    `points` is results/published/sigma_fin_s1_points.csv, `drifts` the condition's part of `series.drifts`, n_0 that of
+    `sigma_settings.published_counts`. The gap consists of whole numbers n_A − n_0: without unobserved embeddings it
+    says nothing else.
     """
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(WIDTH, 2.1), layout="constrained")
     left.plot(points["generation"], points["track2_drift"], "-", color="black", label="Track II")
@@ -89,7 +91,8 @@ def sigma_published(points: pd.DataFrame, drifts: pd.DataFrame, dimension: int =
     left.set(title="published, S1", xlabel="generation", ylabel="drift (nats)")
     left.axhline(0, color="0.6", linewidth=0.6)
     left.legend(fontsize=7)
-    gap = points["track1_drift"] - points["track2_drift"]
+    gap, dimension = points["track1_drift"] - points["track2_drift"], sigma_settings.PUBLISHED_DIMENSION
+    base = sigma_settings.published_counts(points)["base"]
     middle.plot(points["generation"], base * np.exp(gap / dimension), "o", color="black", markersize=3)
     middle.set(
         title=f"published, ${base}\\,e^{{(\\mathrm{{I}}-\\mathrm{{II}})/{dimension}}}$",
