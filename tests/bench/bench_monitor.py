@@ -158,7 +158,8 @@ def prices() -> list[str]:
         )
         rows.append("| " + " | ".join(cells) + " |")
     head = f"| study | training of a generation | a pass over {BLOCKS} blocks | share | blocks for {SHARE:.0%} |"
-    return ["", head, "|---" * 5 + "|", *rows]
+    said = "**The price of a check** of a model, once a generation, against the training of that generation."
+    return ["", said, "", head, "|---" * 5 + "|", *rows]
 
 
 def mitigations(profile: str = "tinystories") -> list[str]:
@@ -171,16 +172,18 @@ def mitigations(profile: str = "tinystories") -> list[str]:
     for condition in ("mixed", "accumulate"):
         share = Estimate.mean(1 - (logs[condition] - logs["fresh"]) / (logs["recursive"] - logs["fresh"]))
         rows.append(f"| {condition} | {share.value:.0%} [{share.low:.0%}, {share.high:.0%}] |")
-    return ["", "| text of every round | of the rise in log perplexity avoided |", "|---|---|", *rows]
+    said = "**What other text avoids**: the last generation of `tinystories`, against the model's own text alone."
+    return ["", said, "", "| text of every round | of the rise in log perplexity avoided |", "|---|---|", *rows]
 
 
 def tables() -> str:
-    """Both tables as Markdown."""
+    """The tables as Markdown, each under a line that says what it shows."""
     nulls = {
         "means of 60 skewed values, 5 signals, 50 checks, 1,000 runs": null_means(),
         "60 stories, 4 signals, 10 checks, 50 runs": null_texts(),
     }
-    lines = [f"| runs without effect, at a rate of {RATE:.0%} | with an alarm |", "|---|---|"]
+    lines = ["**False alarms** of simulated runs in which nothing changes.", ""]
+    lines += [f"| runs without effect, at a rate of {RATE:.0%} | with an alarm |", "|---|---|"]
     lines += [f"| {name} | {share:.1%} |" for name, share in nulls.items()]
     rows = [
         judged(profile, treated, with_controls)
@@ -189,7 +192,8 @@ def tables() -> str:
         if not with_controls or len({seed for _, seed in runs_of(profile)}) > 2
     ]
     rows.append(of_public_tables())
-    lines += ["", "| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    lines += ["", "**Detection**: recursive runs with an alarm; false alarms are those of runs on fresh real text.", ""]
+    lines += ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
     return "\n".join([*lines, *mitigations(), *prices()])
 

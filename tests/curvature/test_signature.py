@@ -21,9 +21,9 @@ from margins import mean_is, rate_at_least, rate_is, spread_is, standard_errors
 from spectra import Logits, MeanOfBlocks, Rotated, frozen_blocks, signature_of, tiny, truths, vectors, without_largest
 from spectral_collapse import curvature
 from spectral_collapse.curvature import (
-    Estimate,
     HessianOperator,
     Nodes,
+    SpectralEstimate,
     lanczos,
     spectral,
     spectral_signature,
@@ -513,23 +513,25 @@ def test_small_matrices_have_signatures_whose_variances_are_unbiased(n):
 
 def test_an_interval_is_students_with_the_degrees_of_freedom_of_its_parts():
     t = scipy.stats.t.ppf
-    assert Estimate(5.0, 2.0, None, 4, 0).interval() == pytest.approx([5 - 2 * t(0.975, 3), 5 + 2 * t(0.975, 3)])
-    assert Estimate(5.0, 0.0, 2.0, 4, 9).interval(0.8) == pytest.approx([5 - 2 * t(0.9, 8), 5 + 2 * t(0.9, 8)])
-    both = Estimate(0.0, 3.0, 4.0, 3, 5)
+    assert SpectralEstimate(5.0, 2.0, None, 4, 0).interval() == pytest.approx(
+        [5 - 2 * t(0.975, 3), 5 + 2 * t(0.975, 3)]
+    )
+    assert SpectralEstimate(5.0, 0.0, 2.0, 4, 9).interval(0.8) == pytest.approx([5 - 2 * t(0.9, 8), 5 + 2 * t(0.9, 8)])
+    both = SpectralEstimate(0.0, 3.0, 4.0, 3, 5)
     assert both.standard_error == 5
     freedom = 5**4 / (3**4 / 2 + 4**4 / 4)
     assert both.interval() == pytest.approx([-5 * t(0.975, freedom), 5 * t(0.975, freedom)])
-    assert (both.errors_over, Estimate(5.0, 2.0, None, 4, 0).errors_over) == ("probes and blocks", "probes")
+    assert (both.errors_over, SpectralEstimate(5.0, 2.0, None, 4, 0).errors_over) == ("probes and blocks", "probes")
     # No spread is no certainty: two probes of few parameters may be equal.
-    assert np.isnan(Estimate(1.0, 0.0, None, 2, 0).interval()).all()
+    assert np.isnan(SpectralEstimate(1.0, 0.0, None, 2, 0).interval()).all()
 
 
 def test_a_bound_widens_an_interval_by_itself():
-    free, bounded = Estimate(5.0, 2.0, None, 4, 0), Estimate(5.0, 2.0, None, 4, 0, bound=1.5)
+    free, bounded = SpectralEstimate(5.0, 2.0, None, 4, 0), SpectralEstimate(5.0, 2.0, None, 4, 0, bound=1.5)
     assert free.standard_error == bounded.standard_error == 2
     (low, high), (lower, higher) = free.interval(), bounded.interval()
     assert (low - lower, higher - high) == pytest.approx((1.5, 1.5))
-    assert Estimate(5.0, 2.0, None, 4, 0, bound=math.inf).interval() == [-math.inf, math.inf]
+    assert SpectralEstimate(5.0, 2.0, None, 4, 0, bound=math.inf).interval() == [-math.inf, math.inf]
 
 
 def test_the_residual_of_the_largest_eigenvalue_bounds_the_log_ratio():
@@ -553,7 +555,7 @@ def test_intervals_cover_what_their_docstring_says(probes, blocks, least):
     for share in (0.02, 0.1, 0.3, 0.6, 0.9):
         half = [
             [
-                Estimate(0.0, math.sqrt(share * a), math.sqrt((1 - share) * b), probes, blocks).interval()[1]
+                SpectralEstimate(0.0, math.sqrt(share * a), math.sqrt((1 - share) * b), probes, blocks).interval()[1]
                 for a in chi_squares[0]
             ]
             for b in chi_squares[1]

@@ -25,6 +25,6 @@ from .published import (
     published_signature,
 )
 from .quadrature import Quadrature, cumulated_bounds, quantile_bracket, smoothed_density
-from .signature import Estimate, Nodes, Signature, as_result, signature_of_runs
+from .signature import Nodes, Signature, SpectralEstimate, as_result, signature_of_runs
 from .spectral import layerwise_signatures, spectral_signature
 from .trace import hutch_plus_plus, hutchinson

@@ -18,13 +18,13 @@ from .krylov import Kept, probe_of, probe_runs
 from .memory import available_memory, plan
 from .model import checked_blocks, unwrapped
 from .quadrature import Quadrature
-from .signature import Estimate, Signature, _Moment, _variance
+from .signature import Signature, SpectralEstimate, _Moment, _variance
 
 # Lanczos steps for the held-out vectors. The lower bound holds for any vector; after so many steps its distance from
 # the eigenvalue is mostly the noise of the blocks.
 STEPS = 8
 LEAST_BLOCKS = 4  # two halves with a pair of blocks each
-UNKNOWN = Estimate(math.nan, math.nan, math.nan, 0, 0)
+UNKNOWN = SpectralEstimate(math.nan, math.nan, math.nan, 0, 0)
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +50,19 @@ class PopulationSignature:
 
     population_blocks: int
     population_probes: int
-    held_out_lambda_max: Estimate = UNKNOWN
+    held_out_lambda_max: SpectralEstimate = UNKNOWN
     lambda_max_bracket: list[float] = field(default_factory=_unknown_pair)
     lambda_max_interval: list[float] = field(default_factory=_unknown_pair)
-    held_out_lambda_min: Estimate = UNKNOWN
+    held_out_lambda_min: SpectralEstimate = UNKNOWN
     lambda_min_bracket: list[float] = field(default_factory=_unknown_pair)
     held_out_leading: list[float] = field(default_factory=list)
-    population_mean_eigenvalue: Estimate = UNKNOWN
-    population_second_moment: Estimate = UNKNOWN
-    population_spectral_variance: Estimate = UNKNOWN
-    population_effective_rank: Estimate = UNKNOWN
-    population_bulk_center: Estimate = UNKNOWN
-    population_bulk_sigma: Estimate = UNKNOWN
-    population_log_ratio: Estimate = UNKNOWN
+    population_mean_eigenvalue: SpectralEstimate = UNKNOWN
+    population_second_moment: SpectralEstimate = UNKNOWN
+    population_spectral_variance: SpectralEstimate = UNKNOWN
+    population_effective_rank: SpectralEstimate = UNKNOWN
+    population_bulk_center: SpectralEstimate = UNKNOWN
+    population_bulk_sigma: SpectralEstimate = UNKNOWN
+    population_log_ratio: SpectralEstimate = UNKNOWN
     population_log_ratio_bracket: list[float] = field(default_factory=_unknown_pair)
     population_note: str = ""
 

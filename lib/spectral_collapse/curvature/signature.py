@@ -28,7 +28,7 @@ ONE_PROBE = "one probe gives no standard error: set probes (in a profile lanczos
 
 
 @dataclass(frozen=True, repr=False)
-class Estimate:
+class SpectralEstimate:
     """A value with its standard errors: over probes at fixed blocks, and over blocks (None: not estimated).
 
     `bound`: largest error at fixed probes and blocks (Lanczos' residual), which no averaging reduces. NaN means that
@@ -58,9 +58,9 @@ class Estimate:
         With normal errors the coverage at 95 % is within three points from three probes and three blocks on; with two
         of either it may be 87 %. [NaN, NaN] if the errors are zero, since probes may agree by chance.
 
-        >>> Estimate(1.0, probe_error=0.1, batch_error=None, probes=3, blocks=0)
+        >>> SpectralEstimate(1.0, probe_error=0.1, batch_error=None, probes=3, blocks=0)
         1 ± 0.1 (over probes)
-        >>> [round(end, 3) for end in Estimate(1.0, 0.1, None, 3, 0).interval()]
+        >>> [round(end, 3) for end in SpectralEstimate(1.0, 0.1, None, 3, 0).interval()]
         [0.57, 1.43]
         """
         parts = [(self.probe_error**2, self.probes - 1), ((self.batch_error or 0.0) ** 2, self.blocks - 1)]
@@ -84,7 +84,7 @@ class Signature:
 
     Of the mean loss on the given blocks: intervals over blocks are for batches of this size, not for the expected loss
     (`PopulationSignature`). `…_residual` bounds the distance to an eigenvalue, a bracket [low, high] covers the error
-    of the quadrature, an `Estimate` has those of probes and blocks. basis: type of the Lanczos basis, or "none".
+    of the quadrature, a `SpectralEstimate` has those of probes and blocks. basis: type of the Lanczos basis, or "none".
     notes: one sentence, with the reason, for each quantity that is not identified and therefore NaN.
     """
 
@@ -101,17 +101,17 @@ class Signature:
     eigenvalue_range: float
     leading_eigenvalues: list[float]
     leading_residuals: list[float]
-    mean_eigenvalue: Estimate
-    spectral_variance: Estimate
+    mean_eigenvalue: SpectralEstimate
+    spectral_variance: SpectralEstimate
     outliers: list[float]
     outlier_count_bracket: list[float]
     outlier_separation: float
-    bulk_center: Estimate
-    bulk_sigma: Estimate
+    bulk_center: SpectralEstimate
+    bulk_sigma: SpectralEstimate
     spectral_ratio: float
-    log_spectral_ratio: Estimate
-    effective_rank: Estimate
-    spectral_entropy: Estimate
+    log_spectral_ratio: SpectralEstimate
+    effective_rank: SpectralEstimate
+    spectral_entropy: SpectralEstimate
     negative_mass_bracket: list[float]
     iqr_bracket: list[float]
     nodes: list[list[float]]
@@ -125,7 +125,7 @@ class Signature:
 
         rows = {}
         for name, value in vars(self).items():
-            if isinstance(value, Estimate):
+            if isinstance(value, SpectralEstimate):
                 rows[name] = (value.value, value.standard_error, *value.interval(), value.errors_over)
             elif name.endswith("_bracket"):
                 rows[name.removesuffix("_bracket")] = (math.nan, math.nan, *value, "bracket")
@@ -165,7 +165,7 @@ def as_result(signature: Any) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for field in dataclasses.fields(signature):
         value = getattr(signature, field.name)
-        if isinstance(value, Estimate):
+        if isinstance(value, SpectralEstimate):
             result |= {
                 field.name: value.value,
                 f"{field.name}_standard_error": value.standard_error,
@@ -253,10 +253,10 @@ class _Moment:
             by_block = sum(slope * moment.by_block for slope, moment in terms)
         return cls(value, sum(slope * moment.by_probe for slope, moment in terms), by_block)
 
-    def estimate(self, bound: float = 0.0) -> Estimate:
+    def estimate(self, bound: float = 0.0) -> SpectralEstimate:
         """Value and standard errors, and how far the value may be off at fixed probes and blocks."""
         probes, blocks = len(self.by_probe), len(self.by_block) if self.by_block is not None else 0
-        return Estimate(float(self.value), self.probe_error, _batch_error(self.by_block), probes, blocks, bound)
+        return SpectralEstimate(float(self.value), self.probe_error, _batch_error(self.by_block), probes, blocks, bound)
 
     @property
     def probe_error(self) -> float:

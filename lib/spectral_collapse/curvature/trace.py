@@ -7,19 +7,19 @@ import torch
 
 from .basis import dot
 from .krylov import at_least, probe_of
-from .signature import Estimate
+from .signature import SpectralEstimate
 
 
 def _forms(operator: Any, probes: list[torch.Tensor]) -> np.ndarray:
     return np.array([dot(probe, operator.matvec(probe)) for probe in probes])
 
 
-def _mean(values: np.ndarray, offset: float = 0.0) -> Estimate:
+def _mean(values: np.ndarray, offset: float = 0.0) -> SpectralEstimate:
     error = float(values.std(ddof=1) / np.sqrt(len(values)))
-    return Estimate(offset + float(values.mean()), error, None, len(values), 0)
+    return SpectralEstimate(offset + float(values.mean()), error, None, len(values), 0)
 
 
-def hutchinson(operator: Any, probes: int, seed: int = 0) -> Estimate:
+def hutchinson(operator: Any, probes: int, seed: int = 0) -> SpectralEstimate:
     """tr A as the mean of vᵀAv over Rademacher probes v, with its standard error; one product a probe.
 
     Source: Hutchinson 1989.
@@ -28,7 +28,7 @@ def hutchinson(operator: Any, probes: int, seed: int = 0) -> Estimate:
     return _mean(_forms(operator, [probe_of(operator, seed, index) for index in range(probes)]))
 
 
-def hutch_plus_plus(operator: Any, products: int, seed: int = 0) -> Estimate:
+def hutch_plus_plus(operator: Any, products: int, seed: int = 0) -> SpectralEstimate:
     """tr A = tr(QᵀAQ) + tr((I − QQᵀ)A(I − QQᵀ)): the first exactly, Q an orthonormal basis of A times a third of the
     products' probes; the rest by Hutchinson's estimate, whose standard error is the estimate's.
 
