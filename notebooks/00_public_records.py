@@ -29,7 +29,7 @@ from spectral_collapse.record import params
 profile = "smoke"  # nothing below depends on it
 
 # %%
-params.collect(globals())
+settings = params.collect(globals())
 
 # %%
 from spectral_collapse.analysis import public_records

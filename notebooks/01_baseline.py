@@ -18,7 +18,7 @@
 # cannot be measured. All conditions of a seed start from the same base model, so their differences are paired.
 #
 # *The outputs below are those of the profile `smoke`, a toy run of one minute that tests the code: they say nothing
-# about collapse. The study on TinyStories is shown at the end of notebook 7.*
+# about collapse. The studies on TinyStories are shown in notebook 8 and at the end of notebook 7.*
 
 # %%
 from spectral_collapse.record import params

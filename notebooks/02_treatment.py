@@ -19,7 +19,7 @@
 # `recursive_restart` fix this for one condition. Every finished generation is recorded, and interrupted runs resume.
 #
 # *The outputs below are those of the profile `smoke`, a toy run of one minute that tests the code: they say nothing
-# about collapse. The study on TinyStories is shown at the end of notebook 7.*
+# about collapse. The studies on TinyStories are shown in notebook 8 and at the end of notebook 7.*
 
 # %%
 from spectral_collapse.record import params

@@ -22,7 +22,7 @@
 # - `accumulate`, a draw from all text so far, real and synthetic: accumulation at the same budget.
 #
 # *The outputs below are those of the profile `smoke`, a toy run of one minute that tests the code: they say nothing
-# about collapse. The study on TinyStories is shown at the end of notebook 7.*
+# about collapse. The studies on TinyStories are shown in notebook 8 and at the end of notebook 7.*
 
 # %%
 from spectral_collapse.record import params

@@ -293,7 +293,7 @@ print("\n".join(output.written))
 # %% [markdown]
 # ## The study on TinyStories
 #
-# Whatever the profile above, this is the study that comes with the project (`make paper PROFILE=tinystories`), from
+# Whatever the profile above, this is the exploratory study that comes with the project (profile `tinystories`), from
 # its committed records. Its figures and tables are in `paper/generated/tinystories`.
 
 # %%

@@ -37,12 +37,9 @@ from spectral_collapse.analysis import (
     mechanism,
     mediation,
     primary,
-    rescue,
-    series,
     sigma_settings,
     studies,
     theory,
-    warning,
 )
 from spectral_collapse.analysis import public_records as public
 from spectral_collapse.paper import ablations as ablations_report
@@ -50,7 +47,7 @@ from spectral_collapse.paper import figures, results, tables
 from spectral_collapse.paper import mechanism as mechanism_report
 from spectral_collapse.paper import output as paper
 from spectral_collapse.paper import studies as report
-from spectral_collapse.record import evidence, paths
+from spectral_collapse.record import paths
 
 output, values, shown = paper.Output(settings), {}, studies.shown()
 
@@ -73,24 +70,15 @@ values |= report.public_records_values(public.findings(spectra, printed, text))
 # first, at what price.
 
 # %%
-confirmation = params.load(shown["confirmation"])
-confirmed = studies.analysed(shown["confirmation"])
-decided = primary.verdicts(confirmation, confirmed.table, confirmed.alarms)
-output.table("confirmed", results.primary(decided, primary.capabilities(confirmation)))
-training = series.results(confirmation, "training", source=evidence.PACKS)
-commits = studies.commits(shown["confirmation"])
-last = [confirmation.generations]
-dosed = series.results(confirmation, "doses", confirmation.conditions, generations=last, source=evidence.PACKS)
-closed = rescue.recovered(confirmed.table, dosed)
-values |= report.confirmed_values(confirmation, confirmed, decided, closed, training, commits)
-decided.style.format(precision=3).hide()
+confirmed = studies.confirmatory(shown["confirmation"])
+output.table("confirmed", results.primary(confirmed.verdicts, primary.capabilities(confirmed.params)))
+values |= report.confirmed_values("confirmed", confirmed)
+confirmed.verdicts.style.format(precision=3).hide()
 
 # %%
-curve = warning.detection_curve(confirmed.table, confirmed.outcomes[:1] + confirmed.candidates)
-warned = warning.warnings(confirmed, curve, warning.costs(confirmation, source=evidence.PACKS))
-output.figure("confirmed_warnings", figures.warnings(confirmed, warned))
-output.picture("confirmed_warnings", figures.warnings(confirmed, warned))
-output.table("confirmed_warnings", results.warnings(figures.shown_warnings(warned)))
+output.figure("confirmed_warnings", figures.warnings(confirmed.analysis, confirmed.warnings))
+output.picture("confirmed_warnings", figures.warnings(confirmed.analysis, confirmed.warnings))
+output.table("confirmed_warnings", results.warnings(figures.shown_warnings(confirmed.warnings)))
 
 # %%
 samples = studies.samples(shown["confirmation"])
@@ -99,7 +87,20 @@ samples.style.hide()
 
 # %%
 headline = ["log_spectral_ratio", "track_two_drift", "held_out_perplexity", "predictive_entropy"]
-output.figure("confirmed_series", figures.series(confirmed.table, headline, columns=2))
+output.figure("confirmed_series", figures.series(confirmed.analysis.table, headline, columns=2))
+
+# %% [markdown]
+# ## The same with carried weights (`python -m spectral_collapse.experiment.seeds study_carry`)
+#
+# Every generation goes on from the weights of the one before, in recursion and control alike; all else is as above.
+
+# %%
+carried = studies.confirmatory(shown["carried"])
+output.table("carried", results.primary(carried.verdicts, primary.capabilities(carried.params)))
+output.figure("carried_warnings", figures.warnings(carried.analysis, carried.warnings))
+values |= report.confirmed_values("carried", carried)
+values |= report.agreement_value(confirmed.verdicts, carried.verdicts)
+carried.verdicts.style.format(precision=3).hide()
 
 # %% [markdown]
 # ## The estimators' own noise (`make estimators`)
@@ -194,8 +195,8 @@ published = sigma_settings.published_counts(pd.read_csv(paths.PUBLISHED / "sigma
 values |= report.settings_values(settled["stories"]) | report.counts_values(published)
 
 # %% [markdown]
-# The protocol over fifty generations, on a checkpoint that others trained (`experiment.seeds stories260k --sigma`), beside
-# the published series: last values, and when S1 and S2 left what their control ever did.
+# The protocol over fifty generations, on a checkpoint that others trained (`experiment.seeds stories260k --sigma`),
+# beside the published series: last values, and when S1 and S2 left what their control ever did.
 
 # %%
 fifty = params.load(shown["fifty"])

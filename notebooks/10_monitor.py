@@ -13,9 +13,9 @@
 # %% [markdown]
 # # 10 The monitor: is my own training run collapsing?
 #
-# A run as a user of the library has it, with a model and a text that the rest of the project does not use: a small
-# GPT-2 learns the documentation that comes with Python, in a `transformers.Trainer`. Then it goes on learning from its
-# own samples, as happens to whoever trains on data of unknown origin. The monitor is one line of code; does it notice?
+# A run like a user's, with a model and a text that the rest of the project does not use: a small GPT-2 learns the
+# documentation that comes with Python, in a `transformers.Trainer`. Then it goes on learning from its own samples, as
+# happens when training data contain a model's output. The monitor is one line of code; does it notice?
 #
 # *It trains for a minute or two and reads no runs, not even those of `smoke`; the confirmatory study is
 # shown in notebook 8, the exploratory one in notebook 7.*
@@ -103,8 +103,8 @@ print("checks:", report.frame["check"].max(), " status:", report.status)
 # any effect raises an alarm with a probability of 5 % over all signals and all its checks, however many.
 # `report.save("report.html")` writes the same as one page that needs no network.
 #
-# It alarms at the first step. There is no control run here, so the alarm says that the model has changed and not why: give
-# `controls=` in a run of your own (`docs/monitor.md`).
+# It alarms at the first step. There is no control run here, so the alarm says that the model has changed and not why:
+# give `controls=` in a run of your own (`docs/monitor.md`).
 
 # %%
 report.plot()
@@ -115,8 +115,8 @@ report.to_frame().tail(6).drop(columns=["check", "boundary"]).style.format(preci
 # %% [markdown]
 # ## The same inside a Trainer
 #
-# With the callback the checks come with the trainer's evaluations, and their metrics go through its own log, to every
-# tracker that it reports to. Here one more round on the model's own text.
+# With the callback checks come at the start, at every evaluation and at the end, here also every ten steps, and their
+# metrics go through the trainer's own log, to every tracker that it reports to. One more round on the model's own text.
 
 # %%
 callback = MonitorCallback(Monitor(blocks=held_out), every=10)

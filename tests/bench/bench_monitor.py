@@ -20,7 +20,7 @@ SIGNALS = {
     **{"held_out_perplexity": 1, "predictive_entropy": -1, "distinct_2": -1, "distinct_4": -1},
     **{"ngram_entropy_2": -1, "repetition_4": 1, "track_two_drift": -1},
 }
-STUDIES = {"study": "recursive", "tinystories": "recursive", "smollm2_offline": "recursive"}
+STUDIES = {"study": "recursive", "study_carry": "recursive", "tinystories": "recursive", "smollm2_offline": "recursive"}
 BLOCKS, SHARE = 64, 0.02  # of a check of a model, and of the training time that it may take
 
 
@@ -106,7 +106,7 @@ def judged(profile: str, treated: str, with_controls: bool) -> dict[str, float |
         found[condition] = np.array(alarms)
     raised = found[treated][np.isfinite(found[treated])]
     return {
-        "study": profile,
+        "profile": profile,
         "noise from": "control runs" if with_controls else "sampling error",
         "detected": f"{len(raised)} of {len(seeds)}",
         "first alarm, median generation": f"{np.median(raised):g}" if len(raised) else "–",
@@ -129,7 +129,7 @@ def of_public_tables() -> dict[str, float | str]:
     frame = watched("recursive", [watched(name, []) for name in ("fresh", "static")])
     alarms = frame.loc[frame["alarm"], "step"]
     return {
-        "study": "the Hessian study's table (SmolLM2)",
+        "profile": "the Hessian study's table (SmolLM2)",
         "noise from": "its 2 controls",
         "detected": f"{int(len(alarms) > 0)} of 1",
         "first alarm, median generation": f"{alarms.min():g}" if len(alarms) else "–",
@@ -157,7 +157,7 @@ def prices() -> list[str]:
             f"{BLOCKS * SHARE / share:.0f}",
         )
         rows.append("| " + " | ".join(cells) + " |")
-    head = f"| study | training of a generation | a pass over {BLOCKS} blocks | share | blocks for {SHARE:.0%} |"
+    head = f"| profile | training of a generation | a pass over {BLOCKS} blocks | share | blocks for {SHARE:.0%} |"
     said = "**The price of a check** of a model, once a generation, against the training of that generation."
     return ["", said, "", head, "|---" * 5 + "|", *rows]
 

@@ -186,6 +186,17 @@ def test_the_advice_has_the_sizes_of_the_guide():
         assert f"| {condition} | {share} |" in guide and share in report.ADVICE
 
 
+def test_a_signal_that_controls_lack_is_named_and_not_judged():
+    rows = {"val_loss": 2.0, "accuracy": 0.5}
+    frames = []
+    for seed in range(3):
+        control = Monitor(rows if seed == 0 else {"val_loss": 2.0})
+        found = control.check(metrics={name: value + 0.01 * seed for name, value in rows.items()})
+        frames.append(found.to_frame())
+    report = Monitor(rows, controls=frames).check(metrics={"val_loss": 2.01, "accuracy": 0.1})
+    assert report.left_out == ("accuracy (in fewer than two control runs)",) and report.status == "sound"
+
+
 def test_what_is_not_judged_is_said_with_the_reason(tmp_path):
     rows = [{"loss": loss, "rate": 0.1, "bleu": 3 * loss} for loss in (2.0, 2.1, 1.9)]
     report = Monitor(rows).check(metrics={"loss": 2.0, "rate": 0.09, "extra": 1.0})

@@ -73,10 +73,13 @@ _BY_STAGE = {
         Metric("held_out_lambda_min", r"$\lambda_{\min}$, held out", "Upper bound for the expected loss.", "nats"),
         Metric("population_bulk_sigma", r"Population $\sigma_{\mathrm{bulk}}$", "σ_bulk of the expected loss.", "nats"),
         Metric("population_log_ratio", "Population log ratio", "Log spectral ratio of the expected loss.", log=True),
-        Metric("population_spectral_variance", "Population spectral variance", "Of the expected loss.", "nats²"),
+        Metric(
+            "population_spectral_variance", "Population spectral variance", "Spectral variance of the expected loss.",
+            "nats²",
+        ),
         Metric("population_effective_rank", "Population effective rank", "(tr H)²/tr H² of the expected loss."),
         Metric(
-            "log_published_ratio", r"$\log(|\lambda|/\mathrm{IQR})$, published", "Of the exact λ and published IQR.",
+            "log_published_ratio", r"$\log(|\lambda|/\mathrm{IQR})$, published", "Log of eigenvalue over that IQR.",
             collapse=-1, log=True,
         ),
     ],

@@ -4,6 +4,7 @@ paper/studies.yaml names the profile of each; it is the only place that does.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import pandas as pd
 from ..record import paths
 from ..record.evidence import PACKS, read_study
 from ..record.params import load, profiles, read_yaml
-from . import estimators, mechanism, report, series, sigma_settings, theory
+from ..record.schema import Params
+from . import estimators, mechanism, primary, report, rescue, series, sigma_settings, theory, warning
 from .statistics import CONTROL, TREATMENT
 
 SHOWN = paths.ROOT / "paper" / "studies.yaml"
@@ -91,10 +93,39 @@ def analysed(profile: str) -> report.Analysis:
     return report.analyse(runs(profile), drifts(profile))
 
 
-def commits(profile: str) -> list[str]:
-    """The commits of this repository at which the packed runs of a profile were made."""
+@dataclass(frozen=True)
+class Confirmatory:
+    """A packed study that named its hypotheses: parameters, `report.analyse`, `primary.verdicts`, `warning.warnings`,
+    `rescue.recovered`, results of the stage training, and the commits of this repository at which its runs were made.
+    """
+
+    params: Params
+    analysis: report.Analysis
+    verdicts: pd.DataFrame
+    warnings: pd.DataFrame
+    recovered: pd.DataFrame
+    training: list[tuple[str, int, int, dict]]
+    commits: list[str]
+
+
+def confirmatory(profile: str) -> Confirmatory:
+    """The packed study of a profile with primary hypotheses."""
+    params, analysis = load(profile), analysed(profile)
+    table = analysis.table
+    curve = warning.detection_curve(table, analysis.outcomes[:1] + analysis.candidates)
+    last = {"generations": [params.generations], "source": PACKS}
+    dosed = series.results(params, "doses", params.conditions, **last) if params.rescue_doses else []
     places = PACKS.content(profile)
-    return sorted({places[place]["git"]["commit"] for place in places if place.endswith("/training.json")})
+    commits = {places[place]["git"]["commit"] for place in places if place.endswith("/training.json")}
+    return Confirmatory(
+        params=params,
+        analysis=analysis,
+        verdicts=primary.verdicts(params, table, analysis.alarms),
+        warnings=warning.warnings(analysis, curve, warning.costs(params, source=PACKS)),
+        recovered=rescue.recovered(table, dosed),
+        training=list(series.results(params, "training", source=PACKS)),
+        commits=sorted(commits),
+    )
 
 
 def samples(profile: str, count: int = 2) -> pd.DataFrame:

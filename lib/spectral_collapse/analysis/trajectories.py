@@ -69,7 +69,7 @@ def dictionary(frame: pd.DataFrame) -> str:
     lines = [
         "# Evidence",
         "",
-        "Written by `make pack`; do not edit. `<study>.jsonl.gz` are packed records, which `docs/records.md` explains;",
+        "`<study>.jsonl.gz` are packed records, explained in `docs/records.md`; `make pack` writes all this.",
         "`bench.json` and `faults.json` are what `make bench` and `make faults` measured. `trajectories.parquet` and",
         "`trajectories.csv.gz` (nine digits) are the same table: a row for every metric of every model of every run.",
         "",

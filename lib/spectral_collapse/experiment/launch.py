@@ -1,7 +1,9 @@
 """One run by several processes; the notebooks find its records.
 
-accelerate launch --num_processes 4 -m spectral_collapse.experiment.launch PROFILE seed=1 condition=fresh [key=value]
-accelerate launch --use_fsdp --num_processes 4 -m ...    # a model too large for one device, sharded
+With --use_fsdp a model that is too large for one device is sharded:
+
+    accelerate launch --num_processes 4 -m spectral_collapse.experiment.launch PROFILE seed=1 [key=value]
+    accelerate launch --use_fsdp --num_processes 4 -m spectral_collapse.experiment.launch PROFILE condition=fresh
 """
 
 import os

@@ -1,7 +1,7 @@
 """Whole seeds in one process, within a limit of time: every record that the notebooks of a profile would make.
 
-python -m spectral_collapse.experiment.seeds PROFILE [--seeds 1,2] [--conditions fresh] [--sigma] [--hours 2.5]
-                                             [key=value ...]
+    python -m spectral_collapse.experiment.seeds PROFILE [--seeds 1,2] [--conditions fresh] [--sigma] [--hours 2.5]
+                                                 [key=value ...]
 
 What is recorded is not made again, so that a later call goes on; the notebooks then find all records. A finished study
 is packed by `make pack`.

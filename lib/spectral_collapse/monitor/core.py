@@ -252,19 +252,23 @@ class Monitor:
         return self.report()
 
     def _not_judged(self, readings: Mapping[str, Estimate]) -> tuple[str, ...]:
-        """Names of signals that this check or the reference lacks, or whose reference rows are all equal, with the
-        reason."""
+        """Names of signals that this check, the reference or all controls but one lack, or whose reference rows are all
+        equal, with the reason."""
         missing = [name for name in self._reference if name not in readings]
         missing = [name for name in missing if name not in SIGNALS or SIGNALS[name].tier not in self._skipped]
         new = [name for name in readings if name not in self._reference]
         lost = [name for name in self._reference if name in readings and not _judgeable(name, readings[name])]
         still = [name for name, each in self._reference.items() if name in readings and each.standard_error == 0]
         still = [] if self.controls else [name for name in still if math.isnan(readings[name].standard_error)]
+        common = [name for name in readings if name in self._reference]
+        lone = [name for name in common if sum((self._check + 1, name) in run for run in self.controls) < 2]
+        lone = lone if self.controls and len(lone) < len(common) else []  # of all of them the report itself says so
         return (
             *(f"{label_of(name)} (not in this check)" for name in missing),
             *(f"{label_of(name)} (not in the reference)" for name in new),
             *(f"{label_of(name)} (not finite)" for name in lost),
             *(f"{label_of(name)} (does not vary in the reference)" for name in still),
+            *(f"{label_of(name)} (in fewer than two control runs)" for name in lone),
         )
 
     def _judged(self, step: int | float, check: int, name: str, now: Estimate, signals: int) -> tuple:

@@ -1,8 +1,10 @@
 """The command: watches a folder of texts or checkpoints, or a table of metrics; and both instruments from the shell.
 
-spectral-collapse watch FOLDER [--text FILE] [--reference 3] [--rate 0.05] [--follow] [--report out.html] [--json]
-spectral-collapse signature MODEL TEXT      the Hessian spectrum of a model on a text
-spectral-collapse sigma FILE                log-determinant tracks of embeddings (.npy, .parquet, .arrow) or texts
+`--help` of each lists its options.
+
+    spectral-collapse watch FOLDER [--text FILE] [--reference 3] [--rate 0.05] [--follow] [--report out.html] [--json]
+    spectral-collapse signature MODEL TEXT      the Hessian spectrum of a model on a text
+    spectral-collapse sigma FILE                log-determinant tracks of embeddings (.npy, .parquet, .arrow) or texts
 """
 
 import argparse

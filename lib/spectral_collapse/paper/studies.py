@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -10,9 +10,8 @@ import pandas as pd
 from ..analysis import estimators, series
 from ..analysis.metrics import condition_label
 from ..analysis.public_records import RUNS
-from ..analysis.report import Analysis
 from ..analysis.statistics import CONTROL, TREATMENT, matched_controls
-from ..analysis.studies import common_sign
+from ..analysis.studies import Confirmatory, common_sign
 from ..analysis.theory import EXAMPLES
 from ..experiment.sigma_coverage import FREEDOM
 from ..record.schema import Params
@@ -65,24 +64,20 @@ def public_records_values(findings: Mapping[str, float]) -> dict[str, str]:
 # ---- the study that decides
 
 
-def confirmed_values(
-    params: Params,
-    analysis: Analysis,
-    decided: pd.DataFrame,
-    closed: pd.DataFrame,
-    training: Iterable[tuple[str, int, int, dict]],
-    commits: Sequence[str],
-) -> dict[str, str]:
-    """confirmed.K for every key K that notebook 7 writes of a profile's own runs, statistics and set-up, and
-    confirmed.commit, at which the runs were made.
+def confirmed_values(name: str, study: Confirmatory) -> dict[str, str]:
+    """name.K for every key K that notebook 7 writes of a profile's own runs, statistics and set-up; name.finding; and
+    name.commit, at which the runs were made."""
+    found = findings.values(study.analysis) | findings.primary_values(study.verdicts)
+    found |= context(study.params, study.training) | findings.dose_values(study.recovered)
+    found |= {"finding": findings.finding(study.analysis), "commit": ", ".join(each[:10] for each in study.commits)}
+    return {f"{name}.{key}": text for key, text in found.items()}
 
-    analysis, decided, closed: `studies.analysed`, `primary.verdicts`, `rescue.recovered`; training: results of that
-    stage.
-    """
-    found = findings.values(analysis) | findings.primary_values(decided) | context(params, training)
-    found |= findings.dose_values(closed)
-    found |= {"finding": findings.finding(analysis), "commit": ", ".join(commit[:10] for commit in commits)}
-    return {f"confirmed.{key}": text for key, text in found.items()}
+
+def agreement_value(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, str]:
+    """carried.agreement, "3 of 4": hypotheses of the first of two `primary.verdicts` with the same verdict in the
+    second."""
+    both = first.merge(second, on="hypothesis", suffixes=("", "_again"))
+    return {"carried.agreement": f"{(both['verdict'] == both['verdict_again']).sum()} of {len(first)}"}
 
 
 def samples_table(samples: pd.DataFrame) -> pd.DataFrame:

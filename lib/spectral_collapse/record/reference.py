@@ -30,14 +30,15 @@ def _values(field: FieldInfo) -> str:
 
 def reference() -> str:
     """All parameters by group, as Markdown: docs/parameters.md."""
-    lines = ["# Parameters", "", "Written by `python -m spectral_collapse.record.reference > docs/parameters.md`."]
+    lines = ["# Parameters", "", "What a profile states, by group. A key without a default must be in the profile."]
     for group in GROUPS:
         lines += ["", f"## {group.__name__}", "", f"{group.__doc__}", ""]
         lines += ["| key | values | default | meaning |", "|---|---|---|---|"]
         for name, field in group.model_fields.items():
             default = "" if field.is_required() else f"`{json.dumps(field.default)}`"
             lines.append(f"| `{name}` | {_values(field)} | {default} | {field.description} |")
-    return "\n".join(lines)
+    command = "python -m spectral_collapse.record.reference > docs/parameters.md"
+    return "\n".join([*lines, "", f"`{command}` writes this page."])
 
 
 if __name__ == "__main__":
