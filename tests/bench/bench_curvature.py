@@ -22,12 +22,18 @@ import scipy.sparse.linalg
 import torch
 from pyhessian import hessian as pyhessian
 from spectra import Logits
-from spectral_collapse.curvature import GaussNewtonOperator, HessianOperator, mean_loss, spectral_signature
+from spectral_collapse.curvature import (
+    GaussNewtonOperator,
+    HessianOperator,
+    layerwise_signatures,
+    mean_loss,
+    spectral_signature,
+)
 from spectral_collapse.curvature.basis import Storage, dot
 from spectral_collapse.curvature.krylov import drive, rademacher, recurrence
 from spectral_collapse.model import build
 from spectral_collapse.text import storyworld, tokenizers
-from timing import interleaved, ratio, table
+from timing import interleaved, paired, ratio, table
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -300,6 +306,18 @@ def signatures(
     }
 
 
+def of_parts(model: PreTrainedModel, tokens: torch.Tensor) -> tuple[int, float]:
+    """Parts of the network, and the time of all their signatures over that of the whole network's."""
+    options = {"steps": STEPS, "later_steps": LATER_STEPS, "batch_errors": False}
+    found: list[Any] = []
+
+    def parts() -> None:
+        found[:] = layerwise_signatures(model, tokens, **options)
+
+    whole, every = paired(lambda: spectral_signature(model, tokens, **options), parts, repetitions=1)
+    return len(found), every / whole
+
+
 def our_trace(model: PreTrainedModel, tokens: torch.Tensor, seed: int) -> tuple[float, float]:
     """tr H and its standard error over probes: outliers, and n − n_out times the bulk's centre."""
     found = spectral_signature(
@@ -411,6 +429,9 @@ def main() -> dict[str, Any]:
         lines += table("| product | gradients | distance to ours, relative |", *rows)
         head = "| signature | seconds | times PyHessian's speed | times hessian-eigenthings' | λ₁ | λ₂ | λ₃ | σ |"
         lines += ["", *table(head, *([way, *row.values()] for way, row in found.items())), ""]
+        count, times = of_parts(model, tokens)
+        lines += [f"The signatures of its {count} parts take {times:.1f} times as long as that of the whole.", ""]
+        ratios[f"signatures of {count} parts, {name}: time over the whole's"] = times
         kept[name] = {"products": costs, "apart": apart, "truth": truth, "signatures": found}
         own = found[OURS]
         ratios |= {
