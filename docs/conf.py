@@ -17,7 +17,7 @@ sys.path.insert(0, str(LIB))
 import spectral_collapse  # noqa: E402
 from spectral_collapse.analysis import claims, studies  # noqa: E402
 from spectral_collapse.paper import figures, findings  # noqa: E402
-from spectral_collapse.paper.studies import agreement_value  # noqa: E402
+from spectral_collapse.paper.studies import agreement  # noqa: E402
 
 STUDY = "tinystories"
 PUBLIC = ["curvature", "sigma", "estimate", "analysis", "experiment", "monitor", "text", "model", "record"]
@@ -84,7 +84,7 @@ def primary_table(verdicts) -> str:
     return "\n".join(lines)
 
 
-def room(possible: str) -> str:
+def possible_lead(possible: str) -> str:
     """How far any metric could have led perplexity, and what that means for the first hypothesis."""
     return (
         f"Perplexity alarmed at generation {int(possible) + 1} at the latest, nothing alarms before generation 1, so "
@@ -96,7 +96,6 @@ def results() -> dict[str, str]:
     """What the page of results shows: primary hypotheses, the table of claims, and a link to the PDF where one was
     typeset."""
     confirmed, carried = (studies.confirmatory(studies.shown()[name]) for name in ("confirmation", "carried"))
-    agreed = agreement_value(confirmed.verdicts, carried.verdicts)["carried.agreement"]
     analysis = studies.analysed(STUDY)
     verdicts = claims.verdicts(claims.gather(analysis))
     BUILT.mkdir(exist_ok=True)
@@ -107,8 +106,8 @@ def results() -> dict[str, str]:
         "primary": primary_table(confirmed.verdicts),
         "finding": findings.finding(confirmed.analysis),
         "carried": f"Where weights are carried over ({len(carried.params.seeds)} seeds, same design), the verdict on "
-        f"{agreed} hypotheses is the same.",
-        "possible": room(findings.values(confirmed.analysis)["lead.held_out_perplexity.possible"]),
+        f"{agreement(confirmed.verdicts, carried.verdicts)} hypotheses is the same.",
+        "possible": possible_lead(findings.values(confirmed.analysis)["lead.held_out_perplexity.possible"]),
         "claims": claims_table(verdicts),
         "verdicts": ", ".join(f"{counts[word]} {word}" for word in claims.VERDICTS if word in counts),
         "pdf": f"[The paper](../paper/{STUDY}.pdf) (PDF)"

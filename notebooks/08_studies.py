@@ -99,7 +99,7 @@ carried = studies.confirmatory(shown["carried"])
 output.table("carried", results.primary(carried.verdicts, primary.capabilities(carried.params)))
 output.figure("carried_warnings", figures.warnings(carried.analysis, carried.warnings))
 values |= report.confirmed_values("carried", carried)
-values |= report.agreement_value(confirmed.verdicts, carried.verdicts)
+values["carried.agreement"] = report.agreement(confirmed.verdicts, carried.verdicts)
 carried.verdicts.style.format(precision=3).hide()
 
 # %% [markdown]

@@ -325,9 +325,11 @@ def test_extending_itself_or_no_profile_is_refused(tmp_path, monkeypatch):
     for name, parent in {"a": "b", "b": "a", "c": "7", "d": "grid"}.items():
         (tmp_path / f"{name}.yaml").write_text(f"profile: {name}\nextends: {parent}\n")
     (tmp_path / "grid.yaml").write_text("factors: {}\nextends: a\n")
-    for profile in "abcd":
+    for profile in "abc":
         with pytest.raises(ValueError, match="extends must name a profile that does not extend it too"):
             params.load(profile)
+    with pytest.raises(ValueError, match="extends must name a profile, and 'grid' is a grid"):
+        params.load("d")
 
 
 def test_batches_of_the_study_must_fit_into_the_held_out_text():

@@ -212,20 +212,16 @@ def test_the_paper_on_tinystories_is_typeset_from_what_is_committed(tinystories)
     assert "has been referenced but does not exist" not in log  # the sentences to which values are linked
 
 
-def test_the_readme_says_what_the_committed_study_found():
-    """In the words of its paper; run notebook 8 and copy the value `confirmed.finding` when it changes."""
+def test_the_readme_says_what_the_paper_says():
     numbers = (paths.ROOT / "paper/generated/tinystories/studies.tex").read_text()
-    (found,) = re.findall(r"\\setval\{confirmed\.finding\}\{(.*)\}", numbers)
-    readme = (paths.ROOT / "README.md").read_text()
-    readme = " ".join(readme.split())
+    readme = " ".join((paths.ROOT / "README.md").read_text().split())
     values = dict(re.findall(r"\\setval\{confirmed\.([^{}]*)\}\{(.*)\}", numbers))
     order = {side: values[f"lead.log_spectral_ratio.held_out_perplexity.{side}"] for side in ("earlier", "later")}
-    assert found in readme
     assert f"certainly later than it in {order['later']} runs and earlier in {order['earlier']}" in readme
-    assert values["lead.held_out_perplexity.possible"] == "1" and "no metric could have led it by two" in readme
-    assert values["primary.decided"].startswith(
-        "supported is that anchor entropy warns before perplexity; contradicted"
-    )
+    possible = int(values["lead.held_out_perplexity.possible"])
+    assert f"perplexity alarmed by generation {possible + 1}" in readme
+    assert possible < 2 and "no metric could have led it by two" in readme
+    assert f"a Llama of {values['parameters']} parameters on TinyStories" in readme and values["seeds"] == "10"
     assert (paths.ROOT / "paper/generated/tinystories/confirmed_warnings.svg").is_file()
 
 
@@ -267,6 +263,9 @@ def test_the_confirmatory_study_decides_as_the_readme_says():
     first = alarms[alarms["condition"] == "recursive"].pivot(index="seed", columns="metric", values="alarm")
     earlier = (first["predictive_entropy"] < first["held_out_perplexity"]).sum()
     assert decided.loc["entropy_warns", "held"] == earlier
+    told = re.findall(r"^- .*?\*\*(\w+)\*\*", (paths.ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    names = ["entropy_warns", "ratio_warns", "ratio_falls", "track_two_warns"]
+    assert told == decided.loc[names, "verdict"].tolist()
     readme = " ".join((paths.ROOT / "README.md").read_text().split())
     fresh = alarms[(alarms["condition"] == "fresh") & (alarms["metric"] == "predictive_entropy")]["alarm"]
     warns = decided.loc["entropy_warns"]

@@ -79,8 +79,8 @@ _BY_STAGE = {
         ),
         Metric("population_effective_rank", "Population effective rank", "(tr H)²/tr H² of the expected loss."),
         Metric(
-            "log_published_ratio", r"$\log(|\lambda|/\mathrm{IQR})$, published", "Log of eigenvalue over that IQR.",
-            collapse=-1, log=True,
+            "log_published_ratio", r"$\log(|\lambda|/\mathrm{IQR})$, published",
+            "Log of the exact eigenvalue over the published IQR.", collapse=-1, log=True,
         ),
     ],
     "sigma": [

@@ -73,11 +73,10 @@ def confirmed_values(name: str, study: Confirmatory) -> dict[str, str]:
     return {f"{name}.{key}": text for key, text in found.items()}
 
 
-def agreement_value(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, str]:
-    """carried.agreement, "3 of 4": hypotheses of the first of two `primary.verdicts` with the same verdict in the
-    second."""
+def agreement(first: pd.DataFrame, second: pd.DataFrame) -> str:
+    """Hypotheses of the first of two `primary.verdicts` with the same verdict in the second, "3 of 4"."""
     both = first.merge(second, on="hypothesis", suffixes=("", "_again"))
-    return {"carried.agreement": f"{(both['verdict'] == both['verdict_again']).sum()} of {len(first)}"}
+    return f"{(both['verdict'] == both['verdict_again']).sum()} of {len(first)}"
 
 
 def samples_table(samples: pd.DataFrame) -> pd.DataFrame:

@@ -209,8 +209,11 @@ def profile_files(profile: str) -> list[Path]:
     if "factors" in values:
         raise ValueError(f"{profile!r} is a grid: name a cell of it, as {profile}.<factor>.<level>.")
     while (parent := values.get("extends")) is not None:
-        if not isinstance(parent, str) or _file(parent) in files or "factors" in (values := read_yaml(_file(parent))):
+        if not isinstance(parent, str) or _file(parent) in files:
             raise ValueError(f"{files[0]}: extends must name a profile that does not extend it too, not {parent!r}.")
+        values = read_yaml(_file(parent))
+        if "factors" in values:
+            raise ValueError(f"{files[0]}: extends must name a profile, and {parent!r} is a grid.")
         files.insert(0, _file(parent))
     return files
 
